@@ -1,0 +1,53 @@
+// Which tokens are valid, where they lie, and whether their ids exist.
+#include <algorithm>
+#include <stdexcept>
+#include <string>
+
+#include "efft/cpu/encoder.h"
+
+namespace efft::cpu {
+
+Tokens unpad(const int64_t* mask, int64_t batch, int64_t length, int32_t* cu_seqlens, int32_t* rows) {
+  int64_t count = 0, longest = 0;
+  cu_seqlens[0] = 0;
+  for (int64_t b = 0; b < batch; ++b) {
+    const int64_t before = count;
+    for (int64_t s = 0; s < length; ++s) {
+      if (mask[b * length + s] != 0) rows[count++] = static_cast<int32_t>(b * length + s);
+    }
+    cu_seqlens[b + 1] = static_cast<int32_t>(count);
+    longest = std::max(longest, count - before);
+  }
+  return {cu_seqlens, rows, count, longest};
+}
+
+void positions_of(const Tokens& tokens, int64_t batch, int64_t length, int64_t offset, bool count_positions,
+                  int32_t* positions) {
+  for (int64_t b = 0; b < batch; ++b) {
+    for (int32_t t = tokens.cu_seqlens[b]; t < tokens.cu_seqlens[b + 1]; ++t) {
+      const int64_t index = count_positions ? t - tokens.cu_seqlens[b] : tokens.rows[t] - b * length;
+      positions[t] = static_cast<int32_t>(offset + index);
+    }
+  }
+}
+
+namespace {
+
+void check_index(const char* name, int64_t index, int64_t size) {
+  if (index < 0 || index >= size) {
+    throw std::runtime_error(std::string(name) + ": index " + std::to_string(index) +
+                             " is out of range for a table of " + std::to_string(size) + " rows");
+  }
+}
+
+}  // namespace
+
+void check_indices(const Batch& batch, const Tables& tables, const Tokens& tokens, const int32_t* positions) {
+  for (int64_t t = 0; t < tokens.count; ++t) {
+    check_index("ids", batch.ids[tokens.rows[t]], tables.words);
+    check_index("segments", batch.segments[tokens.rows[t]], tables.segments);
+    check_index("position", positions[t], tables.positions);
+  }
+}
+
+}  // namespace efft::cpu

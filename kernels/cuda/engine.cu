@@ -1,0 +1,320 @@
+#include <algorithm>
+#include <stdexcept>
+#include <string>
+
+#include "efft/cuda/add_norm.cuh"
+#include "efft/cuda/attention.cuh"
+#include "efft/cuda/bias_activation.cuh"
+#include "efft/cuda/embed_norm.cuh"
+#include "efft/cuda/linear.cuh"
+#include "efft/cuda/pool.cuh"
+#include "efft/cuda/small.cuh"
+#include "efft/cuda/unpad.cuh"
+#include "engine.h"
+
+namespace efft::cuda {
+namespace {
+
+constexpr size_t kAlignment = 256;
+// Up to this many tokens of capacity the chained kernels are the faster path.
+constexpr int kSmallTokens = 448;
+// Up to here padded tokens cost no more than valid ones: a product over so few rows is bound by its weights, and
+// waiting for the device costs more.
+constexpr int kFewTokens = 256;
+
+// Rounds up to a multiple of an eighth of the power of two below, 16 at least: at most an eighth is waste.
+int64_t round_tokens(int64_t tokens) {
+  int64_t step = 16;
+  while (step * 16 <= tokens) step *= 2;
+  return (tokens + step - 1) / step * step;
+}
+
+// 1, 2, 3, 4, 6, 8, 12, ...: powers of two and the numbers half way between.
+int64_t round_size(int64_t size) {
+  int64_t power = 1;
+  while (power < size) power *= 2;
+  return power >= 4 && power / 4 * 3 >= size ? power / 4 * 3 : power;
+}
+
+// The encoder's steps, on one type.
+template <typename T>
+class Road {
+ public:
+  Road(const Model& model, const Bucket& bucket, const Workspace& workspace, cudaStream_t stream)
+      : model_(model),
+        shape_(model.shape),
+        bucket_(bucket),
+        workspace_(workspace),
+        matrix_at_(model.shape),
+        vector_at_(model.shape),
+        tokens_(workspace.tokens(bucket)),
+        width_(static_cast<int>(model.shape.hidden)),
+        path_(path_for(model, bucket)),
+        stream_(stream) {}
+
+  void embed() {
+    const EmbeddingTables<T> tables{static_cast<const T*>(model_.word),
+                                    static_cast<const T*>(model_.position),
+                                    static_cast<const T*>(model_.segment),
+                                    model_.words,
+                                    model_.positions,
+                                    model_.segments};
+    const EmbeddingNorm norm{vector(vector_at_.embedding_gamma()), vector(vector_at_.embedding_beta()), shape_.epsilon,
+                             static_cast<int>(shape_.position_offset), shape_.count_positions};
+    const int width = static_cast<int>(shape_.embedding);
+    // Serial: the first kernel of the graph starts behind everything that unpad wrote.
+    check(embed_norm(workspace_.call, workspace_.cu_seqlens, workspace_.rows, tokens_, tables, norm,
+                     as<T>(workspace_.embedded), bucket_.tokens, width, stream_, Order::kSerial),
+          "the embeddings");
+    if (!shape_.projects()) return;
+    linear(as<const T>(workspace_.embedded),
+           {matrix(matrix_at_.projection()), vector(vector_at_.projection_bias()), shape_.embedding}, width_,
+           Pointwise::none, as<T>(workspace_.hidden));
+  }
+
+  // All layers; returns where the last hidden states lie.
+  const T* layers() {
+    if (path_ == Path::small) return small_layers();
+    if (shape_.pre_norm) return pre_norm_layers();
+    for (int64_t layer = 0; layer < shape_.layers; ++layer) post_norm_layer(layer);
+    return as<T>(workspace_.hidden);
+  }
+
+  void finish(const T* hidden) {
+    check(pool(hidden, model_.output, workspace_.cu_seqlens, workspace_.slots, workspace_.call, bucket_.batch,
+               bucket_.batch * bucket_.length, width_, stream_),
+          "the result");
+  }
+
+ private:
+  static int as_int(int64_t value) { return static_cast<int>(value); }
+  template <typename U>
+  static U* as(void* pointer) {
+    return static_cast<U*>(pointer);
+  }
+  struct Weights {
+    const T* w;         // [outputs, inputs]
+    const float* bias;  // [outputs] or nullptr
+    int64_t inputs;
+  };
+  struct Norm {
+    const float* gamma;  // [H]
+    const float* beta;   // [H]
+  };
+  const T* matrix(int64_t offset) const { return static_cast<const T*>(model_.matrices) + offset; }
+  const float* vector(int64_t offset) const { return model_.vectors + offset; }
+
+  const T* small_layers() {
+    if constexpr (std::is_same_v<T, float>) {
+      return nullptr;
+    } else {
+      T* out = as<T>(workspace_.sum);
+      check(encoder_layers_small(shape_, as<const T>(workspace_.hidden), matrix(0), model_.vectors, model_.folded,
+                                 tokens_, workspace_.cu_seqlens, bucket_.batch, bucket_.length, bucket_.tokens, out,
+                                 workspace_.scratch, stream_),
+            "the layers");
+      return out;
+    }
+  }
+
+  // hidden = LayerNorm(hidden + attention(hidden)), then the same with the feed-forward network.
+  void post_norm_layer(int64_t layer) {
+    T* hidden = as<T>(workspace_.hidden);
+    attend(layer, hidden);
+    close_block(as<const T>(workspace_.context),
+                {matrix(matrix_at_.attention_output(layer)), vector(vector_at_.attention_output_bias(layer)), width_},
+                {vector(vector_at_.attention_gamma(layer)), vector(vector_at_.attention_beta(layer))}, hidden, hidden);
+    open_feed_forward(layer, hidden);
+    close_block(as<const T>(workspace_.intermediate),
+                {matrix(matrix_at_.output(layer)), vector(vector_at_.output_bias(layer)), shape_.intermediate},
+                {vector(vector_at_.output_gamma(layer)), vector(vector_at_.output_beta(layer))}, hidden, hidden);
+  }
+
+  // hidden += attention(LayerNorm(hidden)), then the same with the feed-forward network; hidden's next norm is taken
+  // where hidden is written.
+  const T* pre_norm_layers() {
+    T* hidden = as<T>(workspace_.hidden);
+    T* normed = as<T>(workspace_.normed);
+    norm({hidden, nullptr, nullptr, vector(vector_at_.attention_gamma(0)), vector(vector_at_.attention_beta(0)),
+          shape_.epsilon, normed, nullptr});
+    for (int64_t layer = 0; layer < shape_.layers; ++layer) {
+      const bool last = layer + 1 == shape_.layers;
+      attend(layer, normed);
+      close_block(as<const T>(workspace_.context),
+                  {matrix(matrix_at_.attention_output(layer)), vector(vector_at_.attention_output_bias(layer)), width_},
+                  {vector(vector_at_.output_gamma(layer)), vector(vector_at_.output_beta(layer))}, hidden, normed);
+      open_feed_forward(layer, normed);
+      close_block(as<const T>(workspace_.intermediate),
+                  {matrix(matrix_at_.output(layer)), vector(vector_at_.output_bias(layer)), shape_.intermediate},
+                  {vector(last ? vector_at_.final_gamma() : vector_at_.attention_gamma(layer + 1)),
+                   vector(last ? vector_at_.final_beta() : vector_at_.attention_beta(layer + 1))},
+                  hidden, normed);
+    }
+    return normed;
+  }
+
+  // context = attention over `input`.
+  void attend(int64_t layer, const T* input) {
+    T* qkv = as<T>(workspace_.qkv);
+    // The bias of q, k and v is attention's to add: it does so while loading.
+    linear(input, {matrix(matrix_at_.qkv(layer)), nullptr, width_}, 3 * width_, Pointwise::none, qkv);
+    check(attention(as<const T>(qkv), vector(vector_at_.qkv_bias(layer)), workspace_.cu_seqlens,
+                    as<T>(workspace_.context), bucket_.batch, static_cast<int>(shape_.heads),
+                    static_cast<int>(shape_.head_size()), bucket_.length, bucket_.tokens, stream_,
+                    /*programmatic=*/true),
+          "attention");
+  }
+
+  // intermediate = activation of the feed-forward network's first half.
+  void open_feed_forward(int64_t layer, const T* input) {
+    linear(input, {matrix(matrix_at_.intermediate(layer)), vector(vector_at_.intermediate_bias(layer)), width_},
+           shape_.intermediate, pointwise(shape_.activation), as<T>(workspace_.intermediate));
+  }
+
+  // out = LayerNorm(x w^T + bias + carried). Where out is another array than carried (pre-norm), carried becomes the
+  // sum.
+  void close_block(const T* x, const Weights& p, const Norm& n, T* carried, T* out) {
+    T* sum = as<T>(workspace_.sum);
+    if constexpr (!std::is_same_v<T, float>) {
+      if (path_ == Path::hopper) {
+        if (out != carried) sum = carried;
+        check(linear_bias_residual(x, p.w, p.bias, as<const T>(carried), sum, tokens_, bucket_.tokens, width_,
+                                   as_int(p.inputs), stream_),
+              "a block's last product");
+        return norm({sum, nullptr, nullptr, n.gamma, n.beta, shape_.epsilon, out, nullptr});
+      }
+    }
+    multiply(x, p.w, carried, sum, width_, p.inputs);
+    norm({sum, p.bias, nullptr, n.gamma, n.beta, shape_.epsilon, out, out != carried ? carried : nullptr});
+  }
+
+  // y = activation(x w^T + bias).
+  void linear(const T* x, const Weights& p, int64_t outputs, Pointwise kind, T* y) {
+    if constexpr (!std::is_same_v<T, float>) {
+      if (path_ == Path::hopper) {
+        return check(linear_bias_activation(x, p.w, p.bias, y, tokens_, bucket_.tokens, as_int(outputs),
+                                            as_int(p.inputs), kind, stream_),
+                     "a product");
+      }
+    }
+    multiply(x, p.w, nullptr, y, outputs, p.inputs);
+    if (p.bias == nullptr && kind == Pointwise::none) return;
+    check(bias_activation(as<const T>(y), p.bias, kind, y, tokens_, bucket_.tokens, as_int(outputs), stream_),
+          "bias and activation");
+  }
+
+  // y = x w^T, plus addend unless that is nullptr, through cuBLASLt.
+  void multiply(const T* x, const T* w, const T* addend, T* y, int64_t outputs, int64_t inputs) {
+    const Product product{model_.type, model_.tf32, bucket_.tokens, as_int(outputs), as_int(inputs)};
+    Matmul::of_current_device().run(product, x, w, addend, y, workspace_.scratch, stream_);
+  }
+
+  void norm(const AddNorm<T>& step) {
+    check(add_norm(step, tokens_, bucket_.tokens, width_, stream_), "residual and norm");
+  }
+
+  const Model& model_;
+  const EncoderShape& shape_;
+  const Bucket& bucket_;
+  const Workspace& workspace_;
+  MatrixLayout matrix_at_;
+  VectorLayout vector_at_;
+  const int* tokens_;
+  int width_;
+  Path path_;
+  cudaStream_t stream_;
+};
+
+template <typename T>
+void enqueue(const Model& model, const Bucket& bucket, const Workspace& workspace, cudaStream_t stream) {
+  Road<T> road(model, bucket, workspace, stream);
+  road.embed();
+  road.finish(road.layers());
+}
+
+// Whether every product of the encoder can run on the library's own sm_90a kernels.
+bool hopper_supported(const EncoderShape& shape) {
+  const auto supported = [](int64_t outputs, int64_t inputs) {
+    return linear_supported(static_cast<int>(outputs), static_cast<int>(inputs));
+  };
+  return supported(3 * shape.hidden, shape.hidden) && supported(shape.hidden, shape.hidden) &&
+         supported(shape.intermediate, shape.hidden) && supported(shape.hidden, shape.intermediate) &&
+         (!shape.projects() || supported(shape.hidden, shape.embedding));
+}
+
+}  // namespace
+
+Bucket bucket_for(int64_t batch, int64_t length, int64_t tokens, bool tight) {
+  const int64_t columns = std::max<int64_t>(round_size(length), 32);
+  const int64_t rows = round_size(batch);
+  return {static_cast<int>(rows), static_cast<int>(columns),
+          static_cast<int>(std::min(round_tokens(tokens), rows * columns)), tight};
+}
+
+Workspace::Workspace(void* base, const Model& model, const Bucket& bucket) {
+  char* next = static_cast<char*>(base);
+  const auto take = [&next](size_t size) {
+    void* region = next;
+    next += (size + kAlignment - 1) / kAlignment * kAlignment;
+    return region;
+  };
+  const auto& shape = model.shape;
+  const size_t token_bytes = element_size(model.type) * bucket.tokens;
+  const size_t padded = size_t{4} * bucket.batch * bucket.length;
+  call = static_cast<Call*>(take(sizeof(Call)));
+  cu_seqlens = static_cast<int*>(take(4 * (size_t{1} + bucket.batch)));
+  rows = static_cast<int*>(take(padded));
+  slots = static_cast<int*>(take(padded));
+  hidden = take(token_bytes * shape.hidden);
+  sum = take(token_bytes * shape.hidden);
+  normed = shape.pre_norm ? take(token_bytes * shape.hidden) : hidden;
+  embedded = shape.projects() ? take(token_bytes * shape.embedding) : hidden;
+  char* shared = next;
+  qkv = take(token_bytes * 3 * shape.hidden);
+  context = take(token_bytes * shape.hidden);
+  char* attention_end = next;
+  next = shared;
+  intermediate = take(token_bytes * shape.intermediate);
+  next = std::max(next, attention_end);
+  const Path path = path_for(model, bucket);
+  scratch = take(path == Path::library ? kMatmulWorkspaceBytes
+                 : path == Path::small ? small_workspace_bytes(shape, bucket.tokens)
+                                       : 0);
+  bytes = next - static_cast<char*>(base);
+}
+
+Path path_for(const Model& model, const Bucket& bucket) {
+  if (model.type == DataType::fp32 || !hopper_supported(model.shape)) return Path::library;
+  if (model.folded != nullptr && bucket.tokens <= kSmallTokens && small_supported(model.shape)) return Path::small;
+  // cuBLASLt's products are the faster ones, unless most of their rows are padding.
+  return bucket.tight ? Path::library : Path::hopper;
+}
+
+bool worth_counting(const Model& model, const Bucket& bucket) {
+  return path_for(model, bucket) != Path::small && bucket.batch > 1 && bucket.tokens > kFewTokens;
+}
+
+void enqueue_unpad(const int64_t* mask, const Call& call, const Bucket& bucket, const Workspace& workspace,
+                   cudaStream_t stream) {
+  check(unpad(mask, call.batch, call.length, bucket.batch, workspace.cu_seqlens, workspace.rows, workspace.slots, call,
+              workspace.call, stream),
+        "padding removal");
+}
+
+void enqueue_encoder(const Model& model, const Bucket& bucket, const Workspace& workspace, cudaStream_t stream) {
+  switch (model.type) {
+    case DataType::fp32:
+      return enqueue<float>(model, bucket, workspace, stream);
+    case DataType::fp16:
+      return enqueue<__half>(model, bucket, workspace, stream);
+    case DataType::bf16:
+      return enqueue<__nv_bfloat16>(model, bucket, workspace, stream);
+  }
+}
+
+void check(cudaError_t error, const char* what) {
+  if (error == cudaSuccess) return;
+  throw std::runtime_error(std::string("efft: ") + what + " failed: " + cudaGetErrorString(error));
+}
+
+}  // namespace efft::cuda

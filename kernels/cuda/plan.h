@@ -1,0 +1,44 @@
+// The descriptors of one product and the algorithm chosen for it.
+#pragma once
+
+#include <vector>
+
+#include "matmul.h"
+
+namespace efft::cuda {
+
+class Plan {
+ public:
+  // alignment: in bytes, common to the three operands.
+  Plan(const Product& product, size_t alignment);
+  ~Plan();
+  Plan(const Plan&) = delete;
+  Plan& operator=(const Plan&) = delete;
+
+  // What cuBLASLt's heuristic proposes, best first, never empty (throws std::runtime_error).
+  std::vector<cublasLtMatmulAlgo_t> candidates(cublasLtHandle_t handle, int count) const;
+
+  // Whether the algorithm runs this product within the workspace.
+  bool accepts(cublasLtHandle_t handle, const cublasLtMatmulAlgo_t& algorithm) const;
+
+  // Makes an algorithm from its settings; false when this cuBLASLt or this product refuses them.
+  bool restore(cublasLtHandle_t handle, const std::array<int64_t, Algorithm::kSettings>& settings,
+               cublasLtMatmulAlgo_t* algorithm) const;
+
+  // addend may be nullptr.
+  void run(cublasLtHandle_t handle, const void* x, const void* w, const void* addend, void* y, void* workspace,
+           cudaStream_t stream) const;
+
+  cublasLtMatmulAlgo_t algorithm{};
+
+ private:
+  Product product_;
+  size_t alignment_;
+  cublasLtMatmulDesc_t operation_ = nullptr;
+  cublasLtMatrixLayout_t w_ = nullptr, x_ = nullptr, y_ = nullptr;
+};
+
+// The settings an algorithm was made with.
+std::array<int64_t, Algorithm::kSettings> settings_of(const cublasLtMatmulAlgo_t& algorithm);
+
+}  // namespace efft::cuda

@@ -1,0 +1,59 @@
+// The whole encoder on packed tokens.
+#pragma once
+
+#include <cstdint>
+
+#include "efft/cpu/arena.h"
+#include "efft/cpu/kernels.h"
+#include "efft/encoder.h"
+
+namespace efft::cpu {
+
+// The inputs as the caller has them: [batch, length], int64, contiguous.
+struct Batch {
+  const int64_t* ids;
+  const int64_t* segments;
+  const int64_t* mask;
+  int64_t batch, length;
+};
+
+// Tables and their numbers of rows.
+struct Tables {
+  Embedding rows;
+  int64_t words, positions, segments;
+};
+
+// Valid tokens only, in order.
+struct Tokens {
+  const int32_t* cu_seqlens;  // [batch + 1]
+  const int32_t* rows;        // [count]: index into the flattened [batch, length]
+  int64_t count;
+  int64_t longest;
+};
+
+// Fills cu_seqlens [batch + 1] and rows (room for batch * length).
+Tokens unpad(const int64_t* mask, int64_t batch, int64_t length, int32_t* cu_seqlens, int32_t* rows);
+
+// The position-table row of each token: its column, or its rank among its row's valid tokens.
+void positions_of(const Tokens& tokens, int64_t batch, int64_t length, int64_t offset, bool count_positions,
+                  int32_t* positions);
+
+// Throws std::runtime_error naming the argument when an id, segment or position has no row in its table.
+void check_indices(const Batch& batch, const Tables& tables, const Tokens& tokens, const int32_t* positions);
+
+struct Call {
+  EncoderShape shape;
+  Batch batch;
+  Tables tables;
+  Arena arena;
+  const float* vectors;
+  Output output;
+  void* out;  // [batch, length, hidden] or [batch, hidden]
+  Type out_type;
+  int threads;
+};
+
+// Throws std::runtime_error as check_indices does, before anything is written.
+void encode(const Call& call);
+
+}  // namespace efft::cpu

@@ -1,0 +1,38 @@
+// Fills the table of kernels for the instruction set of the including file.
+#pragma once
+
+#include "efft/cpu/attention.h"
+#include "efft/cpu/kernels.h"
+#include "efft/cpu/rows.h"
+#include "efft/cpu/tiles.h"
+
+namespace efft::cpu {
+namespace {
+
+inline int64_t attend_scratch(int64_t keys, int64_t head_size) { return AttendScratch(keys, head_size).bytes; }
+
+constexpr Kernels instantiate(const char* name) {
+  Kernels table{};
+  table.name = name;
+  table.f32 = format_of<TilesF32>(Type::f32);
+#if defined(__AVX512VNNI__)
+  table.s8 = format_of<TilesS8>(Type::s8);
+#endif
+#if defined(__AVX512BF16__)
+  table.bf16 = format_of<TilesBf16>(Type::bf16);
+  table.attend_bf16 = attend<bf16>;
+#else
+  table.bf16 = table.f32;
+#endif
+  table.attend_scratch = attend_scratch;
+  table.attend_f32 = attend<float>;
+  table.normalize = normalize;
+  table.embed = embed;
+  table.convert = convert;
+  table.bias_step = bias_step;
+  table.cast = cast;
+  return table;
+}
+
+}  // namespace
+}  // namespace efft::cpu

@@ -1,0 +1,144 @@
+// Work on single rows: LayerNorm, the embedding sum, activations, conversions.
+#pragma once
+
+#include "efft/cpu/kernels.h"
+#include "efft/cpu/math.h"
+
+namespace efft::cpu {
+namespace {
+
+// f(pointer of the element type), for whichever float type `type` names.
+template <typename F>
+inline void with_type(const void* data, Type type, F f) {
+  if (type == Type::f32) f(static_cast<const float*>(data));
+  if (type == Type::bf16) f(static_cast<const bf16*>(data));
+  if (type == Type::f16) f(static_cast<const half*>(data));
+}
+
+template <typename F>
+inline void with_type(void* data, Type type, F f) {
+  if (type == Type::f32) f(static_cast<float*>(data));
+  if (type == Type::bf16) f(static_cast<bf16*>(data));
+  if (type == Type::f16) f(static_cast<half*>(data));
+}
+
+inline void store_unsigned(uint8_t* to, Vec value, int64_t count) {
+#if defined(__AVX512F__)
+  const __mmask16 mask = count >= kWidth ? 0xffff : first_lanes(count);
+  _mm_mask_storeu_epi8(to, mask, _mm512_cvtusepi32_epi8(_mm512_cvtps_epu32(value)));
+#else
+  float lanes[kWidth];
+  store(lanes, round_to_integer(max(min(value, splat(255.0f)), splat(0.0f))));
+  for (int64_t i = 0; i < kWidth && i < count; ++i) to[i] = static_cast<uint8_t>(lanes[i]);
+#endif
+}
+
+// Eight bits over the row's own range, which always includes zero, so that zero is exact.
+template <typename From>
+inline void quantise(const From* row, const float* factors, int64_t width, uint8_t* out, RowScale* scale) {
+  Vec low = splat(0.0f), high = splat(0.0f);
+  for (int64_t i = 0; i < width; i += kWidth) {
+    const Vec value = load_some(row + i, width - i) * load_some(factors + i, width - i);
+    low = min(low, value);
+    high = max(high, value);
+  }
+  const float lowest = -reduce_max(splat(0.0f) - low), range = reduce_max(high) - lowest;
+  const float inverse = range > 0.0f ? 255.0f / range : 0.0f, step = range / 255.0f;
+  const float zero = __builtin_rintf(-lowest * inverse);
+  *scale = {step, step * zero};
+  const Vec multiplier = splat(inverse), offset = splat(zero);
+  for (int64_t i = 0; i < width; i += kWidth) {
+    const Vec value = load_some(row + i, width - i) * load_some(factors + i, width - i);
+    store_unsigned(out + i, max(fma(value, multiplier, offset), splat(0.0f)), width - i);
+  }
+}
+
+inline void cast(const void* from, Type from_type, void* to, Type to_type, int64_t count) {
+  with_type(from, from_type, [&](const auto* source) {
+    with_type(to, to_type, [&](auto* target) {
+      for (int64_t i = 0; i < count; i += kWidth) store_some(target + i, load_some(source + i, count - i), count - i);
+    });
+  });
+}
+
+inline void convert(const void* row, Type from, int64_t width, const Results& to) {
+  if (to.values) cast(row, from, to.values, Type::f32, width);
+  if (!to.operand) return;
+  if (to.operand_type != Type::s8) return cast(row, from, to.operand, to.operand_type, width);
+  with_type(row, from, [&](const auto* source) {
+    quantise(source, to.factors, width, static_cast<uint8_t*>(to.operand), to.scale);
+  });
+}
+
+template <typename Operand>
+inline void scale_and_shift(const float* row, const Norm& norm, float mean, float inverse, float* values,
+                            Operand* operand) {
+  const Vec centre = splat(mean), factor = splat(inverse);
+  for (int64_t i = 0; i < norm.width; i += kWidth) {
+    const int64_t left = norm.width - i;
+    const Vec standard = (load_some(row + i, left) - centre) * factor;
+    const Vec value = fma(standard, load_some(norm.gamma + i, left), load_some(norm.beta + i, left));
+    if (values) store_some(values + i, value, left);
+    if (operand) store_some(operand + i, value, left);
+  }
+}
+
+inline void normalize(const float* row, const Norm& norm, const Results& to) {
+  Vec sum = splat(0.0f);
+  for (int64_t i = 0; i < norm.width; i += kWidth) sum = sum + load_some(row + i, norm.width - i);
+  const float mean = reduce_add(sum) / static_cast<float>(norm.width);
+  Vec squares = splat(0.0f);
+  const int64_t whole = norm.width / kWidth * kWidth;
+  for (int64_t i = 0; i < whole; i += kWidth) {
+    const Vec difference = load(row + i) - splat(mean);
+    squares = fma(difference, difference, squares);
+  }
+  float total = reduce_add(squares);
+  for (int64_t i = whole; i < norm.width; ++i) total += (row[i] - mean) * (row[i] - mean);
+  const float inverse = 1.0f / __builtin_sqrtf(total / static_cast<float>(norm.width) + norm.epsilon);
+  if (to.operand && to.operand_type == Type::bf16) {
+    scale_and_shift(row, norm, mean, inverse, to.values, static_cast<bf16*>(to.operand));
+  } else if (to.operand && to.operand_type == Type::s8) {
+    scale_and_shift<float>(row, norm, mean, inverse, to.values, nullptr);
+    quantise(to.values, to.factors, norm.width, static_cast<uint8_t*>(to.operand), to.scale);
+  } else {
+    scale_and_shift(row, norm, mean, inverse, to.values, static_cast<float*>(to.operand));
+  }
+}
+
+inline void embed(const Embedding& tables, int64_t word, int64_t position, int64_t segment, const Norm& norm,
+                  const Results& to) {
+  with_type(tables.word, tables.type, [&](const auto* words) {
+    using Element = std::remove_reference_t<decltype(*words)>;
+    const Element* a = words + word * tables.width;
+    const Element* b = static_cast<Element*>(tables.position) + position * tables.width;
+    const Element* c = static_cast<Element*>(tables.segment) + segment * tables.width;
+    for (int64_t i = 0; i < tables.width; i += kWidth) {
+      const int64_t left = tables.width - i;
+      store_some(to.values + i, load_some(a + i, left) + load_some(b + i, left) + load_some(c + i, left), left);
+    }
+  });
+  normalize(to.values, norm, to);
+}
+
+template <typename Element, typename F>
+inline void bias_step_row(const Element* row, const float* bias, int64_t width, Element* out, F step) {
+  for (int64_t i = 0; i < width; i += kWidth) {
+    const int64_t left = width - i;
+    store_some(out + i, step(load_some(row + i, left) + load_some(bias + i, left)), left);
+  }
+}
+
+inline void bias_step(const void* row, Type type, const float* bias, Step step, int64_t width, void* out) {
+  with_type(row, type, [&](const auto* from) {
+    auto* to = static_cast<std::remove_const_t<std::remove_pointer_t<decltype(from)>>*>(out);
+    constexpr Precision full = Precision::full;
+    if (step == Step::none) bias_step_row(from, bias, width, to, [](Vec x) { return x; });
+    if (step == Step::gelu) bias_step_row(from, bias, width, to, gelu<full>);
+    if (step == Step::gelu_tanh) bias_step_row(from, bias, width, to, gelu_tanh<full>);
+    if (step == Step::relu) bias_step_row(from, bias, width, to, relu);
+  });
+}
+
+}  // namespace
+}  // namespace efft::cpu

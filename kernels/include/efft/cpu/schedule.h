@@ -1,0 +1,44 @@
+// How a matrix product is cut into tasks for a team.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "efft/cpu/kernels.h"
+
+namespace efft::cpu {
+
+// Rows whose operand shares the second-level cache with a panel of weights.
+constexpr int64_t kRowBlock = 192;
+
+inline int64_t product_scratch_bytes(const Format& format) { return kRowBlock * format.columns * 4; }
+
+// A grid of row blocks times runs of panels.
+class Grid {
+ public:
+  Grid(const Format& format, const Product& product, int64_t rows, int threads)
+      : format_(format), product_(product), rows_(rows), panels_(format.panels(product.b.outputs)) {
+    tiles_ = (rows + format.rows - 1) / format.rows;
+    blocks_ = std::max<int64_t>(1, (rows + kRowBlock - 1) / kRowBlock);
+    // Several tasks per thread, so that one that starts late or is interrupted delays the others little.
+    const int64_t wanted = (4 * threads + blocks_ - 1) / blocks_;
+    runs_ = std::clamp<int64_t>(wanted, 1, panels_);
+  }
+
+  int64_t tasks() const { return rows_ ? blocks_ * runs_ : 0; }
+
+  void run(int64_t task, void* scratch) const {
+    const int64_t block = task / runs_, run = task % runs_;
+    const int64_t row0 = std::min(block * tiles_ / blocks_ * format_.rows, rows_);
+    const int64_t row1 = std::min((block + 1) * tiles_ / blocks_ * format_.rows, rows_);
+    format_.multiply(product_, row0, row1, run * panels_ / runs_, (run + 1) * panels_ / runs_,
+                     static_cast<float*>(scratch));
+  }
+
+ private:
+  const Format& format_;
+  const Product& product_;
+  int64_t rows_, panels_, tiles_, blocks_, runs_;
+};
+
+}  // namespace efft::cpu

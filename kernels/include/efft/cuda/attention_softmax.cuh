@@ -1,0 +1,95 @@
+// Softmax over blocks of keys as they come (Milakov and Gimelshein, "Online normalizer calculation for softmax",
+// 2018; used as in Dao et al., "FlashAttention", 2022), for a strip of 16 query rows held by one warp.
+#pragma once
+
+#include <cmath>
+
+#include "efft/cuda/attention_fragments.cuh"
+
+namespace efft::cuda {
+
+// log2(e) / sqrt(head_size): scores times this are exponents of two.
+__device__ inline float score_scale(int head_size) { return 1.4426950408889634f * rsqrtf(float(head_size)); }
+
+template <int kColumns>
+__device__ inline void rescale(Accumulator<kColumns>& accumulator, const float (&correction)[2]) {
+#pragma unroll
+  for (int group = 0; group < kColumns / 8; ++group) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) accumulator[group][i] *= correction[i / 2];
+  }
+}
+
+class OnlineSoftmax {
+ public:
+  __device__ explicit OnlineSoftmax(float scale) : scale_(scale) {}
+
+  // Takes note of a block's largest scores, and rescales what has been accumulated where they ask for it.
+  template <int kKeys, int kColumns>
+  __device__ void raise(const Accumulator<kKeys>& scores, Accumulator<kColumns>& output) {
+    float largest[2] = {-INFINITY, -INFINITY};
+#pragma unroll
+    for (int group = 0; group < kKeys / 8; ++group) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        largest[r] = fmaxf(largest[r], fmaxf(scores[group][2 * r], scores[group][2 * r + 1]));
+      }
+    }
+#pragma unroll
+    for (int distance = 1; distance < 4; distance *= 2) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) largest[r] = fmaxf(largest[r], __shfl_xor_sync(~0u, largest[r], distance));
+    }
+    const bool exceeds = largest[0] * scale_ > origin_[0] + kSlack || largest[1] * scale_ > origin_[1] + kSlack;
+    if (!__any_sync(~0u, exceeds)) return;
+    float correction[2];
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const float origin = fmaxf(origin_[r], largest[r] * scale_);
+      correction[r] = ptx::ex2_approx(origin_[r] - origin);
+      sum_[r] *= correction[r];
+      origin_[r] = origin;
+    }
+    rescale<kColumns>(output, correction);
+  }
+
+  // Turns scores into probabilities, up to a factor for each row that the normalizer takes out.
+  template <int kKeys>
+  __device__ void exponentiate(Accumulator<kKeys>& scores) {
+    float sums[4] = {};
+#pragma unroll
+    for (int group = 0; group < kKeys / 8; ++group) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        scores[group][i] = ptx::ex2_approx(fmaf(scores[group][i], scale_, -origin_[i / 2]));
+        sums[i] += scores[group][i];
+      }
+    }
+    sum_[0] += sums[0] + sums[1];
+    sum_[1] += sums[2] + sums[3];
+  }
+
+  // One over the sum of each row's probabilities.
+  __device__ void normalizer(float (&inverse)[2]) const {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      float sum = sum_[r];
+      sum += __shfl_xor_sync(~0u, sum, 1);
+      sum += __shfl_xor_sync(~0u, sum, 2);
+      inverse[r] = __fdividef(1.f, sum);
+    }
+  }
+
+ private:
+  // The exponents' origin follows the largest score only when that is 2^8 ahead: unnormalized probabilities up to 256
+  // are as precise as those up to 1, and most blocks then need no rescaling.
+  static constexpr float kSlack = 8.f;
+  // Finite, since a row may not have seen any key yet and -inf minus -inf is no number.
+  static constexpr float kLowest = -3e38f;
+
+  float scale_;
+  float origin_[2] = {kLowest, kLowest};
+  float sum_[2] = {0.f, 0.f};  // of this lane's columns only
+};
+
+}  // namespace efft::cuda

@@ -1,0 +1,17 @@
+// What differs from one call of the encoder to the next, kept in device memory, so that a captured graph can be
+// replayed on other tensors, batch sizes and lengths within the bucket it was captured for.
+#pragma once
+
+#include <cstdint>
+
+namespace efft::cuda {
+
+struct Call {
+  const int64_t* ids;       // [batch, length]
+  const int64_t* segments;  // [batch, length]
+  void* out;
+  int batch;
+  int length;
+};
+
+}  // namespace efft::cuda

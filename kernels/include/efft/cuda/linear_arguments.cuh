@@ -1,0 +1,49 @@
+// What a Hopper linear kernel is told besides its two matrices.
+#pragma once
+
+#include "efft/cuda/types.cuh"
+
+namespace efft::cuda {
+
+// A row's LayerNorm before gamma and beta: x * scale + shift.
+struct RowNorm {
+  float scale, shift;
+};
+
+// out = pointwise(product + bias) + residual, the residual normalised on the fly where residual_norm is given.
+template <typename T>
+struct Epilogue {
+  const float* bias;  // [n] or nullptr
+  Pointwise pointwise;
+  const T* residual;             // [tokens, n] or nullptr
+  const RowNorm* residual_norm;  // [tokens] or nullptr: the residual as it is
+  const float* gamma;            // [n], where residual_norm is given
+  const float* beta;             // [n]
+  T* out;                        // [tokens, n]
+};
+
+// LayerNorm of the input rows x, folded into the product. With w' = w * gamma (each row times gamma),
+//   norm(x) · w^T = scale * (x · w'^T) + shift * (row sums of w') + w · beta,
+// so the matrix unit multiplies x as it is, and the row's scale and shift are needed only in the epilogue.
+struct InputNorm {
+  const float* weight_sums;  // [n], row sums of the folded weights; nullptr: no norm
+  float epsilon;
+  RowNorm* rows;  // [tokens], written: what the residual's normalisation needs later
+};
+
+template <typename T>
+struct LinearArguments {
+  Epilogue<T> epilogue;
+  InputNorm norm;
+  const int* tokens;
+  int n;
+  int k;                     // a multiple of 64 where the input is normalised
+  const void* next_weights;  // what the next kernel reads first: brought into the L2 cache meanwhile; or nullptr
+  int next_bytes;            // a multiple of 16
+  // Set by the launcher. Blocks of a cluster along the tokens share weight tiles, along the outputs input tiles.
+  int cluster_rows;
+  int cluster_columns;
+  int weight_box;  // rows of w per copy
+};
+
+}  // namespace efft::cuda

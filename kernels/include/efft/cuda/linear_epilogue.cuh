@@ -1,0 +1,203 @@
+// From the sums of a tile to the output: input norm, bias, activation, residual.
+#pragma once
+
+#include "efft/cuda/hopper.cuh"
+#include "efft/cuda/linear_arguments.cuh"
+#include "efft/cuda/pointwise.cuh"
+
+namespace efft::cuda {
+
+// GELU with erf by Abramowitz and Stegun 7.1.28 (absolute error 3e-7): one special-function operation where erff takes
+// two paths of twice the length.
+__device__ __forceinline__ float gelu_short(float x) {
+  const float z = fabsf(x) * 0.70710678118654752f;
+  float p = fmaf(z, 0.0000430638f, 0.0002765672f);
+  p = fmaf(p, z, 0.0001520143f);
+  p = fmaf(p, z, 0.0092705272f);
+  p = fmaf(p, z, 0.0422820123f);
+  p = fmaf(p, z, 0.0705230784f);
+  p = fmaf(p, z, 1.f);
+  p *= p, p *= p, p *= p, p *= p;
+  const float tail = __fdividef(0.5f, p);  // half of 1 - erf(|z|)
+  return x * (x < 0.f ? tail : 1.f - tail);
+}
+
+__device__ __forceinline__ void activate(float (&values)[8], Pointwise kind) {
+  const auto each = [&](auto&& function) {
+#pragma unroll
+    for (float& v : values) v = function(v);
+  };
+  switch (kind) {
+    case Pointwise::none:
+      return;
+    case Pointwise::gelu:
+      return each([](float x) { return gelu_short(x); });
+    case Pointwise::gelu_tanh:
+      return each([](float x) { return apply<Pointwise::gelu_tanh>(x); });
+    case Pointwise::relu:
+      return each([](float x) { return apply<Pointwise::relu>(x); });
+  }
+}
+
+// The vectors along the outputs that a tile's epilogue needs, in shared memory: [kColumns] each.
+template <typename Tile>
+struct TileColumns {
+  float *bias, *weight_sums, *gamma, *beta;
+
+  __device__ explicit TileColumns(float* shared)
+      : bias(shared),
+        weight_sums(shared + Tile::kColumns),
+        gamma(shared + 2 * Tile::kColumns),
+        beta(shared + 3 * Tile::kColumns) {}
+
+  template <typename T>
+  __device__ void fill(const LinearArguments<T>& a, int column, int thread) const {
+    const auto value = [&](const float* vector, int i, float absent) {
+      return vector != nullptr && column + i < a.n ? __ldg(vector + column + i) : absent;
+    };
+    const bool normalised = a.epilogue.residual_norm != nullptr;
+    for (int i = thread; i < Tile::kColumns; i += Tile::kConsumers) {
+      bias[i] = value(a.epilogue.bias, i, 0.f);
+      weight_sums[i] = value(a.norm.weight_sums, i, 0.f);
+      gamma[i] = value(normalised ? a.epilogue.gamma : nullptr, i, 1.f);
+      beta[i] = value(normalised ? a.epilogue.beta : nullptr, i, 0.f);
+    }
+  }
+};
+
+// Eight neighbouring outputs of one row: what one thread finishes at a time.
+template <typename Tile>
+struct TileItem {
+  static constexpr int kCount = Tile::kRows * Tile::kColumns / 8;
+  static constexpr int kOfThread = (kCount + Tile::kConsumers - 1) / Tile::kConsumers;
+  int row, column;  // in the tile
+  bool inside;      // the output has it
+
+  __device__ TileItem(int index, int first_row, int tokens, int first_column, int n)
+      : row(index / (Tile::kColumns / 8)),
+        column(index % (Tile::kColumns / 8) * 8),
+        inside(index < kCount && first_row + row < tokens && first_column + column < n) {}
+};
+
+// A thread's residual elements and their rows' norms, read before the product rather than after it.
+template <typename T, typename Tile>
+struct Residual {
+  Pack<T, 8> values[TileItem<Tile>::kOfThread];
+  RowNorm norms[TileItem<Tile>::kOfThread];
+
+  __device__ __forceinline__ void load(const LinearArguments<T>& a, int row, int column, int tokens, int thread) {
+#pragma unroll
+    for (int i = 0; i < TileItem<Tile>::kOfThread; ++i) {
+      const TileItem<Tile> item(thread + i * Tile::kConsumers, row, tokens, column, a.n);
+      uint4 words{};  // zeros in both types
+      norms[i] = {1.f, 0.f};
+      if (a.epilogue.residual != nullptr && item.inside) {
+        const int64_t r = row + item.row;
+        words = __ldcg(reinterpret_cast<const uint4*>(a.epilogue.residual + r * a.n + column + item.column));
+        if (a.epilogue.residual_norm != nullptr) {
+          const float2 norm = __ldcg(reinterpret_cast<const float2*>(a.epilogue.residual_norm) + r);
+          norms[i] = {norm.x, norm.y};
+        }
+      }
+      values[i] = reinterpret_cast<const Pack<T, 8>&>(words);
+    }
+  }
+};
+
+__device__ __forceinline__ void load_eight(const float* from, float (&to)[8]) {
+  const float4 low = *reinterpret_cast<const float4*>(from), high = *reinterpret_cast<const float4*>(from + 4);
+  to[0] = low.x, to[1] = low.y, to[2] = low.z, to[3] = low.w;
+  to[4] = high.x, to[5] = high.y, to[6] = high.z, to[7] = high.w;
+}
+
+// Lays a warpgroup's accumulators down as rows of floats.
+template <typename Tile>
+__device__ __forceinline__ void lay_down(const float (&accumulators)[Tile::kGroupColumns / 2], float* sums, int row,
+                                         int column, int lane) {
+#pragma unroll
+  for (int i = 0; i < Tile::kGroupColumns / 8; ++i)
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+      if (row + half * 8 < Tile::kRows)
+        *reinterpret_cast<float2*>(sums + (row + half * 8) * Tile::kSumsPitch + column + i * 8 + lane % 4 * 2) =
+            make_float2(accumulators[i * 4 + half * 2], accumulators[i * 4 + half * 2 + 1]);
+}
+
+// The sums of one item, all K groups together.
+template <typename Tile>
+__device__ __forceinline__ void gather(const float* sums, const TileItem<Tile>& item, float (&values)[8]) {
+  load_eight(sums + item.row * Tile::kSumsPitch + item.column, values);
+#pragma unroll
+  for (int group = 1; group < Tile::kKGroups; ++group) {
+    float more[8];
+    load_eight(sums + (group * Tile::kRows + item.row) * Tile::kSumsPitch + item.column, more);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) values[i] += more[i];
+  }
+}
+
+template <typename Tile>
+__device__ __forceinline__ void add_bias(float (&values)[8], const TileColumns<Tile>& columns, int column) {
+  float bias[8];
+  load_eight(columns.bias + column, bias);
+#pragma unroll
+  for (int i = 0; i < 8; ++i) values[i] += bias[i];
+}
+
+// scale * (x · w') + (shift * row sums of w' + bias): see InputNorm.
+template <typename Tile>
+__device__ __forceinline__ void add_norm_bias(float (&values)[8], RowNorm norm, const TileColumns<Tile>& columns,
+                                              int column) {
+  float bias[8], sums[8];
+  load_eight(columns.bias + column, bias);
+  load_eight(columns.weight_sums + column, sums);
+#pragma unroll
+  for (int i = 0; i < 8; ++i) values[i] = fmaf(values[i], norm.scale, fmaf(norm.shift, sums[i], bias[i]));
+}
+
+template <typename T, typename Tile>
+__device__ __forceinline__ void add_residual(float (&values)[8], const Pack<T, 8>& residual, RowNorm norm,
+                                             const TileColumns<Tile>& columns, int column) {
+  float gamma[8], beta[8];
+  load_eight(columns.gamma + column, gamma);
+  load_eight(columns.beta + column, beta);
+#pragma unroll
+  for (int i = 0; i < 8; ++i)
+    values[i] += fmaf(fmaf(to_float(residual.values[i]), norm.scale, norm.shift), gamma[i], beta[i]);
+}
+
+// Finishes a tile whose first output is (row, column). Products with input norm have no residual.
+template <typename T, typename Tile, bool NORMALISE>
+__device__ void finish_tile(const LinearArguments<T>& a, const float* sums, const RowNorm* row_norms,
+                            const Residual<T, Tile>& residual, const TileColumns<Tile>& columns, int row, int column,
+                            int tokens, int thread) {
+  const auto finish = [&](int i, const auto& and_residual) {
+    const TileItem<Tile> item(thread + i * Tile::kConsumers, row, tokens, column, a.n);
+    if (!item.inside) return;
+    float values[8];
+    gather(sums, item, values);
+    if constexpr (NORMALISE)
+      add_norm_bias(values, row_norms[item.row], columns, item.column);
+    else
+      add_bias(values, columns, item.column);
+    activate(values, a.epilogue.pointwise);
+    and_residual(values, item.column);
+    store(a.epilogue.out + static_cast<int64_t>(row + item.row) * a.n + column + item.column, values);
+  };
+  if constexpr (NORMALISE) {
+    // Rolled: code that runs once per launch costs its fetch from the L2 cache.
+#pragma unroll 1
+    for (int i = 0; i < TileItem<Tile>::kOfThread; ++i) finish(i, [](float (&)[8], int) {});
+  } else if (a.epilogue.residual == nullptr) {
+#pragma unroll 1
+    for (int i = 0; i < TileItem<Tile>::kOfThread; ++i) finish(i, [](float (&)[8], int) {});
+  } else {
+#pragma unroll
+    for (int i = 0; i < TileItem<Tile>::kOfThread; ++i)
+      finish(i, [&](float (&values)[8], int c) {
+        add_residual(values, residual.values[i], residual.norms[i], columns, c);
+      });
+  }
+}
+
+}  // namespace efft::cuda

@@ -1,0 +1,120 @@
+// Host side of the Hopper linear kernel: which tile a problem gets, and the launch.
+#pragma once
+
+#include "efft/cuda/linear.cuh"
+#include "efft/cuda/linear_kernel.cuh"
+#include "efft/cuda/tensor_map.cuh"
+
+namespace efft::cuda {
+
+// Rows of w per copy: an even share for each block of a cluster column where that is a whole number of swizzle groups.
+template <typename Tile>
+int weight_box(int cluster_rows) {
+  const int share = Tile::kColumns / cluster_rows;
+  if (share * cluster_rows == Tile::kColumns && share % 8 == 0 && share <= 256) return share;
+  return Tile::kColumns % 24 == 0 ? 24 : 8;
+}
+
+// out = epilogue(norm(x) · w^T) for rows below *a.tokens. x [capacity, k], w [n, k]; a.cluster_*, a.weight_box are set
+// here.
+template <typename T, typename Tile, bool NORMALISE>
+cudaError_t launch_linear(const T* x, const T* w, LinearArguments<T> a, int capacity, ClusterShape cluster, Order order,
+                          cudaStream_t stream) {
+  const auto kernel = linear_kernel<T, Tile, NORMALISE>;
+  const int shared = Tile::kSharedBytes, cluster_size = cluster.rows * cluster.columns;
+  a.cluster_rows = cluster.rows;
+  a.cluster_columns = cluster.columns;
+  a.weight_box = weight_box<Tile>(cluster.rows);
+  CUtensorMap x_map, w_map;
+  cudaError_t error = encode_matrix(x, capacity, a.k, Tile::kRows / cluster.columns, &x_map);
+  if (error == cudaSuccess) error = encode_matrix(w, a.n, a.k, a.weight_box, &w_map);
+  if (error == cudaSuccess) error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
+  if (error != cudaSuccess) return error;
+  const auto tiles = [](int size, int tile) { return (size + tile - 1) / tile; };
+  const int clusters = tiles(capacity, Tile::kRows * cluster.rows) * tiles(a.n, Tile::kColumns * cluster.columns);
+
+  cudaLaunchAttribute attributes[2] = {};
+  attributes[0].id = cudaLaunchAttributeClusterDimension;
+  attributes[0].val.clusterDim = {static_cast<unsigned>(cluster_size), 1, 1};
+  attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[1].val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(clusters * cluster_size);
+  config.blockDim = dim3(linear_threads<Tile>(NORMALISE));
+  config.dynamicSmemBytes = shared;
+  config.stream = stream;
+  config.attrs = attributes;
+  config.numAttrs = order == Order::kOverlap ? 2 : 1;
+  return cudaLaunchKernelEx(&config, kernel, x_map, w_map, a);
+}
+
+// The tile by its size. Returns cudaErrorInvalidValue for one that is not compiled in.
+template <typename T, bool NORMALISE>
+cudaError_t launch_linear(const T* x, const T* w, const LinearArguments<T>& a, int capacity, const LinearChoice& choice,
+                          Order order, cudaStream_t stream) {
+  const auto with = [&](auto tile) {
+    return launch_linear<T, decltype(tile), NORMALISE>(x, w, a, capacity, choice.cluster, order, stream);
+  };
+  switch (choice.rows * 1000 + choice.columns) {
+    case 32008:
+      return with(SmallLinearTile<32, 8>{});
+    case 32016:
+      return with(SmallLinearTile<32, 16>{});
+    case 32024:
+      return with(SmallLinearTile<32, 24>{});
+    case 32032:
+      return with(SmallLinearTile<32, 32>{});
+    case 64008:
+      return with(SmallLinearTile<64, 8>{});
+    case 64016:
+      return with(SmallLinearTile<64, 16>{});
+    case 64024:
+      return with(SmallLinearTile<64, 24>{});
+    case 64032:
+      return with(SmallLinearTile<64, 32>{});
+    case 64048:
+      return with(SmallLinearTile<64, 48>{});
+    case 64064:
+      return with(SmallLinearTile<64, 64>{});
+    case 64096:
+      return with(SmallLinearTile<64, 96>{});
+    case 64128:
+      return with(SmallLinearTile<64, 128>{});
+    case 64192:
+      return with(SmallLinearTile<64, 192>{});
+  }
+  return cudaErrorInvalidValue;
+}
+
+template <typename T>
+cudaError_t linear(const T* x, const T* w, const LinearArguments<T>& a, int capacity, const LinearChoice& choice,
+                   Order order, cudaStream_t stream) {
+  return a.norm.weight_sums == nullptr ? launch_linear<T, false>(x, w, a, capacity, choice, order, stream)
+                                       : launch_linear<T, true>(x, w, a, capacity, choice, order, stream);
+}
+
+template <typename T>
+cudaError_t linear_bias_activation(const T* x, const T* w, const float* bias, T* out, const int* tokens, int capacity,
+                                   int n, int k, Pointwise pointwise, cudaStream_t stream, Order order) {
+  const LinearArguments<T> a{
+      {bias, pointwise, nullptr, nullptr, nullptr, nullptr, out}, {}, tokens, n, k, nullptr, 0, 0, 0, 0};
+  return linear(x, w, a, capacity, choose_linear(capacity, n, k), order, stream);
+}
+
+template <typename T>
+cudaError_t linear_bias_residual(const T* x, const T* w, const float* bias, const T* residual, T* out,
+                                 const int* tokens, int capacity, int n, int k, cudaStream_t stream, Order order) {
+  const LinearArguments<T> a{
+      {bias, Pointwise::none, residual, nullptr, nullptr, nullptr, out}, {}, tokens, n, k, nullptr, 0, 0, 0, 0};
+  return linear(x, w, a, capacity, choose_linear(capacity, n, k), order, stream);
+}
+
+}  // namespace efft::cuda
+
+#define EFFT_LINEAR(T)                                                                                                 \
+  template cudaError_t linear(const T*, const T*, const LinearArguments<T>&, int, const LinearChoice&, Order,          \
+                              cudaStream_t);                                                                           \
+  template cudaError_t linear_bias_activation(const T*, const T*, const float*, T*, const int*, int, int, int,         \
+                                              Pointwise, cudaStream_t, Order);                                         \
+  template cudaError_t linear_bias_residual(const T*, const T*, const float*, const T*, T*, const int*, int, int, int, \
+                                            cudaStream_t, Order);

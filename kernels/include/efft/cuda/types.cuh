@@ -1,0 +1,83 @@
+// Number types of the CUDA kernels: conversion to and from fp32, and packs of up to 16 bytes read in one access.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cstdint>
+#include <type_traits>
+
+#include "efft/encoder.h"
+
+namespace efft::cuda {
+
+// What is done to a product's value besides adding its bias.
+enum class Pointwise { none, gelu, gelu_tanh, relu };
+
+inline Pointwise pointwise(Activation activation) {
+  switch (activation) {
+    case Activation::gelu:
+      return Pointwise::gelu;
+    case Activation::gelu_tanh:
+      return Pointwise::gelu_tanh;
+    case Activation::relu:
+      return Pointwise::relu;
+  }
+  return Pointwise::none;
+}
+
+__device__ __forceinline__ float to_float(float x) { return x; }
+__device__ __forceinline__ float to_float(__half x) { return __half2float(x); }
+__device__ __forceinline__ float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
+
+template <typename T>
+__device__ __forceinline__ T from_float(float x) {
+  if constexpr (sizeof(T) == 4)
+    return x;
+  else if constexpr (std::is_same_v<T, __half>)
+    return __float2half_rn(x);
+  else
+    return __float2bfloat16_rn(x);
+}
+
+template <typename T, int WIDTH>
+struct alignas(sizeof(T) * WIDTH) Pack {
+  T values[WIDTH];
+};
+
+// Elements of T in the widest access a thread can make.
+template <typename T>
+constexpr int kPackWidth = 16 / sizeof(T);
+
+template <typename T, int WIDTH>
+__device__ __forceinline__ void load(const T* from, float (&to)[WIDTH]) {
+  const auto pack = *reinterpret_cast<const Pack<T, WIDTH>*>(from);
+#pragma unroll
+  for (int i = 0; i < WIDTH; ++i) to[i] = to_float(pack.values[i]);
+}
+
+// fp32 parameters (bias, gamma, beta): two 16-byte accesses where the matching data takes eight elements.
+template <int WIDTH>
+__device__ __forceinline__ void load_parameters(const float* from, float (&to)[WIDTH]) {
+  constexpr int kStep = WIDTH < 4 ? WIDTH : 4;
+#pragma unroll
+  for (int i = 0; i < WIDTH; i += kStep) {
+    const auto pack = *reinterpret_cast<const Pack<float, kStep>*>(from + i);
+#pragma unroll
+    for (int j = 0; j < kStep; ++j) to[i + j] = pack.values[j];
+  }
+}
+
+template <typename T, int WIDTH>
+__device__ __forceinline__ void store(T* to, const float (&from)[WIDTH]) {
+  Pack<T, WIDTH> pack;
+#pragma unroll
+  for (int i = 0; i < WIDTH; ++i) pack.values[i] = from_float<T>(from[i]);
+  *reinterpret_cast<Pack<T, WIDTH>*>(to) = pack;
+}
+
+}  // namespace efft::cuda
+
+// Each header of a kernel declares its launchers `extern template` for these types; the .cu beside it defines them, so
+// that a kernel is compiled once whoever includes its header.
+#define EFFT_EACH_TYPE(X) X(float) X(__half) X(__nv_bfloat16)

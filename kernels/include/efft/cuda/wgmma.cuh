@@ -1,0 +1,98 @@
+// Hopper's warpgroup matrix product, D[64, N] += A[64, 16] * B[N, 16]^T in fp32, for the widths N that the kernels use.
+//
+// B lies in shared memory, A in shared memory or in registers. In shared memory a tile is a row of 64 elements (128
+// bytes) per matrix row, in the copy engine's 128-byte swizzle, from an address divisible by 1024. A thread's share of
+// D: rows lane / 4 and lane / 4 + 8 of its warp's 16, and of each 8 columns the two from 2 * (lane % 4), as four floats
+// (row, row, row + 8, row + 8). Source: NVIDIA's PTX ISA 9.0, "Asynchronous warpgroup level matrix instructions".
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cstdint>
+
+#include "efft/cuda/hopper.cuh"
+
+namespace efft::cuda::hopper {
+
+// Describes a swizzled tile: address, distance between groups of 8 rows (1024 bytes), 128-byte swizzle. All in units
+// of 16 bytes. A step of 16 elements along K adds 2.
+__device__ __forceinline__ uint64_t tile_descriptor(const void* tile) {
+  constexpr uint64_t kLeading = 1, kGroup = 1024 / 16, kSwizzle128 = 1;
+  return (static_cast<uint64_t>(shared_address(tile)) & 0x3ffff) >> 4 | kLeading << 16 | kGroup << 32 |
+         kSwizzle128 << 62;
+}
+
+// Orders earlier accesses of accumulators and A registers before the products that follow.
+__device__ __forceinline__ void wgmma_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+
+__device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+
+// Waits until at most PENDING committed groups are still running.
+template <int PENDING>
+__device__ __forceinline__ void wgmma_wait() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
+}
+
+template <typename T, int N>
+struct Wgmma;
+
+#define EFFT_REGS4 "%0,%1,%2,%3"
+#define EFFT_REGS8 EFFT_REGS4 ",%4,%5,%6,%7"
+#define EFFT_REGS12 EFFT_REGS8 ",%8,%9,%10,%11"
+#define EFFT_REGS16 EFFT_REGS12 ",%12,%13,%14,%15"
+#define EFFT_REGS24 EFFT_REGS16 ",%16,%17,%18,%19,%20,%21,%22,%23"
+#define EFFT_REGS32 EFFT_REGS24 ",%24,%25,%26,%27,%28,%29,%30,%31"
+#define EFFT_REGS36 EFFT_REGS32 ",%32,%33,%34,%35"
+#define EFFT_REGS48 EFFT_REGS36 ",%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47"
+#define EFFT_REGS64 EFFT_REGS48 ",%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
+
+#define EFFT_SUM4(d, i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
+#define EFFT_SUM8(d, i) EFFT_SUM4(d, i), EFFT_SUM4(d, i + 4)
+#define EFFT_SUM12(d, i) EFFT_SUM8(d, i), EFFT_SUM4(d, i + 8)
+#define EFFT_SUM16(d, i) EFFT_SUM12(d, i), EFFT_SUM4(d, i + 12)
+#define EFFT_SUM24(d, i) EFFT_SUM12(d, i), EFFT_SUM12(d, i + 12)
+#define EFFT_SUM32(d, i) EFFT_SUM24(d, i), EFFT_SUM8(d, i + 24)
+#define EFFT_SUM36(d, i) EFFT_SUM32(d, i), EFFT_SUM4(d, i + 32)
+#define EFFT_SUM48(d, i) EFFT_SUM24(d, i), EFFT_SUM24(d, i + 24)
+#define EFFT_SUM64(d, i) EFFT_SUM48(d, i), EFFT_SUM12(d, i + 48), EFFT_SUM4(d, i + 60)
+
+// REGS = N / 2 accumulators come first among the operands; P0.. name the operands behind them.
+#define EFFT_WGMMA(T, PTX_TYPE, N, REGS, P0, P1, P2, P3, P4, P5)                                                \
+  template <>                                                                                                   \
+  struct Wgmma<T, N> {                                                                                          \
+    static __device__ __forceinline__ void run(float (&d)[REGS], uint64_t a, uint64_t b, bool accumulate) {     \
+      asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " P2                                                       \
+                   ", 0;\n"                                                                                     \
+                   "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." PTX_TYPE "." PTX_TYPE " {" EFFT_REGS##REGS \
+                   "}, " P0 ", " P1 ", p, 1, 1, 0, 0;\n}"                                                       \
+                   : EFFT_SUM##REGS(d, 0)                                                                       \
+                   : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)));                                        \
+    }                                                                                                           \
+    static __device__ __forceinline__ void run(float (&d)[REGS], const uint32_t (&a)[4], uint64_t b,            \
+                                               bool accumulate) {                                               \
+      asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " P5                                                       \
+                   ", 0;\n"                                                                                     \
+                   "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." PTX_TYPE "." PTX_TYPE " {" EFFT_REGS##REGS \
+                   "}, {" P0 "," P1 "," P2 "," P3 "}, " P4 ", p, 1, 1, 0;\n}"                                   \
+                   : EFFT_SUM##REGS(d, 0)                                                                       \
+                   : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(accumulate)));    \
+    }                                                                                                           \
+  };
+
+#define EFFT_WGMMA_WIDTHS(T, PTX_TYPE)                                      \
+  EFFT_WGMMA(T, PTX_TYPE, 8, 4, "%4", "%5", "%6", "%7", "%8", "%9")         \
+  EFFT_WGMMA(T, PTX_TYPE, 16, 8, "%8", "%9", "%10", "%11", "%12", "%13")    \
+  EFFT_WGMMA(T, PTX_TYPE, 24, 12, "%12", "%13", "%14", "%15", "%16", "%17") \
+  EFFT_WGMMA(T, PTX_TYPE, 32, 16, "%16", "%17", "%18", "%19", "%20", "%21") \
+  EFFT_WGMMA(T, PTX_TYPE, 48, 24, "%24", "%25", "%26", "%27", "%28", "%29") \
+  EFFT_WGMMA(T, PTX_TYPE, 64, 32, "%32", "%33", "%34", "%35", "%36", "%37") \
+  EFFT_WGMMA(T, PTX_TYPE, 72, 36, "%36", "%37", "%38", "%39", "%40", "%41") \
+  EFFT_WGMMA(T, PTX_TYPE, 96, 48, "%48", "%49", "%50", "%51", "%52", "%53") \
+  EFFT_WGMMA(T, PTX_TYPE, 128, 64, "%64", "%65", "%66", "%67", "%68", "%69")
+EFFT_WGMMA_WIDTHS(__half, "f16")
+EFFT_WGMMA_WIDTHS(__nv_bfloat16, "bf16")
+#undef EFFT_WGMMA_WIDTHS
+#undef EFFT_WGMMA
+
+}  // namespace efft::cuda::hopper
