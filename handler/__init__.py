@@ -1,0 +1,1 @@
+"""Answers requests with an archived encoder model, with or without TorchServe around it."""

@@ -1,0 +1,93 @@
+"""What an archive says of itself: ``archive.json``, written by the builder and read by the worker."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from handler.config import DataType, Kind, Pooling, Task, first_problem
+
+ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
+
+
+class ArchiveError(ValueError):
+    """An archive that cannot be served; the message is one line that says what to do."""
+
+
+class _Open(BaseModel):
+    """Keys of a later builder are kept and ignored."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, protected_namespaces=())
+
+
+class EncoderFacts(_Open):
+    """The encoder's sizes, as ``efft::prepare`` wants them."""
+
+    layers: int = Field(ge=0)
+    hidden: int = Field(gt=0)
+    embedding: int = Field(gt=0)
+    intermediate: int = Field(gt=0)
+    heads: int = Field(gt=0)
+
+
+class TorchFacts(_Open):
+    """The torch an archive was built with and the oldest that loads it."""
+
+    built: str
+    oldest: str = "2.10"
+
+
+class LibraryFacts(_Open):
+    """One operator library. ``targets``: compute capabilities ("90a") or instruction sets it has code for."""
+
+    sha256: str
+    device: Literal["cpu", "cuda"]
+    targets: list[str] = []
+
+
+class ArchiveFacts(_Open):
+    """``archive.json``."""
+
+    format: Literal[1] = 1
+    """The layout of an archive; raised when an older handler could not serve a newer archive."""
+    name: str
+    task: Task
+    family: str
+    mode: Kind
+    """How the model is stored (the setup config's ``kind``)."""
+    data_type: DataType
+    labels: list[str] = []
+    problem_type: ProblemType | None = None
+    max_positions: int = Field(gt=0)
+    """Longest sequence in tokens, special tokens included."""
+    uses_segments: bool = False
+    pad_id: int = 0
+    mask_id: int | None = None
+    pooling: Pooling | None = None
+    normalize: bool = False
+    encoder: EncoderFacts
+    torch: TorchFacts
+    libraries: dict[str, LibraryFacts] = {}
+    parity: dict[str, Any] = {}
+    checkpoint: dict[str, Any] = {}
+
+    @classmethod
+    def load(cls, path: Path | str) -> ArchiveFacts:
+        """Read and validate a file. Raises ArchiveError with one line that says what to do."""
+        path = Path(path)
+        try:
+            return cls.model_validate(json.loads(path.read_text(encoding="utf-8")))
+        except FileNotFoundError as error:
+            raise ArchiveError(f"{path.name} is missing from the archive; build it again") from error
+        except ValidationError as error:
+            raise ArchiveError(f"{path.name}: {first_problem(error)}; build the archive again") from error
+        except ValueError as error:
+            raise ArchiveError(f"{path.name} is not JSON ({error}); build the archive again") from error
+
+    def save(self, path: Path | str) -> None:
+        """Write the file with sorted keys, so that the same facts give the same bytes."""
+        text = json.dumps(self.model_dump(mode="json"), indent=1, sort_keys=True, ensure_ascii=False)
+        Path(path).write_text(text + "\n", encoding="utf-8")

@@ -1,0 +1,185 @@
+"""The setup config: one JSON file per archive that says what to build and how to serve it.
+
+The builder reads it from ``setup_configs/``, writes the validated form into the archive, and the worker reads it
+there. The keys of TorchServe's generalized transformer example keep working (:class:`SetupConfig`).
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+Task = Literal[
+    "sequence_classification", "question_answering", "token_classification", "embedding", "rerank", "fill_mask"
+]
+Kind = Literal["ori", "ths", "thsext"]
+DataType = Literal["fp32", "bf16", "fp16", "int8"]
+Truncation = Literal["error", "truncate", "stride"]
+Aggregation = Literal["none", "simple", "first", "average", "max"]
+Pooling = Literal["cls", "mean"]
+
+TASKS: tuple[str, ...] = get_args(Task)
+
+
+class ConfigError(ValueError):
+    """A setup config that cannot be used; the message is one line that names the file and the key."""
+
+
+# Numbers may be strings ("128"), as the parent example writes them: pydantic's lax mode reads those.
+Positive = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
+
+
+class _Strict(BaseModel):
+    """Refuses unknown keys, naming the nearest known one."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        lower = {name.lower(): name for name in cls.model_fields}
+        for key in data:
+            if key in cls.model_fields:
+                continue
+            near = difflib.get_close_matches(str(key).lower(), lower, n=1, cutoff=0.0)
+            raise ValueError(f"unknown key {key!r}, did you mean {lower[near[0]]!r}?")
+        return data
+
+
+class Limits(_Strict):
+    """What one request may ask for; more is answered with 413."""
+
+    max_inputs: Positive = 128
+    """Elements of a list payload, or texts of a rerank request."""
+    max_characters: Positive = 1_000_000
+    """Characters of all texts of one request together."""
+
+
+class SetupConfig(_Strict):
+    """One archive's settings.
+
+    ``mode`` is the task; without it the builder reads the task off the checkpoint's architecture. ``kind`` says how
+    the model is stored: ``ori`` (transformers as it is), ``ths`` (traced stock encoder), ``thsext`` (traced with the
+    fused encoder). The parent example's ``save_mode`` and ``FasterTransformer`` set ``kind`` when it is absent:
+    pretrained -> ori; torchscript -> thsext with FasterTransformer, ths without it.
+    """
+
+    model_name: str = Field(min_length=1)
+    """A local Hugging Face folder or a hub name."""
+    revision: str | None = None
+    name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """The archive's name; None: the last part of ``model_name``."""
+    mode: Task | None = None
+    kind: Kind = "thsext"
+    data_type: DataType = "fp32"
+    num_labels: Count = 0
+    """0: as the checkpoint says."""
+    do_lower_case: bool | None = None
+    """None: as the checkpoint's tokenizer says."""
+    max_length: Positive | None = None
+    """Longest sequence in tokens, special tokens included; None: as long as the checkpoint allows."""
+
+    save_mode: Literal["pretrained", "torchscript"] | None = None
+    FasterTransformer: bool | None = None
+    BetterTransformer: Literal[False] = False
+    model_parallel: Literal[False] = False
+    captum_explanation: bool = False
+    """Archive the differentiable twin of the encoder, so that /explanations answers."""
+    embedding_name: str | None = None
+    """Accepted for the parent example's sake; the embedding layer is found without it."""
+
+    batch_size: Positive = 32
+    """Most requests TorchServe joins into one batch."""
+    max_batch_delay: Count = 2
+    """How long TorchServe waits for a batch to fill, in milliseconds."""
+    workers: Positive = 1
+    threads: Count = 0
+    """Threads of one worker on a CPU; 0: the machine's cores divided by the workers."""
+    response_timeout: Positive = 120
+    """Seconds after which TorchServe gives a worker up."""
+    startup_timeout: Positive = 300
+    """Seconds a worker may take to load the model."""
+    max_batch_tokens: Positive = 16384
+    """Most tokens, pads included, of one forward pass."""
+    cpu_fallback: bool = True
+    """Serve on the CPU when there is a GPU but the archive has no library that fits it."""
+    warm_up: bool = True
+    limits: Limits = Limits()
+    allow_overrides: bool = True
+    """Whether a request may set the options below for itself."""
+
+    truncation: Truncation | None = None
+    """What happens to a text that is too long; None: stride for question answering and token classification, truncate
+    for the other tasks."""
+    stride: Count = 128
+    """Tokens that two neighbouring windows share; unless given, at most half of ``max_length``."""
+    top_k: Positive | None = None
+    """Labels (or fill-mask candidates) in an answer; None: the best one (fill-mask: 5)."""
+    n_best: Positive = 1
+    max_answer_length: Positive = 30
+    """Longest answer, in tokens."""
+    null_threshold: float = 0.0
+    """An answer is withheld when the no-answer score exceeds the best answer's by more than this (SQuAD 2.0's
+    threshold, a difference of logits)."""
+    null_answer: bool = True
+    """Whether "no answer" is a possible answer at all; False for models trained without unanswerable questions."""
+    aggregation: Aggregation = "simple"
+    """How the tokens of an entity are joined."""
+    pooling: Pooling | None = None
+    """None: as the checkpoint's folder says, else mean."""
+    normalize: bool | None = None
+    """Whether embeddings have length 1; None: as the checkpoint's folder says."""
+    dimensions: Positive | None = None
+    """Keep only the first so many dimensions of an embedding."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _kind_of_parent_keys(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or data.get("kind") is not None:
+            return data
+        save_mode, faster = data.get("save_mode"), data.get("FasterTransformer")
+        if save_mode is None and faster is None:
+            return data
+        if save_mode == "pretrained":
+            return {**data, "kind": "ori"}
+        return {**data, "kind": "thsext" if faster in (True, "true", "True", 1) else "ths"}
+
+    @model_validator(mode="after")
+    def _consistent(self) -> SetupConfig:
+        if self.FasterTransformer and self.kind != "thsext":
+            raise ValueError(f"FasterTransformer needs save_mode torchscript (kind thsext), not kind {self.kind}")
+        if self.save_mode == "pretrained" and self.kind != "ori":
+            raise ValueError(f"save_mode pretrained contradicts kind {self.kind}")
+        if self.save_mode == "torchscript" and self.kind == "ori":
+            raise ValueError("save_mode torchscript contradicts kind ori")
+        if self.max_length is not None and "stride" not in self.model_fields_set:
+            object.__setattr__(self, "stride", min(self.stride, self.max_length // 2))
+        if self.max_length is not None and self.stride >= self.max_length:
+            raise ValueError(f"stride {self.stride} must be smaller than max_length {self.max_length}")
+        return self
+
+    @classmethod
+    def load(cls, path: Path | str) -> SetupConfig:
+        """Read and validate a file. Raises ConfigError with one line that names the file and the key."""
+        path = Path(path)
+        try:
+            return cls.model_validate(json.loads(path.read_text(encoding="utf-8")))
+        except ValidationError as error:
+            raise ConfigError(f"{path.name}: {first_problem(error)}") from error
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{path.name}: {error}") from error
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first problem of a validation in one line: ``key: what is wrong``."""
+    problem = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(str(part) for part in problem["loc"])
+    what = problem["msg"].removeprefix("Value error, ")
+    return f"{where}: {what}" if where else what

@@ -1,0 +1,265 @@
+"""Stage one: what a server hands over becomes requests of the task's schema.
+
+A body may be plain text, one JSON object, a JSON list, ``{"inputs": ..., "parameters": {...}}``, or a KServe v1 or v2
+body. TorchServe passes JSON already decoded where it could and bytes where it could not.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NoReturn
+
+from pydantic import ValidationError
+
+from handler.config import Limits, first_problem
+from handler.errors import RequestError
+from handler.schemas import Request
+
+BODY_KEYS = ("body", "data")
+MESSAGE_LENGTH = 300
+
+
+@dataclass(slots=True)
+class Call:
+    """One HTTP or gRPC request: its inputs in order, each valid or an error, and the shape of its answer."""
+
+    items: list[Request | RequestError]
+    wrap: Callable[[list[Any]], Any]
+    many: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def one(answers: list[Any]) -> Any:
+    """A lone input: its answer itself."""
+    return answers[0]
+
+
+def as_list(answers: list[Any]) -> Any:
+    """A list is answered by a list."""
+    return answers
+
+
+def as_predictions(answers: list[Any]) -> Any:
+    """KServe's v1 protocol."""
+    return {"predictions": answers}
+
+
+def as_outputs(answers: list[Any], id: object = None) -> Any:
+    """KServe's v2 protocol: one tensor of strings, each an answer in JSON; the request's id goes back with it."""
+    data = [json.dumps(answer, ensure_ascii=False) for answer in answers]
+    tensor = {"name": "predictions", "shape": [len(data)], "datatype": "BYTES", "data": data}
+    return {**({"id": id} if isinstance(id, str) else {}), "outputs": [tensor]}
+
+
+class Decoder:
+    """Turns rows of a server's batch into calls.
+
+    ``schema`` is the task's request model. ``control`` names the query parameters that steer the server rather than
+    the task; they end up in ``Call.options``.
+    """
+
+    def __init__(self, schema: type[Request], limits: Limits, allow_overrides: bool = True) -> None:
+        self._schema = schema
+        self._limits = limits
+        self._fields = schema.model_fields
+        self._plain = "text" in self._fields
+        self._texts = {"text", "text_pair", "question", "context", "query", "texts", "target"} & set(self._fields)
+        self._allow_overrides = allow_overrides
+
+    def decode(self, row: Mapping[str, Any], content_type: str | None = None) -> Call:
+        """One row of a batch: ``{"body" or "data": bytes | str | dict | list, query parameter: bytes | str, ...}``.
+
+        Raises RequestError where the request as a whole cannot be read; a bad element of a list becomes an error in
+        its place.
+        """
+        payload, parameters = _split(row)
+        options = {key: parameters.pop(key) for key in ("format",) if key in parameters}
+        call = self._call(self._parse(payload, content_type), parameters)
+        call.options = options
+        return call
+
+    def _parse(self, payload: Any, content_type: str | None) -> Any:
+        kind = (content_type or "").partition(";")[0].strip().lower()
+        if isinstance(payload, (bytes, bytearray, memoryview)):
+            payload = _utf8(payload)
+        elif not isinstance(payload, str) or kind == "application/json":
+            return payload
+        if self._plain and (kind == "text/plain" or (kind != "application/json" and payload.lstrip()[:1] not in "{[")):
+            return payload
+        return _json(payload)
+
+    def _call(self, payload: Any, parameters: dict[str, Any]) -> Call:
+        if isinstance(payload, dict):
+            if len(payload) == 1 and (key := next(iter(payload))) in BODY_KEYS:
+                return self._call(payload[key], parameters)
+            if "instances" in payload:
+                return self._list(payload["instances"], parameters, as_predictions, "instances")
+            if "inputs" in payload and "inputs" not in self._fields:
+                return self._inputs(payload, parameters)
+        if isinstance(payload, list):
+            return self._list(payload, parameters, as_list)
+        return Call([self._checked(payload, parameters)], one)
+
+    def _inputs(self, payload: dict[str, Any], parameters: dict[str, Any]) -> Call:
+        inputs, own = payload["inputs"], payload.get("parameters", {})
+        if not isinstance(own, dict):
+            _refuse("parameters must be an object", "parameters")
+        parameters = {**parameters, **own}
+        if isinstance(inputs, list):
+            if inputs and all(isinstance(element, dict) and "datatype" in element for element in inputs):
+                return self._list(
+                    _tensors(inputs, set(self._fields)), parameters, partial(as_outputs, id=payload.get("id")), "inputs"
+                )
+            return self._list(inputs, parameters, as_list, "inputs")
+        return Call([self._checked(inputs, parameters)], one)
+
+    def _list(
+        self, elements: Any, parameters: dict[str, Any], wrap: Callable[[list[Any]], Any], name: str | None = None
+    ) -> Call:
+        if not isinstance(elements, list):
+            _refuse(f"{name} must be a list", name)
+        if not elements:
+            raise RequestError("empty", "the list is empty", name)
+        if len(elements) > self._limits.max_inputs:
+            raise RequestError("too_many", f"{len(elements)} inputs, at most {self._limits.max_inputs} allowed", name)
+        items: list[Request | RequestError] = []
+        left = self._limits.max_characters
+        for element in elements:
+            try:
+                request = self._request(element, parameters)
+                left -= self._characters(request)
+            except RequestError as error:
+                items.append(error)
+                continue
+            if left < 0:
+                self._too_large()
+            items.append(request)
+        return Call(items, wrap, many=True)
+
+    def _checked(self, element: Any, parameters: dict[str, Any]) -> Request:
+        request = self._request(element, parameters)
+        if self._characters(request) > self._limits.max_characters:
+            self._too_large()
+        return request
+
+    def _request(self, element: Any, parameters: dict[str, Any]) -> Request:
+        if isinstance(element, str) and self._plain:
+            element = {"text": element}
+        if not isinstance(element, dict):
+            needed = ", ".join(name for name, info in self._fields.items() if info.is_required())
+            _refuse(f"an input must be an object with {needed}{' or a text' if self._plain else ''}", None)
+        merged = {**parameters, **element} if parameters else element
+        if not self._allow_overrides:
+            self._refuse_options(merged)
+        try:
+            return self._schema.model_validate(merged)
+        except ValidationError as error:
+            raise _schema_error(error) from None
+
+    def _refuse_options(self, element: dict[str, Any]) -> None:
+        for key in element:
+            if key in self._fields and key not in self._texts:
+                raise RequestError("unsupported", f"{key} is fixed by this server's config", key)
+
+    def _characters(self, request: Request) -> int:
+        """Characters of all texts, none of which may be blank."""
+        total = 0
+        for name in self._texts:
+            value = getattr(request, name)
+            for text in value if isinstance(value, list) else (value,):
+                if isinstance(text, str):
+                    total += _checked_length(text, name)
+        if isinstance(texts := getattr(request, "texts", None), list) and len(texts) > self._limits.max_inputs:
+            raise RequestError("too_many", f"{len(texts)} texts, at most {self._limits.max_inputs} allowed", "texts")
+        return total
+
+    def _too_large(self) -> NoReturn:
+        raise RequestError("too_large", f"more than {self._limits.max_characters} characters in one request")
+
+
+def _split(row: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The body and the query parameters of a row; without a body the parameters themselves are the input."""
+    parameters = {key: value for key, value in row.items() if key not in BODY_KEYS}
+    for key, value in parameters.items():
+        if isinstance(value, (bytes, bytearray)):
+            parameters[key] = _utf8(value)
+    for key in BODY_KEYS:
+        if row.get(key) is not None and row[key] != b"":
+            return row[key], parameters
+    if not parameters:
+        raise RequestError("empty", "the body is empty")
+    return parameters, {}
+
+
+def _utf8(raw: bytes | bytearray | memoryview) -> str:
+    try:
+        return bytes(raw).decode("utf-8").removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        raise RequestError("invalid_encoding", f"the body is not UTF-8 (byte {error.start})") from None
+
+
+def _json(text: str) -> Any:
+    try:
+        return _DECODER.decode(text)
+    except RecursionError:
+        raise RequestError("invalid_json", "the JSON is nested too deeply") from None
+    except ValueError as error:
+        where = f" at line {error.lineno}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
+        what = error.msg if isinstance(error, json.JSONDecodeError) else "a number is out of range"
+        raise RequestError("invalid_json", f"the body is not valid JSON: {what}{where}") from None
+
+
+def _not_a_number(name: str) -> NoReturn:
+    raise ValueError(name)
+
+
+_DECODER = json.JSONDecoder(parse_constant=_not_a_number)
+"""Made once: json.loads makes a new one at each call that has an option."""
+
+
+def _checked_length(text: str, name: str) -> int:
+    if not text or text.isspace():
+        raise RequestError("empty", f"{name} is empty", name)
+    return len(text)
+
+
+def _schema_error(error: ValidationError) -> RequestError:
+    problem = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    field_name = ".".join(str(part) for part in problem["loc"])[:80] or None
+    if problem["type"] in ("string_too_short", "too_short"):
+        return RequestError("empty", f"{field_name} is empty", field_name)
+    if problem["type"] == "string_unicode":
+        return RequestError("invalid_encoding", f"{field_name} holds half of a surrogate pair", field_name)
+    if problem["type"] == "extra_forbidden":
+        # The key is the client's own words, so it is not repeated.
+        return RequestError("invalid_request", "a field is unknown to this task", None)
+    return RequestError("invalid_request", first_problem(error)[:MESSAGE_LENGTH], field_name)
+
+
+def _refuse(message: str, name: str | None) -> NoReturn:
+    raise RequestError("invalid_request", message, name)
+
+
+def _tensors(tensors: Sequence[dict[str, Any]], fields: set[str]) -> list[Any]:
+    """The inputs in KServe v2 tensors: columns where they are named after fields, else each element an input."""
+    columns = {str(tensor.get("name")): _strings(tensor) for tensor in tensors}
+    if not set(columns) <= fields:
+        return [_element(value) for tensor in tensors for value in _strings(tensor)]
+    if len({len(values) for values in columns.values()}) != 1:
+        _refuse("the input tensors differ in length", "inputs")
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def _strings(tensor: dict[str, Any]) -> list[Any]:
+    data = tensor.get("data")
+    if tensor["datatype"] != "BYTES" or not isinstance(data, list):
+        _refuse("an input tensor must have datatype BYTES and a list of strings as data", "inputs")
+    return data
+
+
+def _element(value: Any) -> Any:
+    """A string of a v2 tensor may itself be a JSON object, for tasks that need more than a text."""
+    return _json(value) if isinstance(value, str) and value.lstrip().startswith("{") else value

@@ -1,0 +1,68 @@
+"""Archives of kind ``ori``: the checkpoint served by transformers as it is, for comparison."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from handler.archive import ArchiveError, ArchiveFacts
+from handler.packing import Arrays
+
+CLASSES = {
+    "sequence_classification": "AutoModelForSequenceClassification",
+    "rerank": "AutoModelForSequenceClassification",
+    "question_answering": "AutoModelForQuestionAnswering",
+    "token_classification": "AutoModelForTokenClassification",
+    "fill_mask": "AutoModelForMaskedLM",
+    "embedding": "AutoModel",
+}
+
+
+class OriginalModel:
+    """The same signature and outputs as a traced model; see handler.runtime.TracedModel."""
+
+    def __init__(self, folder: Path, facts: ArchiveFacts, device: torch.device) -> None:
+        self._module = load_original(folder, facts).to(device)
+        self._pooling = facts.pooling if facts.task == "embedding" else None
+        self._uses_segments = facts.uses_segments
+        self.device = device
+
+    def __call__(self, ids: np.ndarray, segments: np.ndarray, mask: np.ndarray) -> Arrays:
+        """See the class."""
+        with torch.inference_mode():
+            tensors = {"input_ids": ids, "attention_mask": mask}
+            if self._uses_segments:
+                tensors["token_type_ids"] = segments
+            inputs = {name: torch.from_numpy(array).to(self.device) for name, array in tensors.items()}
+            outputs = self._module(**inputs).to_tuple()
+            if self._pooling is not None:
+                outputs = (pool(outputs[0], inputs["attention_mask"], self._pooling),)
+            return tuple(output.float().cpu().numpy() for output in outputs)
+
+
+def load_original(folder: Path, facts: ArchiveFacts) -> Any:
+    """The checkpoint as a transformers module in the archive's type. Raises ArchiveError."""
+    try:
+        import transformers
+    except ImportError as error:
+        raise ArchiveError("this archive needs transformers; install it in the server's environment") from error
+    if not folder.is_dir():
+        raise ArchiveError(f"{folder.name}/ is missing from the archive; build it again")
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(facts.data_type, torch.float32)
+    return (
+        getattr(transformers, CLASSES[facts.task])
+        .from_pretrained(folder, dtype=dtype, local_files_only=True)
+        .train(False)
+    )
+
+
+def pool(hidden: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tensor:
+    """hidden [B, S, H] -> [B, H] in fp32: the first token, or the mean over valid tokens."""
+    hidden = hidden.float()
+    if pooling == "cls":
+        return hidden[:, 0]
+    weights = mask.unsqueeze(-1).float()
+    return (hidden * weights).sum(1) / weights.sum(1)

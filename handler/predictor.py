@@ -1,0 +1,212 @@
+"""The predictor: rows of any server in, replies out. It knows no server.
+
+Stages: decode -> encode (tokenize) -> pack and run -> postprocess -> respond.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from collections.abc import Sequence as Many
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from handler.archive import ArchiveError, ArchiveFacts
+from handler.canary import Canary, canary_request
+from handler.config import SetupConfig
+from handler.decode import Call, Decoder
+from handler.errors import RequestError, internal_error
+from handler.explain import Explainer
+from handler.html import page
+from handler.metrics import Metrics
+from handler.packing import Arrays, Model, Packer
+from handler.runtime import load_model
+from handler.schemas import Request
+from handler.tasks import TASKS
+from handler.tasks.base import Job
+from handler.tokenizer import Tokenizer
+from handler.warm_up import warm_up
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Reply:
+    """The answer to one row: an HTTP status with its phrase, and a payload that JSON can hold (or a page)."""
+
+    status: int
+    phrase: str
+    payload: Any
+    content_type: str = "application/json"
+
+
+class Predictor:
+    """Answers batches of requests with one archive's model.
+
+    ``model`` is any callable of :class:`handler.packing.Model`'s signature, so that tests and other servers can
+    bring their own; :meth:`load` makes the archive's.
+    """
+
+    def __init__(self, facts: ArchiveFacts, config: SetupConfig, tokenizer: Tokenizer, model: Model) -> None:
+        self.facts = facts
+        self.config = config
+        self.metrics = Metrics()
+        self.model = model
+        self.task = TASKS[facts.task](facts, config, tokenizer)
+        self.explainer: Explainer | None = None
+        self.canary = Canary(self, canary_request(facts.task, tokenizer.token(facts.mask_id)))
+        self._decoder = Decoder(self.task.request, config.limits, config.allow_overrides)
+        self._packer = Packer(
+            model,
+            pad_id=facts.pad_id,
+            max_tokens=self.task.max_pass_tokens(),
+            per_token=self.task.per_token,
+            metrics=self.metrics,
+        )
+
+    @classmethod
+    def load(cls, folder: Path | str, gpu: int | None = None) -> Predictor:
+        """From an extracted archive. Raises ArchiveError or ConfigError in one line that says what to do."""
+        folder = Path(folder)
+        facts = ArchiveFacts.load(folder / "archive.json")
+        config = SetupConfig.load(folder / "setup_config.json")
+        path = folder / "tokenizer.json"
+        if not path.exists():
+            raise ArchiveError("tokenizer.json is missing from the archive; build it again")
+        model = load_model(folder, facts, config, gpu)
+        length = min(facts.max_positions, config.max_length or facts.max_positions)
+        predictor = cls(facts, config, Tokenizer(path, length, facts.uses_segments), model)
+        predictor.explainer = Explainer(folder, facts, predictor.task, model.device)
+        if config.warm_up:
+            predictor.warm_up()
+        return predictor
+
+    def warm_up(self) -> None:
+        """Run representative shapes and the canary once. Raises ArchiveError where the canary gets no answer."""
+        budget = self.task.max_pass_tokens()
+        seconds = warm_up(self.model, self.facts.pad_id, self.task.tokenizer.max_length, self.config.batch_size, budget)
+        health = self.canary.check()
+        if not health["healthy"]:
+            raise ArchiveError(f"the model does not answer a known request ({health['reason']}); build it again")
+        self.metrics.set("canary", 1)
+        logger.info("warmed up in %.1f s; a known request took %.1f ms", seconds, health["milliseconds"])
+
+    def describe(self) -> dict[str, Any]:
+        """What is served, how much it has done, and the outcome of a canary request made now."""
+        health = self.canary.check()
+        self.metrics.set("canary", float(health["healthy"]))
+        facts = self.facts.model_dump(mode="json", include={"name", "task", "family", "mode", "data_type", "parity"})
+        return {
+            **facts,
+            "device": str(self.model.device),
+            "threads": torch.get_num_threads(),
+            "max_length": self.task.tokenizer.max_length,
+            "canary": health,
+            "totals": dict(self.metrics.totals),
+        }
+
+    def explain(self, row: Mapping[str, Any], content_type: str | None = None, *, html: bool = False) -> Reply:
+        """Explain one row's answers; ``html`` gives a page with the words coloured."""
+        call = self._decode(row, content_type)
+        if isinstance(call, RequestError):
+            return self._reply(call, [])
+        reply = self._reply(call, [self._explained(item) for item in call.items])
+        if (html or call.options.get("format") == "html") and reply.status == 200:
+            explanations = reply.payload if isinstance(reply.payload, list) else [reply.payload]
+            return Reply(200, "OK", page(explanations), "text/html; charset=utf-8")
+        return reply
+
+    def _explained(self, item: Request | RequestError) -> Any:
+        if isinstance(item, RequestError):
+            return item
+        try:
+            if self.explainer is None:
+                raise RequestError("unsupported", "this predictor has no explanations")
+            return self.explainer.explain(item)
+        except RequestError as error:
+            return error
+        except Exception as error:
+            return internal_error(error)
+
+    def __call__(self, payload: Any) -> Any:
+        """Answer one payload (a text, an object, or a list of either). Raises RequestError."""
+        reply = self.predict([{"body": payload}])[0]
+        if reply.status != 200:
+            raise RequestError(**reply.payload["error"])
+        return reply.payload
+
+    def predict(self, rows: Many[Mapping[str, Any]], content_types: Many[str | None] | None = None) -> list[Reply]:
+        """Answer a server's batch: one reply for each row, whatever the other rows hold."""
+        types = content_types or [None] * len(rows)
+        with self.metrics.stage("decode"):
+            calls = [self._decode(row, type) for row, type in zip(rows, types, strict=True)]
+        items = [item for call in calls if isinstance(call, Call) for item in call.items]
+        answers = iter(self._answers(items))
+        replies = []
+        for call in calls:
+            own = [] if isinstance(call, RequestError) else [next(answers) for _ in call.items]
+            replies.append(self._reply(call, own))
+        return replies
+
+    def _decode(self, row: Mapping[str, Any], content_type: str | None) -> Call | RequestError:
+        try:
+            return self._decoder.decode(row, content_type)
+        except RequestError as error:
+            return error
+        except Exception as error:
+            return internal_error(error)
+
+    def _answers(self, items: Many[Request | RequestError]) -> list[Any]:
+        """Each item's answer or error, in order."""
+        valid = [item for item in items if not isinstance(item, RequestError)]
+        with self.metrics.stage("encode"):
+            jobs = self._encode(valid)
+        sequences = [sequence for job in jobs if isinstance(job, Job) for sequence in job.sequences]
+        with self.metrics.stage("run"):
+            outputs = iter(self._packer.run(sequences))
+        with self.metrics.stage("postprocess"):
+            finished = iter([self._finish(job, outputs) for job in jobs])
+            return [item if isinstance(item, RequestError) else next(finished) for item in items]
+
+    def _encode(self, requests: list[Request]) -> list[Job[Any] | RequestError]:
+        if not requests:
+            return []
+        try:
+            return self.task.encode(requests)
+        except Exception as error:
+            if len(requests) == 1:
+                return [internal_error(error)]
+        # One text the tokenizer cannot take must not cost the others their answers.
+        return [job for request in requests for job in self._encode([request])]
+
+    def _finish(self, job: Job[Any] | RequestError, outputs: Any) -> Any:
+        if isinstance(job, RequestError):
+            return job
+        own: list[Arrays] = []
+        failure = None
+        for _ in job.sequences:
+            output = next(outputs)
+            failure = output if isinstance(output, RequestError) else failure
+            own.append(output)
+        if failure is not None:
+            return failure
+        self.metrics.add("truncations", 1 if job.dropped else 0)
+        try:
+            return self.task.finish(job, own)
+        except RequestError as error:
+            return error
+        except Exception as error:
+            return internal_error(error)
+
+    def _reply(self, call: Call | RequestError, answers: list[Any]) -> Reply:
+        """A lone input's error is the reply's; an error within a list stands in its place."""
+        errors = [answer for answer in [call, *answers] if isinstance(answer, RequestError)]
+        for error in errors:
+            self.metrics.add_error(error.type)
+        if isinstance(call, RequestError) or (errors and not call.many):
+            return Reply(errors[0].status, errors[0].phrase, errors[0].body())
+        payloads = [answer.body() if isinstance(answer, RequestError) else answer for answer in answers]
+        return Reply(200, "OK", call.wrap(payloads))

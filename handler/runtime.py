@@ -1,0 +1,185 @@
+"""Loads an archive's model: libraries, device, threads, weights."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from handler import gemm_config
+from handler.archive import ArchiveError, ArchiveFacts
+from handler.config import SetupConfig
+from handler.packing import Arrays, Model
+
+logger = logging.getLogger(__name__)
+
+CPU_LIBRARY = "libefft_cpu.so"
+_loaded: dict[str, str] = {}
+"""Library name -> digest of the one this process has loaded: an operator can be registered only once."""
+
+
+class TracedModel:
+    """``model.pt`` on a device.
+
+    ids, segments, mask: int64 [B, S] in numpy; the outputs are fp32 arrays as the task defines them.
+    """
+
+    def __init__(self, module: torch.jit.ScriptModule, device: torch.device) -> None:
+        self._module = module
+        self.device = device
+
+    def __call__(self, ids: np.ndarray, segments: np.ndarray, mask: np.ndarray) -> Arrays:
+        """See the class."""
+        with torch.inference_mode():
+            inputs = [torch.from_numpy(array).to(self.device) for array in (ids, segments, mask)]
+            return tuple(output.float().cpu().numpy() for output in self._module(*inputs))
+
+
+def load_model(folder: Path, facts: ArchiveFacts, config: SetupConfig, gpu: int | None = None) -> Model:
+    """The archive's model on the best device allowed, its weights prepared, the process's threads set.
+
+    ``gpu``: the device index the server assigned, None for the CPU. Raises ArchiveError in one line that says what
+    to do.
+    """
+    check_torch(facts.torch.oldest)
+    set_threads(config)
+    device = pick_device(facts, config, gpu)
+    if facts.mode == "ori":
+        from handler.original import OriginalModel
+
+        return OriginalModel(folder / "checkpoint", facts, device)
+    if facts.mode == "thsext":
+        _load_libraries(folder, facts, device)
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                gemm_config.use(folder)
+    return TracedModel(_load_module(folder, facts, device), device)
+
+
+def check_torch(oldest: str) -> None:
+    """Raises ArchiveError where the installed torch is older than the archive needs."""
+    if _version(torch.__version__) < _version(oldest):
+        raise ArchiveError(f"torch {torch.__version__} is too old for this archive; install torch {oldest} or newer")
+
+
+def pick_device(facts: ArchiveFacts, config: SetupConfig, gpu: int | None) -> torch.device:
+    """The assigned GPU where the archive can run on it, else the CPU where the config allows that."""
+    if gpu is None or not torch.cuda.is_available():
+        return torch.device("cpu")
+    capability = torch.cuda.get_device_capability(gpu)
+    cuda = [library for library in facts.libraries.values() if library.device == "cuda"]
+    if facts.mode != "thsext" or any(fits(capability, library.targets) for library in cuda):
+        return torch.device("cuda", gpu)
+    chip = "{}.{}".format(*capability)
+    targets = ", ".join(target for library in cuda for target in library.targets) or "none"
+    problem = f"the archive has no library for compute capability {chip} (it has: {targets})"
+    if not config.cpu_fallback:
+        raise ArchiveError(f"{problem}; build it again with that target, or set cpu_fallback")
+    logger.warning("%s; serving on the CPU", problem)
+    return torch.device("cpu")
+
+
+def fits(capability: tuple[int, int], targets: Iterable[str]) -> bool:
+    """Whether a CUDA library compiled for ``targets`` ("80", "90a") runs on a chip.
+
+    Code for x.y runs on x.z with z >= y; "a" targets run on that chip only; PTX of the newest plain target runs on
+    every later chip (CUDA C++ Programming Guide, "Application Compatibility").
+    """
+    major, minor = capability
+    plain = [int(target) for target in targets if target.isdigit()]
+    if any(target == f"{major}{minor}a" for target in targets):
+        return True
+    if any(target // 10 == major and target % 10 <= minor for target in plain):
+        return True
+    return bool(plain) and 10 * major + minor >= max(plain)
+
+
+def set_threads(config: SetupConfig) -> int:
+    """Divide the cores among the workers, so that they do not fight over them; returns the threads of this one."""
+    threads = config.threads or max(1, available_cores() // config.workers)
+    torch.set_num_threads(threads)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true" if threads > 1 else "false")
+    return threads
+
+
+def available_cores() -> int:
+    """Cores this process may use: its affinity, and the container's quota (cgroup v2 cpu.max)."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return max(1, min(cores, math.ceil(int(quota) / int(period))))
+    except (OSError, ValueError):
+        return cores
+
+
+def _load_libraries(folder: Path, facts: ArchiveFacts, device: torch.device) -> None:
+    """The CPU library first, as it defines the operators' schemas."""
+    names = sorted(facts.libraries, key=lambda name: name != CPU_LIBRARY)
+    for name in names:
+        if facts.libraries[name].device in ("cpu", device.type):
+            _load_library(folder / name, facts.libraries[name].sha256)
+
+
+def _load_library(path: Path, digest: str) -> None:
+    if not path.exists():
+        raise ArchiveError(f"{path.name} is missing from the archive; build it again")
+    if _digest(path) != digest:
+        raise ArchiveError(f"{path.name} is not the file the archive was built with; build it again")
+    loaded = _loaded.get(path.name) or _loaded_elsewhere(path.name)
+    if loaded == digest:
+        return
+    if loaded is not None:
+        raise ArchiveError(f"another {path.name} is loaded in this process; start a process per archive")
+    try:
+        torch.ops.load_library(str(path))
+    except OSError as error:
+        raise ArchiveError(f"{path.name} does not load ({error}); build the archive on this platform") from error
+    _loaded[path.name] = digest
+
+
+def _loaded_elsewhere(name: str) -> str | None:
+    """The digest of a library of this name that another part of the process has loaded, from whatever folder."""
+    for path in map(Path, torch.ops.loaded_libraries):
+        if path.name == name:
+            return _digest(path) if path.exists() else "unknown"
+    return None
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _load_module(folder: Path, facts: ArchiveFacts, device: torch.device) -> torch.jit.ScriptModule:
+    path = folder / "model.pt"
+    if not path.exists():
+        raise ArchiveError("model.pt is missing from the archive; build it again")
+    try:
+        module = torch.jit.load(str(path), map_location=device)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ArchiveError(f"model.pt does not load in torch {torch.__version__}: {reason}") from error
+    module.train(False)
+    _prepare(module, facts)
+    return module
+
+
+def _prepare(module: Any, facts: ArchiveFacts) -> None:
+    """Put the encoder's matrices into the form its device likes best; once, not at every call."""
+    if "encoder.matrices" not in dict(module.named_buffers()):
+        return
+    sizes = facts.encoder
+    module.encoder.matrices = torch.ops.efft.prepare(
+        module.encoder.matrices, sizes.layers, sizes.hidden, sizes.embedding, sizes.intermediate, module.encoder.vectors
+    )
+
+
+def _version(text: str) -> tuple[int, int]:
+    major, minor = text.split(".")[:2]
+    return int(major), int(minor)

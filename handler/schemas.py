@@ -1,0 +1,188 @@
+"""Requests and answers of every task. ``docs/openapi.yaml`` is generated from these models."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from handler.config import Aggregation, Truncation
+
+Text = Annotated[str, Field(min_length=1)]
+
+
+class Request(BaseModel):
+    """One input of one task. Fields beyond the texts are options; absent ones follow the setup config."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    truncation: Truncation | None = None
+
+
+class TextRequest(Request):
+    """A text."""
+
+    text: Text
+
+
+class ClassificationRequest(TextRequest):
+    """A text, or a pair of texts, to label."""
+
+    text_pair: Text | None = None
+    target: int | str | None = None
+    """The label to explain, by index or by name; predictions ignore it."""
+    top_k: Annotated[int, Field(gt=0)] | None = None
+
+
+class QuestionRequest(Request):
+    """A question and the text to answer it from."""
+
+    question: Text
+    context: Text
+    n_best: Annotated[int, Field(gt=0, le=100)] | None = None
+    max_answer_length: Annotated[int, Field(gt=0, le=512)] | None = None
+    null_threshold: float | None = None
+    stride: Annotated[int, Field(ge=0)] | None = None
+    target: None = None
+
+
+class TokenRequest(TextRequest):
+    """A text whose entities are wanted."""
+
+    aggregation: Aggregation | None = None
+    target: int | str | None = None
+
+
+class EmbeddingRequest(TextRequest):
+    """A text to embed."""
+
+    normalize: bool | None = None
+    dimensions: Annotated[int, Field(gt=0)] | None = None
+
+
+class RerankRequest(Request):
+    """A query and the texts to order by their relevance to it."""
+
+    query: Text
+    texts: Annotated[list[Text], Field(min_length=1)]
+    sort: bool = True
+    """Best first; otherwise in the order of ``texts``."""
+
+
+class FillMaskRequest(TextRequest):
+    """A text with one or more mask tokens."""
+
+    top_k: Annotated[int, Field(gt=0, le=1000)] | None = None
+
+
+class Answer(BaseModel):
+    """What every answer may hold."""
+
+    dropped_tokens: int | None = None
+    """How many tokens truncation cut off; absent where none were."""
+
+
+class LabelScore(BaseModel):
+    """A label and its score."""
+
+    label: str
+    score: float
+
+
+class ClassificationAnswer(Answer, LabelScore):
+    """The best label and its score."""
+
+    labels: list[LabelScore] | None = None
+    """The ``top_k`` best, or every label of a multi-label model; best first."""
+
+
+class Span(BaseModel):
+    """``context[start:end] == answer``; offsets count unicode code points."""
+
+    answer: str
+    score: float
+    start: int
+    end: int
+
+
+class QuestionAnswer(Answer, Span):
+    """An empty answer at 0, 0 means that the context holds none."""
+
+    no_answer_score: float | None = None
+    answers: list[Span] | None = None
+    """The ``n_best`` best, when more than one was asked for."""
+
+
+class Entity(BaseModel):
+    """``text[start:end]`` is the entity; ``index`` is the token's position where nothing was joined."""
+
+    label: str
+    score: float
+    word: str
+    start: int
+    end: int
+    index: int | None = None
+
+
+class TokenAnswer(Answer):
+    """The entities of a text, in its order."""
+
+    entities: list[Entity]
+
+
+class EmbeddingAnswer(Answer):
+    """A text's vector."""
+
+    embedding: list[float]
+
+
+class Ranked(BaseModel):
+    """One text of a rerank request, by its place in it."""
+
+    index: int
+    score: float
+
+
+class RerankAnswer(Answer):
+    """A score for every text."""
+
+    results: list[Ranked]
+
+
+class Candidate(BaseModel):
+    """A token that may stand in a mask's place."""
+
+    token: str
+    token_id: int
+    score: float
+    sequence: str
+    """The text with the mask replaced by the token."""
+
+
+class FillMaskAnswer(Answer):
+    """What may stand in the masks' places."""
+
+    masks: list[list[Candidate]]
+    """For each mask of the text, its candidates, best first."""
+
+
+class ErrorDetail(BaseModel):
+    """What was wrong with a request, or with one input of a list."""
+
+    type: str
+    message: str
+    field: str | None
+
+
+class ServerErrorAnswer(BaseModel):
+    """TorchServe's own errors: no token, no such model, a full queue, a body larger than the server allows."""
+
+    code: int
+    type: str
+    message: str
+
+
+class ErrorAnswer(BaseModel):
+    """The body of every reply that is no answer."""
+
+    error: ErrorDetail

@@ -1,0 +1,141 @@
+"""The TorchServe adapter: the only file that knows TorchServe."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from ts.metrics.dimension import Dimension
+from ts.metrics.metric_type_enum import MetricTypes
+
+from handler.archive import ArchiveError
+from handler.config import ConfigError
+from handler.errors import RequestError, internal_error
+from handler.metrics import Sample, Sink
+from handler.predictor import Predictor, Reply
+
+logger = logging.getLogger(__name__)
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
+
+
+class EncoderService:
+    """TorchServe finds this class, calls ``initialize`` once and ``handle`` for each batch."""
+
+    def __init__(self, predictor: Predictor | None = None) -> None:
+        self._predictor = predictor
+
+    def initialize(self, context: Any) -> None:
+        """Load the archive that TorchServe has extracted."""
+        properties = context.system_properties
+        try:
+            self._predictor = Predictor.load(properties["model_dir"], properties.get("gpu_id"))
+        except (ArchiveError, ConfigError) as error:
+            logger.error("%s cannot be served: %s", context.model_name, error)
+            raise RuntimeError(str(error)) from None
+
+    def handle(self, rows: list[Any] | None, context: Any) -> list[Any]:
+        """Answer a batch: one reply, with its own status, for each row.
+
+        Behind one of TorchServe's KServe envelopes the rows are one request's inputs, and plain objects go back.
+        """
+        assert self._predictor is not None
+        predictor = self._predictor
+        if enveloped(rows, context):
+            replies = predictor.predict([{"body": element(row)} for row in rows or [None]])
+            answers = unwrapped(replies, context)
+        else:
+            replies = route(predictor, rows or [], context)
+            answers = [respond(reply, context, index) for index, reply in enumerate(replies)]
+        predictor.metrics.flush(metrics_sink(context))
+        return answers
+
+
+def content_type(context: Any, index: int) -> str | None:
+    """Of the body, which TorchServe files under the parameter's name."""
+    headers = context.get_all_request_header(index)
+    for key in ("body", "data"):
+        if isinstance(headers.get(key), dict):
+            return headers[key].get("content-type")
+    return None
+
+
+def route(predictor: Predictor, rows: list[Mapping[str, Any]], context: Any) -> list[Reply]:
+    """Explanations and descriptions one by one, all predictions of the batch together."""
+    types = [content_type(context, index) for index in range(len(rows))]
+    plain = []
+    replies: dict[int, Reply] = {}
+    for index, row in enumerate(rows):
+        if context.get_request_header(index, "describe") == "True":
+            replies[index] = Reply(200, "OK", predictor.describe())
+        elif context.get_request_header(index, "explain") == "True":
+            replies[index] = predictor.explain(row, types[index], html=wants_html(context, index))
+        else:
+            plain.append(index)
+    predicted = predictor.predict([rows[index] for index in plain], [types[index] for index in plain])
+    replies.update(zip(plain, predicted, strict=True))
+    return [replies[index] for index in range(len(rows))]
+
+
+def wants_html(context: Any, index: int) -> bool:
+    """By the Accept header or the path NAME/html: TorchServe passes no query parameters of a POST on."""
+    accepted = context.get_request_header(index, "Accept") or context.get_request_header(index, "accept") or ""
+    path = context.get_request_header(index, "url_path") or ""
+    return accepted.startswith("text/html") or path.strip("/").partition("?")[0] == "html"
+
+
+def enveloped(rows: list[Any] | None, context: Any) -> bool:
+    """Whether TorchServe's KServe envelope has taken the rows out of a request's body."""
+    if not rows or not isinstance(rows[0], Mapping):
+        return True
+    bodies = [key for key in ("body", "data") if isinstance(context.get_request_header(0, key), Mapping)]
+    return bool(bodies) and bodies[0] not in rows[0]
+
+
+def element(row: Any) -> Any:
+    """One input: v1 hands over the instance, by KServe's custom often ``{"data": input}``; v2 a tensor of which
+    TorchServe keeps the first element only."""
+    wrapped = isinstance(row, Mapping) and "data" in row and ("datatype" in row or len(row) == 1)
+    return row["data"] if wrapped else row
+
+
+def unwrapped(replies: list[Reply], context: Any) -> list[Any]:
+    """Replies as the envelopes want them: v1 plain objects, v2 (which knows arrays only) strings of JSON.
+
+    The inputs share one request and so one status: an error's only where no input has an answer.
+    """
+    if all(reply.status != 200 for reply in replies):
+        context.set_response_status(code=replies[0].status, phrase=replies[0].phrase, idx=0)
+    payloads = [reply.payload for reply in replies]
+    return [json.dumps(payload) for payload in payloads] if hasattr(context, "input_names") else payloads
+
+
+def respond(reply: Reply, context: Any, index: int) -> bytes:
+    """A reply as bytes of JSON, its status set on the request."""
+    try:
+        page = reply.payload if isinstance(reply.payload, str) else None
+        body = (page or _ENCODER.encode(reply.payload)).encode()
+    except ValueError as error:
+        failure: RequestError = internal_error(error)
+        reply = Reply(failure.status, failure.phrase, failure.body())
+        body = json.dumps(reply.payload).encode()
+    context.set_response_content_type(index, reply.content_type)
+    if reply.status != 200:
+        context.set_response_status(code=reply.status, phrase=reply.phrase, idx=index)
+    return body
+
+
+def metrics_sink(context: Any) -> Sink:
+    """Hands figures to TorchServe, which shows them at its metrics address, in Prometheus form if so configured."""
+
+    def emit(sample: Sample) -> None:
+        dimensions = [Dimension("ModelName", context.model_name), Dimension("Level", "Model")]
+        if sample.error is not None:
+            dimensions.append(Dimension("Error", sample.error))
+        kind = MetricTypes.COUNTER if sample.kind == "counter" else MetricTypes.GAUGE
+        context.metrics.add_metric(
+            f"efft_{sample.name}", sample.value, sample.unit, dimensions=dimensions, metric_type=kind
+        )
+
+    return emit

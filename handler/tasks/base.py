@@ -1,0 +1,100 @@
+"""What a task is: texts in, sequences out; the model's outputs in, an answer out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence as Many
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, TypeVar
+
+import numpy as np
+from pydantic import BaseModel
+
+from handler.archive import ArchiveFacts
+from handler.config import SetupConfig, Truncation
+from handler.errors import RequestError
+from handler.packing import Arrays
+from handler.schemas import Request
+from handler.tokenizer import Input, Sequence, Tokenized, Tokenizer
+
+R = TypeVar("R", bound=Request)
+
+
+@dataclass(slots=True)
+class Job(Generic[R]):
+    """One input on its way: its request and the sequences that answer it."""
+
+    request: R
+    sequences: list[Sequence]
+    dropped: int = 0
+
+
+class Task(ABC, Generic[R]):
+    """One task of an archive. ``per_token``: the model's outputs have a row per token."""
+
+    request: ClassVar[type[Request]]
+    answer: ClassVar[type[BaseModel]]
+    per_token: ClassVar[bool] = False
+    offsets: ClassVar[bool] = False
+    default_truncation: ClassVar[Truncation] = "truncate"
+
+    def __init__(self, facts: ArchiveFacts, config: SetupConfig, tokenizer: Tokenizer) -> None:
+        self.facts = facts
+        self.config = config
+        self.tokenizer = tokenizer
+
+    def encode(self, requests: Many[R]) -> list[Job[R] | RequestError]:
+        """Tokenize a batch of requests in one call of the tokenizer."""
+        policies = [self.truncation(request) for request in requests]
+        strides = [self.stride(request) for request in requests]
+        inputs = [self.input(request) for request in requests]
+        tokenized = self.tokenizer.encode(inputs, policies, strides, offsets=self.offsets)
+        return [self._job(request, result) for request, result in zip(requests, tokenized, strict=True)]
+
+    @abstractmethod
+    def input(self, request: R) -> Input:
+        """The text or pair of a request."""
+
+    @abstractmethod
+    def finish(self, job: Job[R], outputs: list[Arrays]) -> dict[str, Any]:
+        """The answer, from the outputs of each of the job's sequences."""
+
+    def max_pass_tokens(self) -> int:
+        """The token budget of one pass; tasks with large outputs lower it."""
+        return self.config.max_batch_tokens
+
+    def truncation(self, request: Request) -> Truncation:
+        """The request's own choice, else the config's, else the task's."""
+        return request.truncation or self.config.truncation or self.default_truncation
+
+    def stride(self, request: Request) -> int:
+        """Tokens that neighbouring windows of the request share."""
+        return self.config.stride
+
+    def _job(self, request: R, result: Tokenized | RequestError) -> Job[R] | RequestError:
+        if isinstance(result, RequestError):
+            return result
+        return Job(request, result.sequences, result.dropped)
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Over the last dimension."""
+    exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return exponentials / exponentials.sum(axis=-1, keepdims=True)
+
+
+def sigmoid(logits: np.ndarray) -> np.ndarray:
+    """Without overflow for large negative values."""
+    return 0.5 * (1.0 + np.tanh(0.5 * logits))
+
+
+def best(scores: np.ndarray, count: int) -> list[int]:
+    """Indices of the ``count`` largest scores, best first; equal scores keep their order."""
+    return np.argsort(-scores, kind="stable")[:count].tolist()
+
+
+def with_dropped(answer: dict[str, Any], job: Job[Any]) -> dict[str, Any]:
+    """The answer, with the number of tokens cut off, if any."""
+    if job.dropped:
+        answer["dropped_tokens"] = job.dropped
+    return answer

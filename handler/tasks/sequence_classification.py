@@ -1,0 +1,49 @@
+"""Labels for a text or a pair of texts: one of several, any of several, or a number."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from handler.packing import Arrays
+from handler.schemas import ClassificationAnswer, ClassificationRequest
+from handler.tasks.base import Job, Task, best, sigmoid, softmax, with_dropped
+from handler.tokenizer import Input
+
+
+class SequenceClassification(Task[ClassificationRequest]):
+    """The model's output is logits [labels]; windows of one text vote by the mean of their logits."""
+
+    request = ClassificationRequest
+    answer = ClassificationAnswer
+
+    def input(self, request: ClassificationRequest) -> Input:
+        """See Task.input."""
+        return request.text if request.text_pair is None else (request.text, request.text_pair)
+
+    def finish(self, job: Job[ClassificationRequest], outputs: list[Arrays]) -> dict[str, Any]:
+        """See Task.finish."""
+        logits = outputs[0][0] if len(outputs) == 1 else np.mean([output[0] for output in outputs], axis=0)
+        scores = self.scores(logits)
+        count = job.request.top_k or self.config.top_k or (len(scores) if self._multi_label() else 0)
+        first, *rest = ranked = best(scores, count or 1)
+        answer: dict[str, Any] = {"label": self.label(first), "score": float(scores[first])}
+        if count and (rest or job.request.top_k):
+            answer["labels"] = [{"label": self.label(i), "score": float(scores[i])} for i in ranked]
+        return with_dropped(answer, job)
+
+    def scores(self, logits: np.ndarray) -> np.ndarray:
+        """As transformers' text-classification pipeline: the problem type, else the number of labels, decides."""
+        if self.facts.problem_type == "regression":
+            return logits
+        if self._multi_label() or len(logits) == 1:
+            return sigmoid(logits)
+        return softmax(logits)
+
+    def label(self, index: int) -> str:
+        """The label\'s name, or its number where the checkpoint names none."""
+        return self.facts.labels[index] if index < len(self.facts.labels) else f"LABEL_{index}"
+
+    def _multi_label(self) -> bool:
+        return self.facts.problem_type == "multi_label_classification"

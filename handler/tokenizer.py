@@ -1,0 +1,138 @@
+"""Stage two: texts become sequences of token ids no longer than the model takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Many
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import tokenizers
+from tokenizers import Encoding
+
+from handler.config import Truncation
+from handler.errors import RequestError
+from handler.word_cache import WordCache
+
+Input: TypeAlias = "str | tuple[str, str]"
+"""A text or a pair of texts."""
+
+
+@dataclass(slots=True)
+class Sequence:
+    """One row of the model's input. ``segments`` None means all zero; ``encoding`` has the offsets, if asked for."""
+
+    ids: list[int]
+    segments: list[int] | None = None
+    encoding: Encoding | None = None
+
+
+@dataclass(slots=True)
+class Tokenized:
+    """One input's sequences: one, or several windows. ``dropped``: tokens that truncation cut off."""
+
+    sequences: list[Sequence]
+    dropped: int = 0
+
+
+class Tokenizer:
+    """``tokenizer.json`` with the archive's limits.
+
+    ``max_length``: longest sequence in tokens, special tokens included. ``uses_segments``: whether the model
+    distinguishes the two texts of a pair.
+    """
+
+    def __init__(self, path: Path | str, max_length: int, uses_segments: bool) -> None:
+        self.backend = tokenizers.Tokenizer.from_file(str(path))
+        self.backend.no_truncation()
+        self.backend.no_padding()
+        self.max_length = max_length
+        self._uses_segments = uses_segments
+        self._words = WordCache.of(self.backend)
+        self.knows_words = isinstance(self.backend.model, tokenizers.models.WordPiece)
+        """Whether tokens of one word can be told from the tokenizer; otherwise white space has to do."""
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Entries, added tokens included."""
+        return self.backend.get_vocab_size(with_added_tokens=True)
+
+    def token(self, index: int | None) -> str:
+        """A token's text; empty where there is none."""
+        return "" if index is None else self.backend.id_to_token(index) or ""
+
+    def encode(
+        self, inputs: Many[Input], policies: Many[Truncation], strides: Many[int], *, offsets: bool = False
+    ) -> list[Tokenized | RequestError]:
+        """Tokenize a batch; an input longer than ``max_length`` is treated as its policy says.
+
+        Windows (policy "stride") share ``stride`` tokens; of a pair only the second text is spread over them.
+        """
+        rows = self._rows(inputs, offsets)
+        return [
+            self._fitted(row, text, policy, stride, offsets)
+            for row, text, policy, stride in zip(rows, inputs, policies, strides, strict=True)
+        ]
+
+    def _rows(self, inputs: Many[Input], offsets: bool) -> list[Sequence]:
+        """Each input whole, however long; by the word cache where that will do."""
+        quick = [None if offsets else self._quick(text) for text in inputs]
+        rest = [text for text, row in zip(inputs, quick, strict=True) if row is None]
+        if not rest:
+            return [row for row in quick if row is not None]
+        batch = self.backend.encode_batch if offsets else self.backend.encode_batch_fast
+        slow = (self._sequence(e, not isinstance(t, str), offsets) for e, t in zip(batch(rest), rest, strict=True))
+        return [next(slow) if row is None else row for row in quick]
+
+    def _quick(self, text: Input) -> Sequence | None:
+        if self._words is None:
+            return None
+        if isinstance(text, str):
+            ids = self._words.single(text)
+            return None if ids is None else Sequence(ids)
+        pair = self._words.pair(*text)
+        return None if pair is None else Sequence(pair[0], pair[1] if self._uses_segments else None)
+
+    def _fitted(
+        self, row: Sequence, text: Input, policy: Truncation, stride: int, offsets: bool
+    ) -> Tokenized | RequestError:
+        length = len(row.ids)
+        if length <= self.max_length:
+            return Tokenized([row])
+        if policy == "error":
+            return RequestError("too_long", f"{length} tokens, the model takes {self.max_length}")
+        try:
+            windows = self._windows(text, policy, stride)
+        except ValueError as error:
+            return RequestError("too_long", str(error))
+        pair = not isinstance(text, str)
+        dropped = 0 if policy == "stride" else length - len(windows[0])
+        return Tokenized([self._sequence(window, pair, offsets) for window in windows], dropped)
+
+    def _windows(self, text: Input, policy: Truncation, stride: int) -> list[Encoding]:
+        """Cut by the tokenizer itself, so that special tokens and offsets are exactly those of a short text."""
+        if policy == "truncate":
+            return [self._truncated(text, 0, "longest_first")]
+        strategy = "only_first" if isinstance(text, str) else "only_second"
+        first = self._truncated(text, self._stride_that_fits(text, stride), strategy)
+        return [first, *first.overflowing]
+
+    def _stride_that_fits(self, text: Input, stride: int) -> int:
+        """At least half of a window's room must be new tokens, else windows would multiply."""
+        pair = not isinstance(text, str)
+        used = len(self.backend.encode(text[0], add_special_tokens=False)) if pair else 0
+        room = self.max_length - self.backend.num_special_tokens_to_add(pair) - used
+        if room < 2:
+            raise ValueError(f"the first text alone fills the model's {self.max_length} tokens")
+        return min(stride, room // 2)
+
+    def _truncated(self, text: Input, stride: int, strategy: str) -> Encoding:
+        self.backend.enable_truncation(self.max_length, stride=stride, strategy=strategy)
+        try:
+            return self.backend.encode(text) if isinstance(text, str) else self.backend.encode(*text)
+        finally:
+            self.backend.no_truncation()
+
+    def _sequence(self, encoding: Encoding, pair: bool, offsets: bool) -> Sequence:
+        segments = encoding.type_ids if pair and self._uses_segments else None
+        return Sequence(encoding.ids, segments, encoding if offsets else None)

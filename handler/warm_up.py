@@ -1,0 +1,34 @@
+"""First passes at load time, so that no client waits for compilations, allocations and page faults."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import numpy as np
+
+from handler.packing import Model
+
+SECONDS = 10.0
+"""No new shape is begun after this long: a slow CPU shall not miss the server's start-up timeout."""
+_RUNS = 2
+"""TorchScript's profiling executor records during the first run of a graph and optimises in the second."""
+
+
+def shapes(max_length: int, batch_size: int, max_tokens: int) -> Iterator[tuple[int, int]]:
+    """(rows, length) of representative passes, small ones first, each within the token budget."""
+    for rows, length in ((1, 16), (1, 128), (8, 64), (batch_size, 128), (1, max_length), (batch_size, max_length)):
+        length = min(length, max_length)
+        yield max(1, min(rows, max_tokens // length)), length
+
+
+def warm_up(model: Model, token_id: int, max_length: int, batch_size: int, max_tokens: int) -> float:
+    """Run the model over representative shapes; returns the seconds it took."""
+    start = time.monotonic()
+    for shape in dict.fromkeys(shapes(max_length, batch_size, max_tokens)):
+        if time.monotonic() - start > SECONDS:
+            break
+        ids = np.full(shape, token_id, dtype=np.int64)
+        for _ in range(_RUNS):
+            model(ids, np.zeros_like(ids), np.ones_like(ids))
+    return time.monotonic() - start

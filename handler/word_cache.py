@@ -1,0 +1,109 @@
+"""A shortcut for plain ASCII texts with BERT's WordPiece tokenizers.
+
+Such a tokenizer splits a text at white space (and then further) and treats each part on its own, so the tokens of
+what stands between two spaces can be remembered. Splitting and a dictionary then take a tenth of the time of the
+full tokenizer, which is most of what a handler spends on a short request.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from itertools import chain
+
+import tokenizers
+from tokenizers import normalizers, pre_tokenizers
+
+CAPACITY = 100_000
+"""Words remembered; some 30 MB when full."""
+LONGEST_WORD = 40
+_PLAIN = re.compile(r"[\t\n\r -~]*")
+_PROBES = (
+    "a", "The quick brown fox, jumps over: the (lazy) dog!", "unbelievably o'clock x-ray 3.14 C++ a_b @home #1 50%",
+    " leading\tand\r\ntrailing ", "MiXeD CaSe ABC", string.punctuation, "supercalifragilisticexpialidocious" * 2,
+)  # fmt: skip
+
+
+class _Words(dict[str, list[int]]):
+    """Word, with the punctuation that touches it -> token ids, filled from the tokenizer itself."""
+
+    def __init__(self, backend: tokenizers.Tokenizer) -> None:
+        super().__init__()
+        self._backend = backend
+
+    def __missing__(self, word: str) -> list[int]:
+        ids = self._backend.encode(word, add_special_tokens=False).ids
+        if len(self) < CAPACITY and len(word) <= LONGEST_WORD:
+            self[word] = ids
+        return ids
+
+
+class WordCache:
+    """Token ids of plain texts, equal to the tokenizer's; None for a text it is not made for.
+
+    Use :meth:`of`: it refuses tokenizers of another kind and those that disagree on any of the probes.
+    """
+
+    def __init__(self, backend: tokenizers.Tokenizer) -> None:
+        self._words = _Words(backend)
+        self._lowercase = bool(getattr(backend.normalizer, "lowercase", False))
+        added = {token.content for token in backend.get_added_tokens_decoder().values()}
+        alternatives = "|".join(re.escape(content) for content in sorted(added))
+        self._added = re.compile(alternatives, re.IGNORECASE) if added else None
+        # Where the special tokens stand is read off one text whose own tokens are known.
+        marker = self._words["a"]
+        self._single = _around(backend.encode("a"), [marker])
+        self._pair = _around(backend.encode("a", "a"), [marker, marker])
+
+    @classmethod
+    def of(cls, backend: tokenizers.Tokenizer) -> WordCache | None:
+        """A cache for the tokenizer, or None where the shortcut would not be exact."""
+        bert = isinstance(backend.normalizer, normalizers.BertNormalizer)
+        if not (bert and isinstance(backend.pre_tokenizer, pre_tokenizers.BertPreTokenizer)):
+            return None
+        try:
+            cache = cls(backend)
+        except ValueError:
+            return None
+        agrees = all(cache.single(probe) == backend.encode(probe).ids for probe in _PROBES)
+        pair = backend.encode(_PROBES[1], _PROBES[2])
+        return cache if agrees and cache.pair(_PROBES[1], _PROBES[2]) == (pair.ids, pair.type_ids) else None
+
+    def single(self, text: str) -> list[int] | None:
+        """A text's ids, special tokens included."""
+        content = self._ids(text)
+        if content is None:
+            return None
+        (before, _), (after, _) = self._single
+        return [*before, *content, *after]
+
+    def pair(self, first: str, second: str) -> tuple[list[int], list[int]] | None:
+        """A pair's ids and segments, special tokens included."""
+        a, b = self._ids(first), self._ids(second)
+        if a is None or b is None:
+            return None
+        (before, start), (between, middle), (after, end) = self._pair
+        ids = [*before, *a, *between, *b, *after]
+        return ids, [*start, *[0] * len(a), *middle, *[1] * len(b), *end]
+
+    def _ids(self, text: str) -> list[int] | None:
+        if not _PLAIN.fullmatch(text) or (self._added is not None and self._added.search(text)):
+            return None
+        if self._lowercase:
+            text = text.lower()
+        return list(chain.from_iterable(map(self._words.__getitem__, text.split())))
+
+
+def _around(encoding: tokenizers.Encoding, parts: list[list[int]]) -> list[tuple[list[int], list[int]]]:
+    """The special tokens' ids and segments before, between and after the parts. Raises ValueError if they differ."""
+    pieces = []
+    position = 0
+    special = encoding.special_tokens_mask
+    for part in parts:
+        start = special.index(0, position)
+        pieces.append((encoding.ids[position:start], encoding.type_ids[position:start]))
+        position = start + len(part)
+        if encoding.ids[start:position] != part:
+            raise ValueError("the tokens of a word depend on its surroundings")
+    pieces.append((encoding.ids[position:], encoding.type_ids[position:]))
+    return pieces
