@@ -1,0 +1,1 @@
+"""Turns a Hugging Face encoder checkpoint into a TorchServe archive: compile, load, pack, trace, prove, archive."""

@@ -1,0 +1,232 @@
+"""Build one ``.mar``: stage the files, prove them, pack them with torch-model-archiver, rename into place.
+
+Nothing is left half done: the stage and the unfinished archive live under temporary names, and a failed parity gate
+leaves neither. The same input gives the same bytes: entries are sorted and carry no dates.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from builder.checkpoint import TOKENIZER_FILES, Checkpoint, load
+from builder.compile import OLDEST_TORCH, ROOT
+from builder.errors import BuildError
+from builder.families import max_positions, shape_of
+from builder.models import DTYPES, packed_model, stock_model
+from builder.parity import Verdict, prove
+from builder.trace import example_inputs, save_torchscript
+from handler.archive import ArchiveFacts, EncoderFacts, LibraryFacts, TorchFacts
+from handler.config import SetupConfig
+from handler.gemm_config import NAME as GEMM_CONFIG
+
+_DATE = (1980, 1, 1, 0, 0, 0)
+Report = Callable[[str], None]
+
+
+def build(
+    config: SetupConfig,
+    libraries: Sequence[LibraryFile],
+    output: Path,
+    report: Report,
+    gemm_config: Path | None = None,
+) -> tuple[Path, Verdict]:
+    """Build the archive of ``config`` in the folder ``output``.
+
+    ``libraries`` are the operator libraries to carry (only kind ``thsext`` carries any), ``gemm_config`` what
+    ``builder tune`` measured for the CUDA library; ``report`` is told each step's name. Returns the archive's path
+    and the gate's verdict. Raises BuildError; then no archive was written.
+    """
+    if config.data_type not in DTYPES:
+        raise BuildError(f"archives of type {config.data_type} cannot be built yet; choose {', '.join(DTYPES)}")
+    report("reading the checkpoint")
+    checkpoint = load(config)
+    tokenizer = checkpoint.load_tokenizer()
+    name = config.name or checkpoint.source.split("/")[-1]
+    if config.kind != "thsext":
+        libraries = []
+    output.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=output) as temporary:
+        stage = Path(temporary) / "stage"
+        stage.mkdir()
+        facts = _facts(name, config, checkpoint, libraries, tokenizer)
+        report(f"writing the model ({config.kind}, {config.data_type})")
+        _stage_model(stage, config, checkpoint, libraries, facts)
+        report("writing tokenizer, handler and configuration")
+        _stage_files(stage, config, checkpoint, libraries, facts, tokenizer)
+        if gemm_config is not None:
+            shutil.copyfile(gemm_config, stage / GEMM_CONFIG)
+        report("proving it equal to the checkpoint in a fresh process")
+        verdict = prove(stage, config)
+        facts.model_copy(update={"parity": asdict(verdict)}).save(stage / "archive.json")
+        report("packing")
+        return _pack(stage, name, output), verdict
+
+
+class LibraryFile:
+    """An operator library and what it has machine code for."""
+
+    def __init__(self, path: Path, device: str, targets: Sequence[str]) -> None:
+        self.path = path
+        self.facts = LibraryFacts.model_validate(
+            {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "device": device, "targets": list(targets)}
+        )
+
+
+def _facts(
+    name: str, config: SetupConfig, checkpoint: Checkpoint, libraries: Sequence[LibraryFile], tokenizer: Any
+) -> ArchiveFacts:
+    shape = shape_of(checkpoint.config)
+    pooling, normalize = checkpoint.pooling() if checkpoint.task == "embedding" else (None, False)
+    longest = max_positions(checkpoint.config)
+    return ArchiveFacts.model_validate(
+        {
+            "name": name,
+            "task": checkpoint.task,
+            "family": checkpoint.config.model_type,
+            "mode": config.kind,
+            "data_type": config.data_type,
+            "labels": checkpoint.labels,
+            "problem_type": checkpoint.problem_type,
+            "max_positions": min(longest, config.max_length or longest),
+            "uses_segments": checkpoint.uses_segments,
+            "pad_id": checkpoint.config.pad_token_id or 0,
+            "mask_id": tokenizer.mask_token_id,
+            "pooling": (config.pooling or pooling) if checkpoint.task == "embedding" else None,
+            "normalize": normalize if config.normalize is None else config.normalize,
+            "encoder": EncoderFacts(
+                layers=shape.layers,
+                hidden=shape.hidden,
+                embedding=shape.embedding,
+                intermediate=shape.intermediate,
+                heads=shape.heads,
+            ),
+            "torch": TorchFacts(built=torch.__version__.split("+")[0], oldest=".".join(map(str, OLDEST_TORCH))),
+            "libraries": {library.path.name: library.facts for library in libraries},
+            "checkpoint": {
+                "name": checkpoint.source,
+                "revision": checkpoint.revision,
+                "sha256": checkpoint.sha256,
+            },
+        }
+    )
+
+
+def _stage_model(
+    stage: Path, config: SetupConfig, checkpoint: Checkpoint, libraries: Sequence[LibraryFile], facts: ArchiveFacts
+) -> None:
+    if config.kind == "ori" or config.captum_explanation:
+        # Explanations need gradients, which the fused encoder does not give: its differentiable twin is the original.
+        checkpoint.load_model(DTYPES[config.data_type]).save_pretrained(stage / "checkpoint")  # type: ignore[operator]
+    if config.kind == "ori":
+        return
+    dtype = DTYPES[config.data_type]
+    if config.kind == "ths":
+        module: torch.nn.Module = stock_model(checkpoint, dtype, pooling=facts.pooling)
+    else:
+        from builder import ops
+
+        ops.load(libraries[0].path)
+        module = packed_model(checkpoint, dtype, pooling=facts.pooling)
+    length = min(16, facts.max_positions)
+    inputs = example_inputs(checkpoint.config.vocab_size, max(2, min(config.batch_size, 4)), length)
+    save_torchscript(module, inputs, stage / "model.pt")
+
+
+def _stage_files(
+    stage: Path,
+    config: SetupConfig,
+    checkpoint: Checkpoint,
+    libraries: Sequence[LibraryFile],
+    facts: ArchiveFacts,
+    tokenizer: Any,
+) -> None:
+    for file in TOKENIZER_FILES:
+        if (checkpoint.folder / file).exists():
+            shutil.copyfile(checkpoint.folder / file, stage / file)
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    backend.save(str(stage / "tokenizer.json"))
+    for library in libraries:
+        shutil.copyfile(library.path, stage / library.path.name)
+    if facts.labels:
+        _write_json(stage / "index_to_name.json", {str(i): label for i, label in enumerate(facts.labels)})
+    served = config.model_copy(update={"model_name": checkpoint.source, "name": facts.name, "mode": checkpoint.task})
+    _write_json(stage / "setup_config.json", served.model_dump(mode="json"))
+    (stage / "model-config.yaml").write_text(yaml.safe_dump(_server_settings(config), sort_keys=True))
+    facts.save(stage / "archive.json")
+    ignore = shutil.ignore_patterns("__pycache__", "*.pyc")
+    shutil.copytree(ROOT / "handler", stage / "handler", ignore=ignore)
+    shutil.copyfile(ROOT / "handler" / "service.py", stage / "service.py")
+
+
+def _server_settings(config: SetupConfig) -> dict[str, Any]:
+    """TorchServe's per-model settings (its documentation: "Model configuration", model-config.yaml)."""
+    return {
+        "minWorkers": config.workers,
+        "maxWorkers": config.workers,
+        "batchSize": config.batch_size,
+        "maxBatchDelay": config.max_batch_delay,
+        "responseTimeout": config.response_timeout,
+        "startupTimeout": config.startup_timeout,
+    }
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _pack(stage: Path, name: str, output: Path) -> Path:
+    folder = stage.parent
+    service, settings = stage / "service.py", stage / "model-config.yaml"
+    service, settings = service.rename(folder / service.name), settings.rename(folder / settings.name)
+    command = [
+        sys.executable, "-m", "model_archiver.model_packaging", "--model-name", name, "--version", "1.0",
+        "--handler", str(service), "--config-file", str(settings), "--extra-files", str(stage),
+        "--export-path", str(folder), "--archive-format", "zip-store",
+    ]  # fmt: skip
+    # The archiver stages under the temporary folder's NAME; its own folder keeps parallel builds apart.
+    scratch = folder / "scratch"
+    scratch.mkdir()
+    environment = {**os.environ, "TMPDIR": str(scratch)}
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    raw = folder / f"{name}.mar"
+    if result.returncode or not raw.exists():
+        last = (result.stderr.strip().splitlines() or ["no message"])[-1]
+        raise BuildError(f"torch-model-archiver failed: {last}")
+    reproducible = folder / f"{name}.reproducible"
+    _rewrite(raw, reproducible)
+    return reproducible.replace(output / f"{name}.mar")
+
+
+def _rewrite(source: Path, target: Path) -> None:
+    """Copy a zip with sorted entries and neither dates nor modes of the building machine.
+
+    Entries stay uncompressed: weights do not compress, and a worker starts sooner.
+    """
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as new:
+        for name in sorted(old.namelist()):
+            entry = zipfile.ZipInfo(name, _DATE)
+            entry.external_attr = 0o644 << 16
+            entry.file_size = old.getinfo(name).file_size
+            if name == "MAR-INF/MANIFEST.json":
+                manifest = json.loads(old.read(name))
+                manifest["createdOn"] = "01/01/1980 00:00:00"
+                new.writestr(entry, json.dumps(manifest, indent=2, sort_keys=True))
+                continue
+            with old.open(name) as reader, new.open(entry, "w") as writer:
+                shutil.copyfileobj(reader, writer, 1 << 20)

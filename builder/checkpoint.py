@@ -1,0 +1,231 @@
+"""Load a Hugging Face checkpoint, from a folder or the hub, and read off it what it is for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from builder.errors import BuildError
+from builder.families import Family, family_of, shape_of
+from handler.config import SetupConfig
+from handler.original import CLASSES
+
+_TASK_BY_ARCHITECTURE = {
+    "ForSequenceClassification": "sequence_classification",
+    "ForQuestionAnswering": "question_answering",
+    "ForTokenClassification": "token_classification",
+    "ForMaskedLM": "fill_mask",
+    "Model": "embedding",
+}
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt",
+    "vocab.json", "merges.txt", "sentencepiece.bpe.model", "spiece.model", "tokenizer.model",
+)  # fmt: skip
+_POOLING_FOLDER_FILES = ("modules.json", "*_Pooling/config.json")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint on disk and what its config says of it."""
+
+    folder: Path
+    source: str
+    """The folder's last name or the hub name, as the user gave it; never a path of the building machine."""
+    revision: str | None
+    config: Any
+    task: str
+    max_length: int | None
+    do_lower_case: bool | None
+
+    @property
+    def family(self) -> Family:
+        """The row of the family table."""
+        return family_of(self.config)
+
+    @property
+    def labels(self) -> list[str]:
+        """Label names by index, empty for tasks without labels."""
+        if self.task not in ("sequence_classification", "token_classification"):
+            return []
+        return [str(self.config.id2label[index]) for index in range(self.config.num_labels)]
+
+    @property
+    def problem_type(self) -> str | None:
+        """transformers' ``problem_type``; read off the number of labels where the config is silent."""
+        if self.task != "sequence_classification":
+            return None
+        stated = getattr(self.config, "problem_type", None)
+        return stated or ("regression" if self.config.num_labels == 1 else "single_label_classification")
+
+    @property
+    def uses_segments(self) -> bool:
+        """Whether the second text of a pair has a segment of its own."""
+        return self.family.segments and getattr(self.config, "type_vocab_size", 1) > 1
+
+    @property
+    def weights_file(self) -> Path:
+        """The weights; safetensors where there is a choice. Raises BuildError when there are none."""
+        for pattern in ("model.safetensors", "model-00001-*.safetensors", "pytorch_model.bin"):
+            found = sorted(self.folder.glob(pattern))
+            if found:
+                return found[0]
+        raise BuildError(f"{self.source}: no model.safetensors or pytorch_model.bin in the checkpoint's folder")
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of the weights file."""
+        with self.weights_file.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+
+    def pooling(self) -> tuple[str, bool]:
+        """Pooling (``cls`` or ``mean``) and normalisation, read off a sentence-transformers folder.
+
+        Mean and unnormalised where the folder says nothing. Raises BuildError for another pooling.
+        """
+        pooled = sorted(self.folder.glob("*_Pooling/config.json"))
+        if not pooled:
+            return "mean", False
+        facts = json.loads(pooled[0].read_text())
+        modes = [
+            key.removeprefix("pooling_mode_")
+            for key, on in facts.items()
+            if key.startswith("pooling_mode_") and on is True
+        ]
+        if isinstance(facts.get("pooling_mode"), str):
+            modes = [facts["pooling_mode"]]
+        known = {"cls_token": "cls", "cls": "cls", "mean_tokens": "mean", "mean": "mean"}
+        if len(modes) != 1 or modes[0] not in known:
+            raise BuildError(f"{self.source}: pooling {modes} is not supported; supported: cls, mean")
+        return known[modes[0]], "Normalize" in self._modules()
+
+    def _modules(self) -> list[str]:
+        """Kinds of a sentence-transformers folder's modules. Raises BuildError for one that would be left out."""
+        path = self.folder / "modules.json"
+        if not path.exists():
+            return []
+        kinds = [module["type"].rsplit(".", 1)[-1] for module in json.loads(path.read_text())]
+        for kind in kinds:
+            if kind not in ("Transformer", "Pooling", "Normalize"):
+                raise BuildError(f"{self.source}: its sentence-transformers module {kind!r} is not supported")
+        return kinds
+
+    def load_model(self, dtype: torch.dtype = torch.float32) -> nn.Module:
+        """The untouched transformers model, in evaluation mode.
+
+        Raises BuildError when weights that the task needs are missing (transformers would invent them).
+        """
+        import transformers
+
+        loader = getattr(transformers, CLASSES[self.task])
+        extra = {"add_pooling_layer": False} if self.task == "embedding" and self.config.model_type in _POOLED else {}
+        with _quiet():
+            model, info = loader.from_pretrained(
+                self.folder, config=self.config, dtype=dtype, output_loading_info=True, local_files_only=True, **extra
+            )
+        missing = sorted(info["missing_keys"])
+        if missing:
+            raise BuildError(
+                f"{self.source}: the checkpoint lacks weights for {self.task}: {', '.join(missing[:4])}; "
+                "is it fine-tuned for this task?"
+            )
+        return model.eval()
+
+    def load_tokenizer(self) -> Any:
+        """The fast tokenizer; a slow one is converted. Raises BuildError when there is none."""
+        import transformers
+
+        extra = {} if self.do_lower_case is None else {"do_lower_case": self.do_lower_case}
+        with _quiet():
+            try:
+                tokenizer = transformers.AutoTokenizer.from_pretrained(self.folder, local_files_only=True, **extra)
+            except (OSError, ValueError, ImportError) as error:
+                raise BuildError(f"{self.source}: no usable tokenizer ({str(error).splitlines()[0]})") from error
+        if not tokenizer.is_fast:
+            raise BuildError(f"{self.source}: its tokenizer {type(tokenizer).__name__} has no fast form")
+        return tokenizer
+
+
+_POOLED = ("bert", "roberta", "xlm-roberta", "camembert", "roberta-prelayernorm")
+
+
+def load(config: SetupConfig) -> Checkpoint:
+    """Find the checkpoint of a setup config and read its task.
+
+    Raises BuildError when it cannot be found or read, or is of a kind this product does not serve.
+    """
+    import transformers
+
+    folder, source = _locate(config.model_name, config.revision)
+    try:
+        with _quiet():
+            model_config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise BuildError(f"{source}: no usable config.json ({str(error).splitlines()[0]})") from error
+    shape_of(model_config)
+    if config.num_labels and config.num_labels != model_config.num_labels:
+        raise BuildError(f"num_labels is {config.num_labels}, but {source} has {model_config.num_labels} labels")
+    return Checkpoint(
+        folder=folder,
+        source=source,
+        revision=config.revision,
+        config=model_config,
+        task=config.mode or _task(model_config, source),
+        max_length=config.max_length,
+        do_lower_case=config.do_lower_case,
+    )
+
+
+def _locate(name: str, revision: str | None) -> tuple[Path, str]:
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder.resolve(), folder.resolve().name
+    if folder.is_absolute() or name.startswith(".") or name.count("/") > 1:
+        raise BuildError(f"no folder {name!r}; give a local Hugging Face folder or a hub name such as org/model")
+    return _download(name, revision), name
+
+
+def _download(name: str, revision: str | None) -> Path:
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    patterns = ["config.json", *TOKENIZER_FILES, *_POOLING_FOLDER_FILES]
+    try:
+        files = huggingface_hub.list_repo_files(name, revision=revision)
+        weights = "*.safetensors" if any(f.endswith(".safetensors") for f in files) else "pytorch_model*.bin*"
+        return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=[*patterns, weights]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise BuildError(f"{name!r} is neither a local folder nor a model the hub gives ({reason})") from error
+
+
+def _task(config: Any, source: str) -> str:
+    architecture = (config.architectures or ["none"])[0]
+    for suffix, task in _TASK_BY_ARCHITECTURE.items():
+        if architecture.endswith(suffix):
+            return task
+    raise BuildError(f'{source}: architecture {architecture!r} tells no task; set "mode" to one of {list(CLASSES)}')
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence transformers' advice and bars for a moment; what matters here is checked and said by us."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

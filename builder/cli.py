@@ -1,0 +1,159 @@
+"""Builds TorchServe archives from Hugging Face encoder checkpoints."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from builder.errors import BuildError
+from handler.config import TASKS, ConfigError, SetupConfig, first_problem
+
+_STEPS = 5
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one subcommand; returns the process's exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except (BuildError, ConfigError) as error:
+        print(f"builder: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m builder", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    compiling = commands.add_parser("compile", help="compile the kernels and print the library's path")
+    compiling.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    compiling.add_argument("--targets", nargs="+", metavar="CC", help="CUDA compute capabilities, such as 90a")
+    compiling.add_argument("--sanitize", action="store_true", help="with AddressSanitizer and UBSan (CPU only)")
+    compiling.set_defaults(run=_compile)
+
+    archiving = commands.add_parser("archive", help="compile, load, pack, trace, prove and archive a checkpoint")
+    archiving.add_argument("config", nargs="?", type=Path, help="a setup config; the options below override its keys")
+    archiving.add_argument("--model", dest="model_name", help="a local Hugging Face folder or a hub name")
+    archiving.add_argument("--revision", help="the hub's branch, tag or commit")
+    archiving.add_argument("--name", help="the archive's name (default: the checkpoint's)")
+    archiving.add_argument("--mode", choices=TASKS, help="the task (default: read off the checkpoint)")
+    archiving.add_argument("--kind", choices=("ori", "ths", "thsext"), help="how the model is stored (default: thsext)")
+    archiving.add_argument("--data-type", choices=("fp32", "bf16", "fp16"), help="default: fp32")
+    archiving.add_argument("--max-length", type=int, help="longest sequence in tokens")
+    archiving.add_argument("--batch-size", type=int, help="most requests TorchServe joins")
+    archiving.add_argument("--output", type=Path, default=Path("model_store"), help="default: model_store")
+    archiving.add_argument(
+        "--device",
+        choices=("cpu", "cuda", "auto"),
+        default="auto",
+        help="libraries to carry: the CPU's, CUDA's too, or CUDA's where there are nvcc and a GPU (default)",
+    )
+    archiving.add_argument("--gemm-config", type=Path, help="a gemm_config.json for the CUDA library, made by tune")
+    archiving.set_defaults(run=_archive)
+
+    tuning = commands.add_parser("tune", help="time cuBLASLt's algorithms for a checkpoint on this machine's GPU")
+    tuning.add_argument("--model", required=True, help="a local Hugging Face folder or a hub name")
+    tuning.add_argument("--data-type", choices=("fp32", "bf16", "fp16"), default="fp16")
+    tuning.add_argument("--tf32", action="store_true", help="for fp32 under torch.backends.cuda.matmul.allow_tf32")
+    tuning.add_argument("--output", type=Path, default=Path("gemm_config.json"))
+    tuning.set_defaults(run=_tune)
+
+    inspecting = commands.add_parser("inspect", help="print what an archive holds")
+    inspecting.add_argument("archive", type=Path)
+    inspecting.add_argument("--json", action="store_true", help="as JSON")
+    inspecting.set_defaults(run=_inspect)
+    return parser
+
+
+def _compile(options: argparse.Namespace) -> None:
+    from builder.compile import CUDA_TARGETS, compile_cpu, compile_cuda
+
+    if options.device == "cpu":
+        print(compile_cpu(sanitize=options.sanitize))
+    else:
+        print(compile_cuda(options.targets or CUDA_TARGETS))
+
+
+_OVERRIDES = ("model_name", "revision", "name", "mode", "kind", "data_type", "max_length", "batch_size")
+
+
+def _setup_config(options: argparse.Namespace) -> SetupConfig:
+    given: dict[str, Any] = {key: getattr(options, key) for key in _OVERRIDES if getattr(options, key) is not None}
+    if options.config is None and "model_name" not in given:
+        raise BuildError("name a setup config or give --model; see python -m builder archive --help")
+    base = {} if options.config is None else SetupConfig.load(options.config).model_dump(exclude_unset=True)
+    if "kind" in given:
+        # The parent example's keys say the same thing; the option wins over them.
+        base = {key: value for key, value in base.items() if key not in ("save_mode", "FasterTransformer")}
+    try:
+        return SetupConfig.model_validate({**base, **given})
+    except ValidationError as error:
+        raise BuildError(first_problem(error)) from error
+
+
+def _has_gpu() -> bool:
+    """Whether NVIDIA's driver runs here; a CPU build of torch could not tell."""
+    return Path("/proc/driver/nvidia/version").exists()
+
+
+def _archive(options: argparse.Namespace) -> None:
+    from tqdm import tqdm
+
+    from builder.archive import LibraryFile, build
+    from builder.compile import CUDA_TARGETS, compile_cpu, compile_cuda, cpu_targets
+
+    config = _setup_config(options)
+    if options.gemm_config is not None and not options.gemm_config.is_file():
+        raise BuildError(f"{options.gemm_config} not found; python -m builder tune makes one")
+    cuda = options.device == "cuda" or (options.device == "auto" and _has_gpu() and shutil.which("nvcc") is not None)
+    with tqdm(total=_STEPS + 1, bar_format="{n}/{total} {bar:20} {elapsed} {desc}", file=sys.stderr) as bar:
+
+        def report(step: str) -> None:
+            bar.set_description_str(step)
+            bar.update()
+
+        libraries = []
+        if config.kind == "thsext":
+            report("compiling the kernels" + (" (CPU and CUDA)" if cuda else ""))
+            libraries.append(LibraryFile(compile_cpu(), "cpu", cpu_targets()))
+            if cuda:
+                libraries.append(LibraryFile(compile_cuda(), "cuda", CUDA_TARGETS))
+        path, verdict = build(config, libraries, options.output, report, options.gemm_config)
+        bar.set_description_str("done")
+    print(verdict.line())
+    print(path)
+
+
+def _tune(options: argparse.Namespace) -> None:
+    import torch
+
+    from builder import ops, tune
+    from builder.checkpoint import load
+    from builder.compile import compile_cpu, compile_cuda
+    from builder.families import shape_of
+    from builder.models import DTYPES
+
+    if not torch.cuda.is_available():
+        raise BuildError("tuning needs a GPU and a CUDA build of torch; torch sees none here")
+    shape = shape_of(load(SetupConfig(model_name=options.model)).config)
+    ops.load(compile_cpu())
+    torch.ops.load_library(str(compile_cuda()))
+    tune.write(tune.tune(shape, DTYPES[options.data_type], tf32=options.tf32), options.output)
+    print(options.output)
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    from builder.inspection import describe, read_facts
+
+    if options.json:
+        print(json.dumps(read_facts(options.archive).model_dump(mode="json"), indent=1))
+    else:
+        print("\n".join(describe(options.archive)))

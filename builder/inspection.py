@@ -1,0 +1,46 @@
+"""Read an archive without loading its model: what ``builder inspect`` prints."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from builder.errors import BuildError
+from handler.archive import ArchiveFacts
+
+
+def read_facts(path: Path) -> ArchiveFacts:
+    """``archive.json`` of a ``.mar``. Raises BuildError when the file is none of ours."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return ArchiveFacts.model_validate(json.loads(archive.read("archive.json")))
+    except FileNotFoundError as error:
+        raise BuildError(f"no file {str(path)!r}") from error
+    except (zipfile.BadZipFile, KeyError, ValueError) as error:
+        raise BuildError(f"{path.name} is not an archive made by this builder ({error})") from error
+
+
+def describe(path: Path) -> Iterator[str]:
+    """The archive's facts, a line each."""
+    facts = read_facts(path)
+    e, p = facts.encoder, facts.parity
+    yield f"archive     {path.name}, {path.stat().st_size / 2**20:.1f} MiB, format {facts.format}"
+    yield f"checkpoint  {facts.checkpoint.get('name')} (weights sha256 {str(facts.checkpoint.get('sha256'))[:16]})"
+    yield f"task        {facts.task}" + (f", {facts.problem_type}" if facts.problem_type else "")
+    if facts.labels:
+        yield f"labels      {', '.join(facts.labels)}"
+    if facts.pooling:
+        yield f"pooling     {facts.pooling}{', normalised' if facts.normalize else ''}"
+    yield f"model       {facts.family}, kind {facts.mode}, {facts.data_type}"
+    yield f"encoder     {e.layers} layers, hidden {e.hidden}, {e.heads} heads, intermediate {e.intermediate}"
+    yield f"longest     {facts.max_positions} tokens"
+    yield f"torch       built with {facts.torch.built}, loads from {facts.torch.oldest} on"
+    for name, library in sorted(facts.libraries.items()):
+        yield f"library     {name}: {library.device} ({', '.join(library.targets)}), sha256 {library.sha256[:16]}"
+    if p:
+        yield (
+            f"parity      error {p['error']:.2e} against float64; plain PyTorch {p['plain_error']:.2e}; "
+            f"ratio {p['ratio']:.2f} (worst on {p['worst_probe']}: {p['worst_error']:.2e})"
+        )

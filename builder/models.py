@@ -1,0 +1,130 @@
+"""The modules that are traced: the stock encoder or the packed one, with a task's head behind it.
+
+Every module's ``forward(ids, segments, mask)`` takes int64 [B, S] and returns a tuple of fp32 tensors, laid out by
+task: sequence classification and rerank ([B, labels],), question answering (start [B, S], end [B, S]), token
+classification ([B, S, labels],), embedding ([B, H],), fill-mask ([B, S, V],). Values on pads mean nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from builder.checkpoint import Checkpoint
+from builder.encoder import PackedEncoder, pack
+from builder.families import ACTIVATIONS, shape_of
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_FUNCTIONS: dict[str, Callable[[], nn.Module]] = {
+    "tanh": nn.Tanh,
+    "gelu": nn.GELU,
+    "gelu_tanh": lambda: nn.GELU("tanh"),
+    "relu": nn.ReLU,
+}
+
+
+class PackedModel(nn.Module):
+    """The padding-free encoder and a head."""
+
+    def __init__(self, encoder: PackedEncoder, head: nn.Module, splits: bool) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = head
+        self.splits = splits
+
+    def forward(self, ids: Tensor, segments: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+        """See the module's docstring."""
+        logits = self.head(self.encoder(ids, segments, mask))
+        return logits.unbind(-1) if self.splits else (logits,)
+
+
+class _UpcastHead(nn.Module):
+    """A head computed in fp32, whatever the encoder's type: it costs nothing and rounds nothing."""
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*layers).float()
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.layers(hidden.float())
+
+
+class _VocabularyHead(nn.Module):
+    """The fill-mask head in the encoder's type: its decoder is as large as the word table."""
+
+    def __init__(self, dtype: torch.dtype, *layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*layers).to(dtype)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.layers(hidden).float()
+
+
+class StockModel(nn.Module):
+    """A transformers model behind the same signature; ``pooling`` for the embedding task."""
+
+    def __init__(self, model: nn.Module, task: str, *, segments: bool, pooling: str | None) -> None:
+        super().__init__()
+        self.model = model
+        self.task = task
+        self.segments = segments
+        self.pooling = pooling
+
+    def forward(self, ids: Tensor, segments: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+        """See the module's docstring."""
+        extra: dict[str, Any] = {"token_type_ids": segments} if self.segments else {}
+        outputs = self.model(input_ids=ids, attention_mask=mask, return_dict=False, **extra)
+        if self.task == "question_answering":
+            return _upcast(outputs[0]), _upcast(outputs[1])
+        if self.task != "embedding":
+            return (_upcast(outputs[0]),)
+        hidden = _upcast(outputs[0])
+        if self.pooling == "cls":
+            return (hidden[:, 0],)
+        weights = mask.unsqueeze(-1).to(hidden.dtype)
+        return ((hidden * weights).sum(1) / weights.sum(1).clamp(min=1),)
+
+
+def _upcast(x: Tensor) -> Tensor:
+    """To fp32 at least: the float64 reference stays what it is."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def stock_model(checkpoint: Checkpoint, dtype: torch.dtype, *, pooling: str | None) -> StockModel:
+    """The untouched checkpoint behind the common signature."""
+    model = checkpoint.load_model(dtype)
+    return StockModel(model, checkpoint.task, segments=checkpoint.uses_segments, pooling=pooling).eval()
+
+
+def packed_model(checkpoint: Checkpoint, dtype: torch.dtype, *, pooling: str | None) -> PackedModel:
+    """The checkpoint with the padding-free encoder in place of the stock one. Raises BuildError on odd weights."""
+    model = checkpoint.load_model()
+    family, shape = checkpoint.family, shape_of(checkpoint.config)
+    base = model if checkpoint.task == "embedding" else getattr(model, family.prefix)
+    weights = pack(base.state_dict(), family, shape, dtype)
+    output = {"sequence_classification": "first", "rerank": "first"}.get(checkpoint.task, "hidden")
+    if checkpoint.task == "embedding":
+        output = {"cls": "first", "mean": "mean"}[pooling or "mean"]
+    encoder = PackedEncoder(shape, weights, output)
+    return PackedModel(encoder, _head(model, checkpoint, dtype), checkpoint.task == "question_answering").eval()
+
+
+def _head(model: nn.Module, checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Module:
+    family = checkpoint.family
+    if checkpoint.task == "embedding":
+        return _UpcastHead()
+    if checkpoint.task == "question_answering":
+        return _UpcastHead(model.get_submodule("qa_outputs"))
+    if checkpoint.task == "token_classification":
+        return _UpcastHead(model.get_submodule("classifier"))
+    if checkpoint.task == "fill_mask":
+        names = family.fill_mask
+        activation = names.activation or ACTIVATIONS[getattr(checkpoint.config, family.config.activation)]
+        parts = model.get_submodule(names.dense), model.get_submodule(names.norm), model.get_submodule(names.decoder)
+        return _VocabularyHead(dtype, parts[0], _FUNCTIONS[activation](), parts[1], parts[2])
+    first = family.classification
+    dense, out = model.get_submodule(first.dense), model.get_submodule(first.out)
+    return _UpcastHead(dense, _FUNCTIONS[first.activation](), out)

@@ -1,0 +1,149 @@
+"""The parity gate: an archive's files, loaded as a worker loads them, against the untouched checkpoint.
+
+The criterion is the one flash-attention's tests use: against a reference in float64, the archive's error may be at
+most twice the error that plain PyTorch makes at the same type. Errors are root mean squares over all outputs of all
+probes, so that the verdict does not hang on one unlucky number.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from builder.checkpoint import Checkpoint, load
+from builder.errors import BuildError
+from builder.families import max_positions
+from builder.models import DTYPES, stock_model
+from handler.config import SetupConfig
+
+ALLOWED_RATIO = 2.0
+FLOOR = 2.0**-21
+"""Relative error that passes in any case: four roundings of fp32, for checkpoints on which PyTorch errs by none."""
+
+_PER_TOKEN = ("question_answering", "token_classification", "fill_mask")
+
+Model = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ...]]
+Inputs = tuple[Tensor, Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Relative root-mean-square errors against float64, and the probe on which the archive did worst."""
+
+    error: float
+    plain_error: float
+    ratio: float
+    worst_probe: str
+    worst_error: float
+    probes: int
+    passed: bool
+
+    def line(self) -> str:
+        """The verdict in one line."""
+        word = "passed" if self.passed else "FAILED"
+        return (
+            f"parity {word}: error {self.error:.2e}, plain PyTorch at the same type {self.plain_error:.2e} "
+            f"(ratio {self.ratio:.2f}, allowed {ALLOWED_RATIO:g}); worst on {self.worst_probe}: {self.worst_error:.2e}"
+        )
+
+
+def probes(checkpoint: Checkpoint) -> Iterator[tuple[str, Inputs]]:
+    """Named inputs: one token, the longest sequence, a full batch of mixed lengths, pairs with segments."""
+    generator = torch.Generator().manual_seed(20)
+    longest = min(max_positions(checkpoint.config), checkpoint.max_length or 1 << 30)
+    yield "one token", _batch(checkpoint, [1], generator)
+    yield f"longest sequence ({longest} tokens)", _batch(checkpoint, [longest], generator)
+    mixed = [min(n, longest) for n in (1, 2, 3, 5, 7, 8, 11, 16, 17, 23, 31, 32, 33, 48, 64, 65, 77, 96, 100, 128)]
+    yield f"batch of {len(mixed)} mixed lengths", _batch(checkpoint, mixed, generator)
+    pairs = [min(n, longest) for n in (4, 9, 20, 33, 47, 70)]
+    yield f"{len(pairs)} pairs", _batch(checkpoint, pairs, generator, pairs=True)
+
+
+def _batch(checkpoint: Checkpoint, lengths: list[int], generator: torch.Generator, *, pairs: bool = False) -> Inputs:
+    size = (len(lengths), max(lengths))
+    pad = checkpoint.config.pad_token_id or 0
+    ids = torch.randint(pad + 1, checkpoint.config.vocab_size, size, generator=generator)
+    positions = torch.arange(size[1])
+    mask = (positions < torch.tensor(lengths)[:, None]).long()
+    segments = torch.zeros_like(ids)
+    if pairs and checkpoint.uses_segments:
+        segments = (positions >= torch.tensor(lengths)[:, None] // 2).long() * mask
+    return torch.where(mask.bool(), ids, pad), segments, mask
+
+
+def compare(checkpoint: Checkpoint, candidate: Model, data_type: str, pooling: str | None) -> Verdict:
+    """Run every probe through the candidate, plain PyTorch at ``data_type`` and float64."""
+    reference = stock_model(checkpoint, torch.float64, pooling=pooling)
+    plain = stock_model(checkpoint, DTYPES[data_type], pooling=pooling)
+    totals = torch.zeros(3, dtype=torch.float64)
+    worst = ("", -1.0)
+    count = 0
+    for name, inputs in probes(checkpoint):
+        with torch.inference_mode():
+            keep = inputs[2].bool() if checkpoint.task in _PER_TOKEN else None
+            expected = _numbers(reference.double()(*inputs), keep)
+            ours = _numbers(candidate(*inputs), keep)
+            theirs = _numbers(plain(*inputs), keep)
+        if ours.shape != expected.shape:
+            raise BuildError(f"parity FAILED on {name}: {ours.numel()} outputs, expected {expected.numel()}")
+        squares = torch.stack([(ours - expected).square().sum(), (theirs - expected).square().sum()])
+        scale = expected.square().sum()
+        totals += torch.cat([squares, scale[None]])
+        relative = float((squares[0] / scale).sqrt())
+        if not relative <= worst[1]:
+            worst = (name, relative)
+        count += 1
+    error, plain_error = (float((total / totals[2]).sqrt()) for total in totals[:2])
+    passed = error <= max(ALLOWED_RATIO * plain_error, FLOOR)
+    ratio = error / plain_error if plain_error else float("inf") if error else 1.0
+    return Verdict(error, plain_error, ratio, worst[0], worst[1], count, passed)
+
+
+def _numbers(outputs: tuple[Tensor, ...], keep: Tensor | None) -> Tensor:
+    """All numbers of an answer as one float64 vector; ``keep`` [B, S] marks those that stand on valid tokens."""
+    return torch.cat([(o if keep is None else o[keep]).reshape(-1).double() for o in outputs])
+
+
+def prove(stage: Path, config: SetupConfig) -> Verdict:
+    """Run the gate in a fresh process. Raises BuildError with the figures when it fails."""
+    command = [sys.executable, "-m", "builder.parity", str(stage), config.model_dump_json()]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode:
+        last = (result.stderr.strip().splitlines() or ["no message"])[-1]
+        raise BuildError(f"parity FAILED: the archive's files do not run ({last})")
+    verdict = Verdict(**json.loads(result.stdout.splitlines()[-1]))
+    if not verdict.passed:
+        raise BuildError(f"{verdict.line()}; no archive was written")
+    return verdict
+
+
+def worker_model(folder: Path, config: SetupConfig) -> Model:
+    """The model of an unpacked archive, loaded by the handler's own code, on the CPU."""
+    from handler.archive import ArchiveFacts
+    from handler.runtime import load_model
+
+    model = load_model(folder, ArchiveFacts.load(folder / "archive.json"), config)
+
+    def run(ids: Tensor, segments: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+        return tuple(torch.from_numpy(output) for output in model(ids.numpy(), segments.numpy(), mask.numpy()))
+
+    return run
+
+
+def _main(stage: str, config_json: str) -> None:
+    config = SetupConfig.model_validate_json(config_json)
+    checkpoint = load(config)
+    pooling = config.pooling or (checkpoint.pooling()[0] if checkpoint.task == "embedding" else None)
+    verdict = compare(checkpoint, worker_model(Path(stage), config), config.data_type, pooling)
+    print(json.dumps(asdict(verdict)))
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])

@@ -1,0 +1,57 @@
+"""Search the fastest cuBLASLt algorithm for each matrix product of an encoder, on the GPU of this machine.
+
+The winners go into ``gemm_config.json``: one readable line a product, with the device, driver and library versions they
+were measured on. Only products that run through cuBLASLt use them: fp32 and tf32, and every type on chips before or
+after Hopper.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from builder.families import EncoderShape
+from handler.gemm_config import COLUMNS, TYPES, environment
+
+TOKENS = (32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
+"""Rows to tune for unless told; each is the capacity of a bucket."""
+
+
+def tune(
+    shape: EncoderShape,
+    dtype: torch.dtype,
+    *,
+    tf32: bool = False,
+    tokens: tuple[int, ...] = TOKENS,
+    candidates: int = 24,
+) -> dict[str, Any]:
+    """Time ``candidates`` algorithms of each product for each number of tokens; the content of ``gemm_config.json``.
+
+    Needs the CUDA library loaded and a GPU. Takes about a tenth of a second a product.
+    """
+    like = torch.empty(0, dtype=dtype, device="cuda")
+    plans = []
+    for rows in tokens:
+        for outputs, inputs in _products(shape):
+            plan = torch.ops.efft.tune_product(like, tf32, rows, outputs, inputs, candidates).tolist()
+            plans.append({**dict(zip(COLUMNS, plan, strict=True)), "type": TYPES[plan[0]]})
+    return {"environment": environment(), "plans": plans}
+
+
+def write(config: dict[str, Any], path: Path) -> None:
+    """Write a config with one line a plan."""
+    lines = ",\n  ".join(json.dumps(plan) for plan in config["plans"])
+    path.write_text(f'{{"environment": {json.dumps(config["environment"])},\n "plans": [\n  {lines}\n]}}\n')
+
+
+def _products(shape: EncoderShape) -> Iterator[tuple[int, int]]:
+    if shape.projects:
+        yield shape.hidden, shape.embedding
+    yield 3 * shape.hidden, shape.hidden
+    yield shape.hidden, shape.hidden
+    yield shape.intermediate, shape.hidden
+    yield shape.hidden, shape.intermediate
