@@ -1,0 +1,37 @@
+"""``python -m benchmarks COMMAND``: see ``--help``."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+
+_COMMANDS = {
+    "encoder": "encoders side by side: latency, ratio to the floor, memory",
+    "accuracy": "official task measures and time per example, for ori, ths and thsext",
+    "serving": "open-loop load on TorchServe and other servers, rate by rate",
+    "report": "plots and one HTML page drawn from result files",
+    "compare": "two encoder results of one machine: by how much the ratios differ",
+}
+
+
+def main() -> int:
+    """Run one command; returns the process's exit status."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure the product and its peers.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, text in _COMMANDS.items():
+        module = importlib.import_module(f"benchmarks.{name}")
+        command = commands.add_parser(name, help=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        module.add_arguments(command)
+        command.set_defaults(run=module.run)
+    options = parser.parse_args()
+    try:
+        options.run(options)
+    except ValueError as error:
+        print(f"benchmarks: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,127 @@
+"""The three ways the product can store a model, and torch.compile."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.engines.base import Engine, register
+from benchmarks.models import DTYPES, Source
+from benchmarks.workloads import Batch
+from builder import ops
+from builder.compile import compile_cpu, compile_cuda
+from builder.encoder import PackedEncoder, pack
+from builder.families import family_of, shape_of
+from builder.quantise import quantise
+from builder.trace import example_inputs, save_torchscript
+
+
+class _Module(Engine):
+    """An engine that is a torch module."""
+
+    types = ("fp32", "bf16", "fp16")
+    devices = ("cpu", "cuda")
+    module: Any
+
+    def bind(self, batch: Batch) -> Callable[[], Tensor]:
+        """Call the module on the padded batch."""
+        inputs = batch.tensors
+
+        def call() -> Tensor:
+            with torch.inference_mode():
+                return self.module(*inputs)
+
+        return call
+
+
+@register
+class Eager(_Module):
+    """transformers as it is."""
+
+    name = "ori"
+
+    def __init__(self, source: Source, data_type: str, device: str, threads: int) -> None:
+        self.module = source.as_type(DTYPES[data_type], device)
+
+
+@register
+class TorchScript(_Module):
+    """The stock encoder traced, saved and loaded as an archive of kind ths is."""
+
+    name = "ths"
+
+    def __init__(self, source: Source, data_type: str, device: str, threads: int) -> None:
+        self.module = _through_file(source.as_type(DTYPES[data_type]), source, device)
+
+
+@register
+class Fused(_Module):
+    """The padding-free encoder operator, traced, saved, loaded and prepared as an archive of kind thsext is.
+
+    int8: every matrix in 8 bits, tables and what is left of the arithmetic in bf16.
+    """
+
+    name = "thsext"
+    types = ("fp32", "bf16", "fp16", "int8")
+
+    @classmethod
+    def absent(cls, data_type: str, device: str) -> str | None:
+        """As the base class; 8 bits are a CPU's."""
+        if (data_type, device) == ("int8", "cuda"):
+            return "no int8 on cuda"
+        return super().absent(data_type, device)
+
+    def __init__(self, source: Source, data_type: str, device: str, threads: int) -> None:
+        ops.load(compile_cpu())
+        if device == "cuda":
+            torch.ops.load_library(str(compile_cuda()))
+        shape = shape_of(source.config)
+        dtype = DTYPES.get(data_type, torch.bfloat16)
+        weights = pack(source.model.state_dict(), family_of(source.config), shape, dtype)
+        if data_type == "int8":
+            exact = pack(source.model.state_dict(), family_of(source.config), shape, torch.float32)
+            weights = replace(weights, matrices=quantise(exact.matrices, exact.vectors, shape))
+        self.module = _through_file(PackedEncoder(shape, weights, "hidden"), source, device)
+        self.module.matrices = torch.ops.efft.prepare(
+            self.module.matrices, shape.layers, shape.hidden, shape.embedding, shape.intermediate
+        )
+
+
+@register
+class Compiled(_Module):
+    """torch.compile: on a CPU dynamic shapes and frozen weights, on a GPU static shapes and CUDA graphs."""
+
+    name = "compile"
+
+    def __init__(self, source: Source, data_type: str, device: str, threads: int) -> None:
+        from torch._inductor import config
+
+        config.freezing = device == "cpu"  # lets oneDNN prepack the weights
+        torch._dynamo.config.recompile_limit = 64
+        options: dict[str, Any] = (
+            {"dynamic": True} if device == "cpu" else {"dynamic": False, "mode": "reduce-overhead"}
+        )
+        self.module = torch.compile(source.as_type(DTYPES[data_type], device), **options)
+
+    def bind(self, batch: Batch) -> Callable[[], Tensor]:
+        """As the base class, without inference mode: freezing refuses its tensors."""
+        inputs = batch.tensors
+
+        def call() -> Tensor:
+            with torch.no_grad():
+                return self.module(*inputs)
+
+        return call
+
+
+def _through_file(module: nn.Module, source: Source, device: str) -> torch.jit.ScriptModule:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.pt"
+        save_torchscript(module, example_inputs(source.config.vocab_size, 2, 16), path)
+        return torch.jit.load(str(path), map_location=device).eval()

@@ -1,0 +1,81 @@
+"""OpenVINO on a CPU; int8 is NNCF's post-training quantisation for transformers."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from benchmarks.engines.base import Engine, register
+from benchmarks.models import Source
+from benchmarks.workloads import Batch, make_batch, make_workload
+from builder.trace import example_inputs
+
+CALIBRATION_SIZES = ("8x64", "8x128") * 8
+"""Batches of random ids that the int8 ranges are read off."""
+
+
+@register
+class OpenVino(Engine):
+    """One compiled model in latency mode with one stream, an infer request for each batch."""
+
+    name = "openvino"
+    types = ("fp32", "bf16", "int8")
+    packages = ("openvino",)
+
+    @classmethod
+    def absent(cls, data_type: str, device: str) -> str | None:
+        """As the base class; int8 needs NNCF too."""
+        missing = super().absent(data_type, device)
+        if missing is None and data_type == "int8":
+            return _Quantised.absent(data_type, device)
+        return missing
+
+    def __init__(self, source: Source, data_type: str, device: str, threads: int) -> None:
+        import openvino
+
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            inputs = example_inputs(source.config.vocab_size, 2, 16)
+            model = openvino.convert_model(source.as_type(torch.float32), example_input=inputs)
+        if data_type == "int8":
+            model = _quantise(model, source)
+        settings = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": 1,
+            "INFERENCE_NUM_THREADS": threads,
+            "INFERENCE_PRECISION_HINT": "bf16" if data_type == "bf16" else "f32",
+        }
+        self.model = openvino.Core().compile_model(model, "CPU", settings)
+
+    def bind(self, batch: Batch) -> Callable[[], Any]:
+        """Run a request of its own, so that its output stays."""
+        request = self.model.create_infer_request()
+        inputs = dict(enumerate(tensor.numpy() for tensor in batch.tensors))
+
+        def call() -> Any:
+            request.infer(inputs, share_inputs=True)
+            return request.get_output_tensor(0).data
+
+        return call
+
+
+class _Quantised(OpenVino):
+    packages = ("openvino", "nncf")
+
+    @classmethod
+    def absent(cls, data_type: str, device: str) -> str | None:
+        return Engine.absent.__func__(cls, data_type, device)  # type: ignore[attr-defined]
+
+
+def _quantise(model: Any, source: Source) -> Any:
+    import nncf
+
+    batches = [
+        make_batch(make_workload(size, "full"), source.config.vocab_size, seed=seed)
+        for seed, size in enumerate(CALIBRATION_SIZES)
+    ]
+    data = nncf.Dataset([dict(enumerate(t.numpy() for t in batch.tensors)) for batch in batches])
+    return nncf.quantize(model, data, model_type=nncf.ModelType.TRANSFORMER, subset_size=len(batches))

@@ -1,0 +1,137 @@
+"""Plain PyTorch on packed tokens: what a careful engineer reaches without kernels of his own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.engines.base import Engine, register
+from benchmarks.models import DTYPES, Source
+from benchmarks.workloads import Batch
+
+Linear = Callable[[Tensor], Tensor]
+Attention = Callable[[Tensor], Tensor]
+
+
+class _Layer:
+    """One BERT layer's weights, its products through ``linear``."""
+
+    def __init__(self, layer: Any, linear: Callable[[Tensor, Tensor, str], Linear], heads: int) -> None:
+        attention = layer.attention
+        projections = [getattr(attention.self, name) for name in ("query", "key", "value")]
+        weight, bias = (torch.cat([getattr(p, part) for p in projections]) for part in ("weight", "bias"))
+        self.qkv = linear(weight, bias, "none")
+        self.output = linear(attention.output.dense.weight, attention.output.dense.bias, "none")
+        self.up = linear(layer.intermediate.dense.weight, layer.intermediate.dense.bias, "gelu")
+        self.down = linear(layer.output.dense.weight, layer.output.dense.bias, "none")
+        self.norms = attention.output.LayerNorm, layer.output.LayerNorm
+        self.heads = heads
+
+    def __call__(self, x: Tensor, attend: Attention) -> Tensor:
+        x = self.norms[0](self.output(attend(self.qkv(x))) + x)
+        return self.norms[1](self.down(self.up(x)) + x)
+
+
+@register
+class Packed(Engine):
+    """Valid tokens only: oneDNN-prepacked products and attention per sequence on a CPU; on a GPU attention on
+    cumulative lengths (``varlen_attn``), all of it one captured CUDA graph."""
+
+    name = "packed"
+    types = ("fp32", "bf16", "fp16")
+    devices = ("cpu", "cuda")
+
+    @classmethod
+    def absent(cls, data_type: str, device: str) -> str | None:
+        """As the base class; the types are those that the products and varlen_attn take."""
+        wrong = {"cpu": "fp16", "cuda": "fp32"}.get(device)
+        return f"no {data_type} on {device}" if data_type == wrong else super().absent(data_type, device)
+
+    def __init__(self, source: Source, data_type: str, device: str, threads: int) -> None:
+        model = source.as_type(DTYPES[data_type], device).model
+        if source.config.model_type != "bert":
+            raise ValueError("the packed engine is written for BERT")
+        self.heads = source.config.num_attention_heads
+        self.embeddings = model.embeddings
+        linear = _prepacked if device == "cpu" else _plain
+        with torch.inference_mode():
+            self.layers = [_Layer(layer, linear, self.heads) for layer in model.encoder.layer]
+
+    def bind(self, batch: Batch) -> Callable[[], Tensor]:
+        """Pack, encode; the result stays packed."""
+        if batch.ids.is_cuda:
+            return self._captured(batch)
+        lengths = batch.workload.lengths
+
+        def call() -> Tensor:
+            with torch.inference_mode():
+                keep = batch.mask.flatten().nonzero().flatten()
+                return self._encode(*self._select(batch, keep), lambda qkv: self._per_sequence(qkv, lengths))
+
+        return call
+
+    def valid(self, output: Tensor, batch: Batch) -> Tensor:
+        """See the base class."""
+        return output.float().cpu()
+
+    def _select(self, batch: Batch, keep: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        positions = torch.arange(batch.workload.padded, device=keep.device).repeat(batch.workload.batch)
+        return tuple(t.flatten()[keep] for t in (batch.ids, batch.segments, positions))  # type: ignore[return-value]
+
+    def _encode(self, ids: Tensor, segments: Tensor, positions: Tensor, attend: Attention) -> Tensor:
+        table = self.embeddings
+        x = table.word_embeddings(ids) + table.token_type_embeddings(segments) + table.position_embeddings(positions)
+        x = table.LayerNorm(x)
+        for layer in self.layers:
+            x = layer(x, attend)
+        return x
+
+    def _per_sequence(self, qkv: Tensor, lengths: tuple[int, ...]) -> Tensor:
+        parts = []
+        for part in qkv.split(lengths):
+            q, k, v = part.view(1, part.shape[0], 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+            attended = F.scaled_dot_product_attention(q, k, v)
+            parts.append(attended.transpose(1, 2).reshape(part.shape[0], -1))
+        return torch.cat(parts)
+
+    def _captured(self, batch: Batch) -> Callable[[], Tensor]:
+        from torch.nn.attention.varlen import varlen_attn
+
+        lengths = torch.tensor(batch.workload.lengths, device="cuda")
+        ends = F.pad(lengths.cumsum(0), (1, 0)).int()
+        longest = max(batch.workload.lengths)
+
+        def attend(qkv: Tensor) -> Tensor:
+            q, k, v = qkv.view(qkv.shape[0], 3, self.heads, -1).unbind(1)
+            return varlen_attn(q, k, v, ends, ends, longest, longest).reshape(qkv.shape[0], -1)
+
+        with torch.inference_mode():
+            inputs = self._select(batch, batch.mask.flatten().nonzero().flatten())
+            self._encode(*inputs, attend)  # first use loads modules, which may not happen while capturing
+            torch.cuda.synchronize()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                output = self._encode(*inputs, attend)
+
+        def call() -> Tensor:
+            graph.replay()
+            return output
+
+        return call
+
+
+def _prepacked(weight: Tensor, bias: Tensor, activation: str) -> Linear:
+    """oneDNN's product on a weight in oneDNN's own layout; PyTorch's plain fp32 product is MKL's."""
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
+    algorithm = "none" if activation == "gelu" else ""
+    return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, bias, activation, [], algorithm)
+
+
+def _plain(weight: Tensor, bias: Tensor, activation: str) -> Linear:
+    if activation == "gelu":
+        return lambda x: F.gelu(F.linear(x, weight, bias))
+    return lambda x: F.linear(x, weight, bias)

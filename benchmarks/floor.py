@@ -1,0 +1,106 @@
+"""The least time an encoder can take here: the machine's own limits, measured in the same process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.models import DTYPES
+from benchmarks.timing import once
+from benchmarks.workloads import Workload
+from builder.families import EncoderShape
+
+_COPY_BYTES = {"cpu": 2**28, "cuda": 2**32}
+_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
+_CPU_ROWS = 512
+_CPU_PRODUCTS = ((768, 2304), (768, 3072), (3072, 768))
+"""(inputs, outputs) of BERT-base's products: with 512 rows they stay in the caches and run as fast as any."""
+_REPEATS = 7
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """The best rates seen: operations per second by type, and bytes per second of a copy (read and written)."""
+
+    operations: dict[str, float]
+    bytes: float
+
+    def merged(self, other: Ceilings) -> Ceilings:
+        """The best of two measurements."""
+        best = {name: max(rate, other.operations.get(name, 0)) for name, rate in self.operations.items()}
+        return Ceilings(best, max(self.bytes, other.bytes))
+
+    def floor_ms(self, shape: EncoderShape, workload: Workload, data_type: str) -> float | None:
+        """Milliseconds no encoder of this shape can beat; None for a type whose ceiling was not measured.
+
+        The larger of the operations on valid tokens over the matrix ceiling and the weights' bytes over the copy's.
+        """
+        rate = self.operations.get(data_type)
+        if rate is None:
+            return None
+        weights = shape.layers * matrix_elements(shape) * _BYTES[data_type]
+        return 1e3 * max(operations(shape, workload) / rate, weights / self.bytes)
+
+
+def matrix_elements(shape: EncoderShape) -> int:
+    """Elements of one layer's matrices."""
+    return 4 * shape.hidden**2 + 2 * shape.hidden * shape.intermediate
+
+
+def operations(shape: EncoderShape, workload: Workload) -> float:
+    """Multiplications and additions on valid tokens: the products, and attention's two per pair of tokens."""
+    pairs = sum(length**2 for length in workload.lengths)
+    return shape.layers * (2.0 * matrix_elements(shape) * workload.tokens + 4.0 * shape.hidden * pairs)
+
+
+def measure(data_types: tuple[str, ...], device: str, synchronize: Callable[[], object]) -> Ceilings:
+    """Measure the ceilings of a device for the types that PyTorch has products of there."""
+    products = _cpu_products if device == "cpu" else _gpu_products
+    rates = {}
+    for data_type in data_types:
+        found = [work / _best(call, synchronize) for call, work in products(data_type)]
+        if found:
+            rates[data_type] = max(found)
+    source = torch.ones(_COPY_BYTES[device], dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    seconds = _best(lambda: target.copy_(source), synchronize)
+    return Ceilings(rates, 2 * source.numel() / seconds)
+
+
+def _best(call: Callable[[], object], synchronize: Callable[[], object]) -> float:
+    once(call, synchronize)
+    return min(once(call, synchronize) for _ in range(_REPEATS))
+
+
+def _cpu_products(data_type: str) -> list[tuple[Callable[[], Any], float]]:
+    if data_type == "fp16":
+        return []  # no product of its own on CPUs without fp16 arithmetic
+    make = _quantised_product if data_type == "int8" else _onednn_product
+    return [(make(data_type, k, n), 2.0 * _CPU_ROWS * k * n) for k, n in _CPU_PRODUCTS]
+
+
+def _onednn_product(data_type: str, k: int, n: int) -> Callable[[], Tensor]:
+    x = torch.randn(_CPU_ROWS, k).to(DTYPES[data_type])
+    weight = torch.ops.mkldnn._reorder_linear_weight(torch.randn(n, k).to(DTYPES[data_type]))
+    return lambda: torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+
+
+def _quantised_product(_: str, k: int, n: int) -> Callable[[], Tensor]:
+    x = torch.randint(0, 255, (_CPU_ROWS, k), dtype=torch.uint8)
+    weight = torch.ops.onednn.qlinear_prepack(torch.randint(-127, 127, (n, k), dtype=torch.int8), None)
+    scales, zeros = torch.full((n,), 0.01), torch.zeros(n, dtype=torch.int32)
+    return lambda: torch.ops.onednn.qlinear_pointwise(
+        x, 0.01, 128, weight, scales, zeros, None, 1.0, 0, torch.float32, "none", [], ""
+    )
+
+
+def _gpu_products(data_type: str) -> list[tuple[Callable[[], Any], float]]:
+    if data_type == "int8":
+        return []
+    size = 8192
+    a, b = (torch.randn(size, size, device="cuda").to(DTYPES[data_type]) for _ in range(2))
+    return [(lambda: a @ b, 2.0 * size**3)]

@@ -1,0 +1,38 @@
+"""Small encoders for compute-sanitizer, which slows every access: each path of the engine once, in each type."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+from builder import ops
+from tests.gpu.encoders import DTYPES, batch, encode, make_pair
+
+SIZES = {"hidden_size": 128, "num_attention_heads": 2, "intermediate_size": 256, "num_hidden_layers": 2}
+CASES: list[tuple[str, list[int], dict[str, int]]] = [
+    ("bert", [37], {}),
+    ("bert", [5, 0, 33, 64], {}),
+    ("bert", [200] * 12, {"max_position_embeddings": 256}),
+    ("bert", [19, 3], {"hidden_size": 60, "num_attention_heads": 2}),
+    ("roberta-prelayernorm", [19, 40], {}),
+    ("electra", [19, 40], {}),
+]
+
+
+def main() -> None:
+    """Three calls a case: launched one by one, captured, replayed."""
+    ops.load(Path(os.environ["EFFT_CPU_LIBRARY"]))
+    torch.ops.load_library(os.environ["EFFT_CUDA_LIBRARY"])
+    for family, lengths, sizes in CASES:
+        for data_type in DTYPES:
+            pair = make_pair(family, data_type, "hidden", **{**SIZES, **sizes})
+            inputs = batch(pair, lengths)
+            results = [encode(pair, *inputs) for _ in range(3)]
+            torch.cuda.synchronize()
+            assert all(torch.equal(result, results[0]) for result in results[1:])
+
+
+if __name__ == "__main__":
+    main()

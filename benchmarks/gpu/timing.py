@@ -1,0 +1,52 @@
+"""Times on the device: medians between events of a busy stream."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping
+from itertools import pairwise
+
+import torch
+
+Call = Callable[[], object]
+
+
+def captured(call: Call) -> Call:
+    """``call`` as a CUDA graph of its own; returns its replay."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay
+
+
+def medians(calls: Mapping[str, Call], milliseconds: float = 60.0, rounds: int = 5) -> dict[str, float]:
+    """Median milliseconds of each call, the calls taking turns ``rounds`` times for ``milliseconds`` each."""
+    counts = {}
+    for name, call in calls.items():
+        for _ in range(3):
+            call()
+        once = max(statistics.median(_intervals(call, 3)), 1e-3)
+        counts[name] = max(3, min(100, int(milliseconds / rounds / once)))
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            samples[name] += _intervals(call, counts[name])
+    return {name: statistics.median(times) for name, times in samples.items()}
+
+
+def _intervals(call: Call, count: int) -> list[float]:
+    """Milliseconds of ``count`` calls enqueued without waiting, so that the host's work hides behind the device's."""
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(count + 1)]
+    call()
+    events[0].record()
+    for event in events[1:]:
+        call()
+        event.record()
+    torch.cuda.synchronize()
+    return [a.elapsed_time(b) for a, b in pairwise(events)]

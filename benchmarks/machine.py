@@ -1,0 +1,77 @@
+"""What a result must say about where it comes from: device, versions, commit, date."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+_PACKAGES = (
+    "torch", "transformers", "openvino", "nncf", "onnxruntime", "ctranslate2", "torchserve", "locust", "litserve",
+    "numpy", "tokenizers",
+)  # fmt: skip
+_ISA = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile")
+
+
+def threads_available() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def facts(device: str, threads: int) -> dict[str, Any]:
+    """Device, versions, commit and date, as every result file carries them."""
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": _git("rev-parse", "--short=12", "HEAD"),
+        "modified": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "device": _device(device, threads),
+        "versions": {"python": platform.python_version(), **_versions()},
+    }
+
+
+def _device(device: str, threads: int) -> dict[str, Any]:
+    described = {"kind": device, "threads": threads, **_processor(), "load_average": round(os.getloadavg()[0], 2)}
+    if device == "cuda":
+        properties = torch.cuda.get_device_properties(0)
+        described |= {"gpu": properties.name, "gpu_memory_gib": round(properties.total_memory / 2**30)}
+    return described
+
+
+def _processor() -> dict[str, Any]:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return {"processor": platform.processor() or platform.machine()}
+    entries = dict(line.split(":", 1) for line in reversed(lines) if ":" in line)
+    keys = {key.strip(): value.strip() for key, value in entries.items()}
+    flags = keys.get("flags", "").split()
+    return {
+        "processor": keys.get("model name", platform.machine()),
+        "processor_model": f"{keys.get('vendor_id', '')} family {keys.get('cpu family', '')} {keys.get('model', '')}",
+        "instruction_sets": [flag for flag in _ISA if flag in flags],
+    }
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {**versions, "torch": torch.__version__}
+
+
+def _git(*arguments: str) -> str:
+    try:
+        result = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return ""
+    return result.stdout.strip()

@@ -1,0 +1,80 @@
+"""The encoders that are measured: BERT's published sizes with random weights, or a checkpoint's."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.workloads import Batch
+
+SIZES: dict[str, dict[str, int]] = {
+    "minilm": {"num_hidden_layers": 6, "hidden_size": 384, "num_attention_heads": 12, "intermediate_size": 1536},
+    "base": {"num_hidden_layers": 12, "hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072},
+    "large": {"num_hidden_layers": 24, "hidden_size": 1024, "num_attention_heads": 16, "intermediate_size": 4096},
+}
+"""MiniLM-L6, BERT-base and BERT-large."""
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class LastHidden(nn.Module):
+    """A transformers encoder with the signature of every model here: (ids, segments, mask) -> [B, S, H]."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.segments = getattr(model.config, "type_vocab_size", 0) > 0
+
+    def forward(self, ids: Tensor, segments: Tensor, mask: Tensor) -> Tensor:
+        """The last hidden state; values on pads mean nothing."""
+        extra = {"token_type_ids": segments} if self.segments else {}
+        return self.model(input_ids=ids, attention_mask=mask, return_dict=False, **extra)[0]
+
+
+@dataclass(frozen=True)
+class Source:
+    """One encoder in fp32 on the CPU; each engine makes its own form of it."""
+
+    name: str
+    model: nn.Module
+
+    @property
+    def config(self) -> Any:
+        """Its transformers config."""
+        return self.model.config
+
+    def as_type(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> LastHidden:
+        """A copy of its own in ``dtype``."""
+        return LastHidden(copy.deepcopy(self.model).to(device=device, dtype=dtype)).eval()
+
+
+def load_source(name: str) -> Source:
+    """A size's name (random weights, seeded) or a local checkpoint folder.
+
+    Raises ValueError when it is neither. Random weights are fine for time and never for accuracy.
+    """
+    import transformers
+
+    if name in SIZES:
+        torch.manual_seed(0)
+        config = transformers.BertConfig(**SIZES[name])
+        return Source(name, transformers.BertModel(config, add_pooling_layer=False).eval())
+    if not (Path(name) / "config.json").exists():
+        raise ValueError(f"{name!r} is neither a size ({', '.join(SIZES)}) nor a checkpoint's folder")
+    model = transformers.AutoModel.from_pretrained(name, local_files_only=True)
+    if getattr(model, "pooler", None) is not None:
+        model.pooler = None
+    return Source(Path(name).resolve().name, model.float().eval())
+
+
+def reference(source: Source, batch: Batch, device: torch.device | str = "cpu") -> Tensor:
+    """The last hidden state [tokens, H] of the valid tokens in float64, one sequence at a time without padding."""
+    model = source.as_type(torch.float64, device)
+    with torch.inference_mode():
+        parts = [model(*(t.to(device) for t in row.tensors))[0] for row in batch.rows()]
+    return torch.cat(parts).cpu()

@@ -1,0 +1,100 @@
+"""The report's HTML: no script, no font, nothing loaded from elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+from benchmarks.table import Table
+
+
+@dataclass(frozen=True)
+class Image:
+    """A plot's file name, beside the page, and what it shows in words."""
+
+    file: str
+    description: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class Section:
+    """One result file."""
+
+    title: str
+    origin: str
+    images: Sequence[Image]
+    tables: Sequence[Table]
+
+    @property
+    def anchor(self) -> str:
+        """The section's id."""
+        return "".join(c if c.isalnum() else "-" for c in self.title.lower())
+
+
+_STYLE = """
+:root { color-scheme: light; }
+body { margin: 0 auto; max-width: 72rem; padding: 1rem; font: 16px/1.5 system-ui, sans-serif; color: #1b1f24; }
+h1 { font-size: 1.6rem; } h2 { margin-top: 2.5rem; border-bottom: 1px solid #d0d7de; font-size: 1.3rem; }
+h3 { font-size: 1rem; margin: 1.5rem 0 .4rem; } nav a { margin-right: 1rem; }
+.origin, .note { color: #57606a; font-size: .875rem; overflow-wrap: anywhere; }
+figure { margin: 1rem 0; } img { width: 100%; min-width: 38rem; max-width: 56rem; height: auto; }
+figcaption { color: #57606a; font-size: .875rem; }
+.scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: .875rem; }
+th, td { padding: .25rem .6rem; border: 1px solid #d0d7de; text-align: left; white-space: nowrap; }
+th:first-child, td:first-child { position: sticky; left: 0; background: #fff; }
+thead th { background: #f6f8fa; }
+"""
+
+
+def page(sections: Sequence[Section]) -> str:
+    """The whole page."""
+    links = "".join(f'<a href="#{s.anchor}">{escape(s.title)}</a> ' for s in sections)
+    body = "\n".join(_section(section) for section in sections)
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Benchmarks</title>
+<style>{_STYLE}</style>
+</head>
+<body>
+<h1>Benchmarks</h1>
+<p>Drawn from the result files beside this folder; how each figure is made, and what is fair about it and what is
+not, stands in docs/benchmarks.md.</p>
+<nav>{links}</nav>
+{body}
+</body>
+</html>
+"""
+
+
+def _section(section: Section) -> str:
+    figures = "\n".join(_figure(image) for image in section.images)
+    tables = "\n".join(_table(table) for table in section.tables)
+    return f"""<section id="{section.anchor}">
+<h2>{escape(section.title)}</h2>
+<p class="origin">{escape(section.origin)}</p>
+{figures}
+{tables}
+</section>"""
+
+
+def _figure(image: Image) -> str:
+    text = escape(image.description)
+    size = f'width="{image.width}" height="{image.height}"'
+    # On a telephone a plot keeps its size and scrolls: shrunk to the screen its labels could not be read.
+    picture = f'<div class="scroll"><img src="{image.file}" {size} alt="{text}"></div>'
+    return f"<figure>{picture}<figcaption>{text}</figcaption></figure>"
+
+
+def _table(table: Table) -> str:
+    head = "".join(f"<th>{escape(cell)}</th>" for cell in table.header)
+    rows = "\n".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in line) + "</tr>" for line in table.lines)
+    notes = "".join(f'<p class="note">{escape(note)}</p>' for note in table.notes)
+    title = f"<h3>{escape(table.title)}</h3>"
+    body = f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>\n{rows}\n</tbody></table></div>'
+    return f"{title}{body}{notes}"

@@ -1,0 +1,216 @@
+"""The plots, one PNG each. An engine has the same colour in all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+from benchmarks.report.page import Image
+from benchmarks.table import BASELINE, column
+
+matplotlib.use("Agg")  # before pyplot: no display is needed or looked for
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
+
+_COLOURS = {
+    "thsext": "#cf222e", "ths": "#0550ae", "ori": "#6e7781", "compile": "#8250df", "packed": "#bf8700",
+    "openvino": "#1a7f37", "onnxruntime": "#0a7ea4", "ctranslate2": "#953800", "litserve": "#bc4c00",
+    "infinity": "#116329",
+}  # fmt: skip
+_DPI = 110
+Rows = list[dict[str, Any]]
+
+
+def draw(result: dict[str, Any], folder: Path, stem: str) -> list[Image]:
+    """Write every plot a result has data for; returns them in the page's order."""
+    images = []
+    for name, plot in _PLOTS.get(result["kind"], {}).items():
+        drawn = plot(result)
+        if drawn is not None:
+            images.append(_save(*drawn, folder / f"{stem}-{name}.png"))
+    return images
+
+
+def _save(figure: Figure, description: str, path: Path) -> Image:
+    figure.savefig(path, dpi=_DPI, metadata={"Software": None})
+    width, height = (round(inches * _DPI) for inches in figure.get_size_inches())
+    plt.close(figure)
+    return Image(path.name, description, width, height)
+
+
+def latency(result: dict[str, Any]) -> tuple[Figure, str] | None:
+    """Milliseconds by batch size at one length, a panel for each model and type."""
+    rows = [row for row in _timed(result) if row["workload"].endswith("x128")]
+    groups = {key: group for key, group in _groups(rows).items() if len({r["workload"] for r in group}) > 1}
+    if not groups:
+        return None
+    figure, panels = _panels(len(groups))
+    for axes, ((model, data_type), group) in zip(panels, groups.items(), strict=True):
+        for engine, own in _by_engine(group).items():
+            points = sorted((int(r["workload"].split("x")[0]), r) for r in own if r["lengths"] == group[0]["lengths"])
+            batches = [batch for batch, _ in points]
+            axes.plot(batches, [r["median_ms"] for _, r in points], **_style(engine))
+            spread = [[r["lower_ms"] for _, r in points], [r["upper_ms"] for _, r in points]]
+            axes.fill_between(batches, *spread, color=_colour(engine), alpha=0.15, linewidth=0)
+        axes.set(xscale="log", yscale="log", title=f"{model} {data_type}", xlabel="batch size, length 128")
+        axes.set_xticks(batches, [str(b) for b in batches])
+        axes.minorticks_off()
+        _plain_numbers(axes)
+    panels[0].set_ylabel("milliseconds")
+    _legend(figure, panels)
+    return figure, "Latency by batch size: medians, quartiles shaded; both axes logarithmic; lower is better."
+
+
+def floor(result: dict[str, Any]) -> tuple[Figure, str] | None:
+    """Times over the machine's floor, a panel for each model and type."""
+    rows = [row for row in _timed(result) if "floor_ratio" in row]
+    groups = _groups(rows)
+    if not groups:
+        return None
+    figure, panels = _panels(len(groups))
+    for axes, ((model, data_type), group) in zip(panels, groups.items(), strict=True):
+        columns = list(dict.fromkeys(column(row) for row in group))
+        engines = _by_engine(group)
+        width = 0.8 / len(engines)
+        for index, (engine, own) in enumerate(engines.items()):
+            places = [columns.index(column(row)) + (index - (len(engines) - 1) / 2) * width for row in own]
+            axes.bar(places, [row["floor_ratio"] for row in own], width, color=_colour(engine), label=engine)
+        axes.axhline(1, color="#1b1f24", linewidth=1)
+        axes.set_xticks(range(len(columns)), [c.split()[0] for c in columns])
+        axes.set(yscale="log", title=f"{model} {data_type}")
+        _plain_numbers(axes)
+    panels[0].set_ylabel("time / floor")
+    _legend(figure, panels)
+    text = "Ratio to the floor: time over the least the machine's matrix and memory rates allow for the valid tokens."
+    return figure, text
+
+
+def padding(result: dict[str, Any]) -> tuple[Figure, str] | None:
+    """Speed-up over ths by padding share, for sizes measured with several length distributions."""
+    found = _groups(_timed(result)).items()
+    groups = {key: group for key, group in found if len(_shares(group, _most_varied(group))) > 1}
+    if not groups:
+        return None
+    figure, panels = _panels(len(groups))
+    for axes, ((model, data_type), group) in zip(panels, groups.items(), strict=True):
+        base = {column(row): row["median_ms"] for row in group if row["engine"] == BASELINE}
+        size = _most_varied(group)
+        for engine, own in _by_engine(group).items():
+            points = sorted(
+                (100 * r["padding_share"], base[column(r)] / r["median_ms"])
+                for r in own
+                if r["workload"] == size and column(r) in base
+            )
+            axes.plot(*zip(*points, strict=True), **_style(engine))
+        axes.set(title=f"{model} {data_type}, {size}", xlabel="padding, % of the padded tensor")
+        axes.set_ylim(bottom=0)
+    panels[0].set_ylabel(f"speed-up over {BASELINE}")
+    _legend(figure, panels)
+    return figure, f"Speed-up over {BASELINE} by padding share: the lengths within one padded size vary."
+
+
+def throughput(result: dict[str, Any]) -> tuple[Figure, str] | None:
+    """Achieved rate and 95th percentile by offered rate."""
+    if not result["rows"]:
+        return None
+    figure, panels = _panels(2)
+    by_server: dict[str, Rows] = {}
+    for row in result["rows"]:
+        by_server.setdefault(row["server"], []).append(row)
+    for server, rows in by_server.items():
+        offered = [row["offered"] for row in rows]
+        panels[0].plot(offered, [row["achieved"] for row in rows], **_style(server))
+        panels[1].plot(offered, [row["p95"] for row in rows], **_style(server))
+    highest = max(row["offered"] for row in result["rows"])
+    panels[0].plot([0, highest], [0, highest], ":", color="#6e7781", linewidth=1)
+    panels[0].set(title="achieved rate", xlabel="offered requests/s", ylabel="answered requests/s")
+    panels[1].set(title="95th percentile", xlabel="offered requests/s", ylabel="milliseconds", yscale="log")
+    _plain_numbers(panels[1])
+    _legend(figure, panels)
+    return figure, "Throughput by rate, open loop: a curve that leaves the dotted line has fallen behind."
+
+
+_PLOTS: dict[str, dict[str, Callable[[dict[str, Any]], tuple[Figure, str] | None]]] = {
+    "encoder": {"latency": latency, "floor": floor, "padding": padding},
+    "serving": {"throughput": throughput},
+}
+
+
+def _timed(result: dict[str, Any]) -> Rows:
+    return [row for row in result["rows"] if "median_ms" in row]
+
+
+def _groups(rows: Rows) -> dict[tuple[str, str], Rows]:
+    groups: dict[tuple[str, str], Rows] = {}
+    for row in rows:
+        groups.setdefault((row["model"], row["data_type"]), []).append(row)
+    return groups
+
+
+def _by_engine(rows: Rows) -> dict[str, Rows]:
+    engines: dict[str, Rows] = {}
+    for row in rows:
+        engines.setdefault(row["engine"], []).append(row)
+    return engines
+
+
+def _most_varied(rows: Rows) -> str:
+    """The size that was measured with the most padding shares."""
+    return max({row["workload"]: None for row in rows}, key=lambda size: len(_shares(rows, size)))
+
+
+def _shares(rows: Rows, size: str) -> set[float]:
+    return {row["padding_share"] for row in rows if row["workload"] == size}
+
+
+def _panels(count: int) -> tuple[Figure, list[Axes]]:
+    """Panels in rows of two, so that the page stays readable on a telephone."""
+    columns = min(2, count)
+    lines = -(-count // columns)
+    figure, axes = plt.subplots(lines, columns, figsize=(4.2 * columns + 0.4, 3.4 * lines + 0.8), squeeze=False)
+    panels = list(axes.flat)
+    for unused in panels[count:]:
+        unused.remove()
+    for panel in panels[:count]:
+        panel.grid(True, which="major", color="#d0d7de", linewidth=0.6)
+        panel.set_axisbelow(True)
+    return figure, panels[:count]
+
+
+def _plain_numbers(axes: Axes) -> None:
+    """1, 2, 5, 10 along a logarithmic axis instead of powers of ten."""
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _legend(figure: Figure, panels: Iterable[Axes]) -> None:
+    handles: dict[str, Any] = {}
+    for panel in panels:
+        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    figure.legend(handles.values(), handles.keys(), loc="lower center", ncols=min(5, len(handles)), frameon=False)
+    lines = -(-len(handles) // 5)
+    figure.tight_layout(rect=(0, 0.06 * lines + 0.02, 1, 1))
+
+
+def _style(engine: str) -> dict[str, Any]:
+    ours = engine == "thsext"
+    dashes = "--" if engine.endswith("+loop") else "-"
+    return {
+        "color": _colour(engine),
+        "label": engine,
+        "linewidth": 2.4 if ours else 1.4,
+        "marker": "o",
+        "markersize": 4,
+        "linestyle": dashes,
+    }
+
+
+def _colour(engine: str) -> str:
+    return _COLOURS.get(engine.split("+")[0], "#1b1f24")

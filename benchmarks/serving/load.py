@@ -1,0 +1,86 @@
+"""Offers a rate of requests with locust and sums up what came back."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.machine import ROOT
+
+WARM_UP = 2.0
+"""Seconds at the beginning of every run that do not count."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where requests go."""
+
+    url: str
+    path: str
+    headers: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Point:
+    """One offered rate. Rates in requests/s, latencies in milliseconds since each request was due."""
+
+    offered: float
+    achieved: float
+    failed: int
+    p50: float
+    p95: float
+    p99: float
+    requests: int
+
+    @property
+    def saturated(self) -> bool:
+        """Whether the server fell behind."""
+        return self.achieved < 0.85 * self.offered
+
+
+def arrivals(rate: float, seconds: float, seed: int) -> list[float]:
+    """Arrival times in seconds of a Poisson process, given that it offers exactly ``rate`` on average.
+
+    Given their number, a Poisson process' arrivals are independent and uniform.
+    """
+    generator = np.random.default_rng(seed)
+    warm = generator.uniform(0, WARM_UP, round(rate * WARM_UP))
+    counted = generator.uniform(WARM_UP, WARM_UP + seconds, round(rate * seconds))
+    return [float(t) for t in np.sort(np.concatenate((warm, counted)))]
+
+
+def offer(target: Target, bodies: Sequence[str], rate: float, seconds: float, seed: int = 0) -> Point:
+    """Run locust for ``seconds`` after a warm-up. Raises ValueError with locust's last line when it fails."""
+    times = arrivals(rate, seconds, seed)
+    with tempfile.TemporaryDirectory() as folder:
+        samples, plan = Path(folder) / "samples.json", Path(folder) / "plan.json"
+        facts = {"arrivals": times, "bodies": list(bodies), "path": target.path, "headers": target.headers}
+        plan.write_text(json.dumps({**facts, "samples": str(samples)}))
+        command = [
+            sys.executable, "-m", "locust", "-f", str(Path(__file__).with_name("locustfile.py")), "--headless",
+            "--users", "1", "--host", target.url, "--loglevel", "ERROR", "--only-summary",
+        ]  # fmt: skip
+        environment = {**os.environ, "EFFT_PLAN": str(plan)}
+        result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        if not samples.exists():
+            raise ValueError(f"locust: {(result.stderr.strip().splitlines() or ['no message'])[-1]}")
+        return summarise(json.loads(samples.read_text()), len(times), rate, seconds)
+
+
+def summarise(samples: Sequence[Sequence[Any]], sent: int, rate: float, seconds: float) -> Point:
+    """A point from (due, latency, status) samples; what has no sample was not answered in time."""
+    counted = [(due, latency) for due, latency, status in samples if due >= WARM_UP and status == 200]
+    finished = sum(WARM_UP <= due + latency < WARM_UP + seconds for due, latency, status in samples if status == 200)
+    failed = sent - sum(status == 200 for _, _, status in samples)
+    latencies = [1e3 * latency for _, latency in counted] or [float("nan")]
+    p50, p95, p99 = (float(p) for p in np.percentile(latencies, (50, 95, 99)))
+    return Point(rate, finished / seconds, failed, p50, p95, p99, len(counted))

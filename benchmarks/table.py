@@ -1,0 +1,138 @@
+"""Results as tables: plain text that is also Markdown, or the cells for a page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+BASELINE = "ths"
+"""The engine that speed-ups are over: TorchScript as TorchServe users have it today."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table with its title and notes below it."""
+
+    title: str
+    header: Sequence[str]
+    lines: Sequence[Sequence[str]]
+    notes: Sequence[str] = field(default_factory=list)
+
+    def text(self) -> str:
+        """As Markdown that reads well in a terminal."""
+        return "\n".join([self.title, "", markdown(self.header, self.lines), *self.notes, ""])
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table whose columns line up."""
+    lines = [header, *rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+
+    def text(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)) + " |"
+
+    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
+    return "\n".join([text(header), rule, *(text(row) for row in rows)])
+
+
+def of(result: dict[str, Any]) -> list[Table]:
+    """A result's tables, whatever its kind."""
+    return _KINDS[result["kind"].split("-")[0]](result)
+
+
+def print_all(result: dict[str, Any]) -> None:
+    """The device in a line, then every table."""
+    print(device_line(result))
+    for table in of(result):
+        print(table.text())
+
+
+def device_line(result: dict[str, Any]) -> str:
+    """Where a result comes from, in a line."""
+    device, versions = result["device"], result["versions"]
+    sets = ", ".join(device.get("instruction_sets", []))
+    name = device.get("gpu") or f"{device['processor']} ({device.get('processor_model', '')}; {sets})"
+    commit = result["commit"] + (" (modified)" if result["modified"] else "")
+    where = f"{name}, {device['threads']} threads, load average {device['load_average']} at the end"
+    return f"{where}; torch {versions['torch']}; commit {commit}; {result['date']}"
+
+
+def column(row: dict[str, Any]) -> str:
+    """A workload's heading."""
+    return row["workload"] if row["padding_share"] == 0 else f"{row['workload']} {row['lengths']}"
+
+
+def _encoder(result: dict[str, Any]) -> list[Table]:
+    """One table for each model and type, and one of memory."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in result["rows"]:
+        groups.setdefault((row["model"], row["data_type"]), []).append(row)
+    tables = [_grid(f"{model} {data_type}", rows) for (model, data_type), rows in groups.items()]
+    absent = [f"absent: {a['engine']}, {a['model']} {a['data_type']}: {a['reason']}" for a in result["absent"]]
+    tables[-1] = Table(tables[-1].title, tables[-1].header, tables[-1].lines, [*tables[-1].notes, *absent])
+    return [*tables, _memory(result["memory"])] if result["memory"] else tables
+
+
+def _grid(title: str, rows: list[dict[str, Any]]) -> Table:
+    columns = list(dict.fromkeys(column(row) for row in rows))
+    engines = list(dict.fromkeys(row["engine"] for row in rows))
+    cells = {(row["engine"], column(row)): row for row in rows}
+    floors = {column(row): row["floor_ms"] for row in rows}
+    lines = [["floor", *(_milliseconds(floors[c]) if floors[c] else "-" for c in columns)]]
+    for engine in engines:
+        lines.append([engine, *(_cell(cells.get((engine, c)), cells.get((BASELINE, c))) for c in columns)])
+    refused = [f"not timed: {r['engine']}, {column(r)}: {r['refused']}" for r in rows if r["refused"]]
+    title = f"{title}: milliseconds (median) / ratio to the floor / speed-up over {BASELINE}"
+    return Table(title, ["engine", *columns], lines, refused)
+
+
+def _cell(row: dict[str, Any] | None, baseline: dict[str, Any] | None) -> str:
+    if row is None or "median_ms" not in row:
+        return "-"
+    ratio = f"{row['floor_ratio']:.2f}" if "floor_ratio" in row else "-"
+    faster = f"{baseline['median_ms'] / row['median_ms']:.2f}x" if baseline and "median_ms" in baseline else "-"
+    return f"{_milliseconds(row['median_ms'])} / {ratio} / {faster}"
+
+
+def _milliseconds(value: float) -> str:
+    return f"{value:.3g}" if value < 100 else f"{value:.0f}"
+
+
+def _memory(entries: list[dict[str, Any]]) -> Table:
+    columns = list(dict.fromkeys(f"{e['model']} {e['data_type']} {e['workload']}" for e in entries))
+    peaks = {(e["engine"], f"{e['model']} {e['data_type']} {e['workload']}"): e["peak_mib"] for e in entries}
+    lines = []
+    for engine in dict.fromkeys(e["engine"] for e in entries):
+        lines.append([engine, *(f"{peaks[engine, c]:.0f}" if (engine, c) in peaks else "-" for c in columns)])
+    return Table("peak memory of a process with one engine, MiB", ["engine", *columns], lines)
+
+
+def _accuracy(result: dict[str, Any]) -> list[Table]:
+    """One line for each kind and type."""
+    rows, settings = result["rows"], result["settings"]
+    lines = [[f"{value:.2f}" if isinstance(value, float) else str(value) for value in row.values()] for row in rows]
+    title = f"{settings['data']}: {settings['examples']} examples, batches of {settings['batch']}"
+    return [Table(title, [name.replace("_", " ") for name in rows[0]], lines)]
+
+
+def _serving(result: dict[str, Any]) -> list[Table]:
+    """One line for each server and offered rate."""
+    header = ["server", "offered/s", "achieved/s", "share of engine", "p50 ms", "p95 ms", "p99 ms", "failed", "stages"]
+    lines = []
+    for row in result["rows"]:
+        share = f"{100 * row['engine_share']:.0f} %" if "engine_share" in row else "-"
+        stages = ", ".join(f"{name} {value:.2f}" for name, value in row["stages_ms"].items()) or "-"
+        latencies = [f"{row[name]:.1f}" for name in ("p50", "p95", "p99")]
+        rates = [f"{row['offered']:g}", f"{row['achieved']:.1f}"]
+        lines.append([row["server"], *rates, share, *latencies, str(row["failed"]), stages])
+    engines = ", ".join(f"{name} {rate:.0f}" for name, rate in result["engine_rate"].items())
+    title = f"serving {result['settings']['data']}, {result['settings']['data_type']}; stages in ms"
+    return [Table(title, header, lines, [f"the engine alone, sequences/s: {engines}"])]
+
+
+_KINDS: dict[str, Callable[[dict[str, Any]], list[Table]]] = {
+    "encoder": _encoder,
+    "accuracy": _accuracy,
+    "serving": _serving,
+}

@@ -1,0 +1,61 @@
+"""One real TorchServe for all end-to-end tests: both samples, a RoBERTa-style and a DistilBERT-style checkpoint."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from builder.compile import ROOT
+from deploy.server import Server
+from tests.checkpoints import make_checkpoint
+
+SAMPLES = ("ticket_routing", "document_qa")
+OTHERS = {"roberta_like": "roberta", "distilbert_like": "distilbert"}
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on at the moment."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+    finally:
+        for one in sockets:
+            one.close()
+
+
+def run(*arguments: str) -> str:
+    """Run a module of the checkout as a user would; its standard output."""
+    result = subprocess.run([sys.executable, "-m", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-2000:]
+    return result.stdout
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model store with four archives, built by the command line."""
+    folder = tmp_path_factory.mktemp("store")
+    run("samples", "build")
+    for name in SAMPLES:
+        run("builder", "archive", f"setup_configs/{name}.json", "--output", str(folder), "--device", "cpu")
+    for name, family in OTHERS.items():
+        checkpoint = make_checkpoint(tmp_path_factory.mktemp(name) / name, family)
+        run("builder", "archive", "--model", str(checkpoint), "--output", str(folder), "--device", "cpu")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def server(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A running TorchServe with all four."""
+    ports = free_ports(5)
+    folder = tmp_path_factory.mktemp("server")
+    register = {"enable_model_api": "true"}  # a test registers a model with a batch delay of its own
+    with Server(folder, store, ports=tuple(ports[:3]), grpc_ports=tuple(ports[3:]), settings=register) as running:
+        running.start([*SAMPLES, *OTHERS])
+        yield running

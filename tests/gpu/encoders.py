@@ -1,0 +1,95 @@
+"""A random transformers model beside its packed twin on the GPU."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from builder.encoder import PackedEncoder, pack
+from builder.families import family_of, shape_of
+from tests.checkpoints import random_model
+from tests.kernels.criterion import assert_close
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The plain model on the CPU in fp32 and its packed encoder on the GPU in ``dtype``."""
+
+    plain: Any
+    packed: PackedEncoder
+    dtype: torch.dtype
+    pad: int
+
+    def reference(self, ids: Tensor, mask: Tensor, dtype: torch.dtype) -> Tensor:
+        """The plain model's last hidden state [B, S, H], computed on the GPU in ``dtype``."""
+        model = copy.deepcopy(self.plain).to("cuda", dtype)
+        with torch.no_grad():
+            return model(input_ids=ids, attention_mask=mask).last_hidden_state
+
+
+def make_pair(family: str, data_type: str, output: str = "hidden", prepared: bool = True, **sizes: Any) -> Pair:
+    """``sizes`` override the config by BERT's names."""
+    model: Any = random_model(family, "embedding", **sizes)
+    dtype = DTYPES[data_type]
+    shape = shape_of(model.config)
+    weights = pack(model.state_dict(), family_of(model.config), shape, dtype)
+    packed = PackedEncoder(shape, weights, output).cuda()
+    return Pair(model, prepare(packed) if prepared else packed, dtype, model.config.pad_token_id)
+
+
+def prepare(packed: PackedEncoder) -> PackedEncoder:
+    """The encoder with its matrices in the device's own form, as a worker serves it."""
+    s = packed.shape
+    packed.matrices = torch.ops.efft.prepare(
+        packed.matrices, s.layers, s.hidden, s.embedding, s.intermediate, packed.vectors
+    )
+    return packed
+
+
+def with_output(pair: Pair, output: str) -> Pair:
+    """The same weights with another kind of result."""
+    packed = copy.copy(pair.packed)
+    packed.output = output
+    return replace(pair, packed=packed)
+
+
+def batch(pair: Pair, lengths: list[int], columns: int | None = None, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Random ids and mask int64 [B, S] on the GPU, pads on the right."""
+    generator = torch.Generator().manual_seed(seed)
+    size = (len(lengths), columns or max(lengths))
+    mask = (torch.arange(size[1]) < torch.tensor(lengths)[:, None]).long()
+    ids = torch.randint(5, pair.plain.config.vocab_size, size, generator=generator)
+    return torch.where(mask.bool(), ids, pair.pad).cuda(), mask.cuda()
+
+
+def encode(pair: Pair, ids: Tensor, mask: Tensor) -> Tensor:
+    """The packed encoder's result."""
+    return pair.packed(ids, torch.zeros_like(ids), mask)
+
+
+def worst_plain(pair: Pair, ids: Tensor, mask: Tensor, truth: Tensor) -> Tensor:
+    """Plain PyTorch's valid rows [T, H], of the padded batch or of its sequences one by one, whichever errs more.
+
+    Its error in fp32 depends on the kernel cuBLAS picks for a shape, by a factor of two and more for one product.
+    """
+    batched = pair.reference(ids, mask, pair.dtype)[mask.bool()]
+    lengths = [length for length in mask.sum(1).tolist() if length]
+    rows = [(ids[i : i + 1, :length], mask[i : i + 1, :length]) for i, length in enumerate(lengths)]
+    alone = torch.cat([pair.reference(*row, pair.dtype)[0] for row in rows])
+    return max((batched, alone), key=lambda plain: (plain.double().cpu() - truth).abs().max().item())
+
+
+def check(pair: Pair, lengths: list[int], columns: int | None = None, seed: int = 0) -> None:
+    """Hidden states on valid tokens by the criterion, zeros on pads."""
+    ids, mask = batch(pair, lengths, columns, seed)
+    got = encode(pair, ids, mask)
+    valid = mask.bool()
+    truth = pair.reference(ids, mask, torch.float64)[valid].cpu()
+    assert_close(got[valid], worst_plain(pair, ids, mask, truth), truth)
+    assert not got[~valid].any(), "a pad's row is not zero"

@@ -1,0 +1,105 @@
+"""The encoder's steps as operators, on the GPU, against plain torch."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tests.gpu.encoders import DTYPES
+from tests.kernels.criterion import assert_close
+
+WIDTHS = [768, 1024, 384, 312, 30, 7, 2048]
+
+
+def _random(*size: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(size, generator=generator).to("cuda", dtype)
+
+
+@pytest.mark.parametrize(("batch", "length"), [(1, 1), (1, 384), (33, 70), (3, 4096), (70, 31)])
+def test_unpad(batch: int, length: int) -> None:
+    mask = (torch.rand(batch, length, generator=torch.Generator().manual_seed(batch)) < 0.6).long().cuda() * 7
+    cu_seqlens, rows = torch.ops.efft.unpad(mask)
+    expected = mask.flatten().nonzero().flatten().int()
+    assert torch.equal(cu_seqlens, F.pad(mask.bool().sum(1).cumsum(0), (1, 0)).int())
+    assert torch.equal(rows[: len(expected)], expected)
+    assert (rows[len(expected) :] == -1).all()
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("data_type", DTYPES)
+def test_add_norm(data_type: str, width: int) -> None:
+    dtype = DTYPES[data_type]
+    x, residual = _random(37, width, dtype=dtype), _random(37, width, dtype=dtype, seed=1)
+    bias, gamma, beta = (_random(width, dtype=torch.float32, seed=s) for s in (2, 3, 4))
+
+    def plain(to: torch.dtype) -> Tensor:
+        inputs = [t.to(to) for t in (x, bias, residual, gamma, beta)]
+        return F.layer_norm(inputs[0] + inputs[1] + inputs[2], (width,), inputs[3], inputs[4], 1e-5)
+
+    assert_close(
+        torch.ops.efft.add_norm(x, bias, residual, gamma, beta, 1e-5), plain(dtype), plain(torch.float64).cpu()
+    )
+
+
+@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "relu"])
+@pytest.mark.parametrize("width", [3072, 1200, 50, 7])
+@pytest.mark.parametrize("data_type", DTYPES)
+def test_bias_activation(data_type: str, width: int, activation: str) -> None:
+    dtype = DTYPES[data_type]
+    x, bias = _random(19, width, dtype=dtype) * 3, _random(width, dtype=torch.float32, seed=1)
+
+    def plain(to: torch.dtype) -> Tensor:
+        y = x.to(to) + bias.to(to)
+        kind = "tanh" if activation == "gelu_tanh" else "none"
+        return F.relu(y) if activation == "relu" else F.gelu(y, approximate=kind)
+
+    assert_close(torch.ops.efft.bias_activation(x, bias, activation), plain(dtype), plain(torch.float64).cpu())
+
+
+@pytest.mark.parametrize("counts", [False, True])
+@pytest.mark.parametrize("width", [768, 312, 30])
+@pytest.mark.parametrize("data_type", DTYPES)
+def test_embed_norm(data_type: str, width: int, counts: bool) -> None:
+    dtype = DTYPES[data_type]
+    word, position, segment = (_random(rows, width, dtype=dtype, seed=rows) for rows in (90, 70, 2))
+    gamma, beta = (_random(width, dtype=torch.float32, seed=s) for s in (2, 3))
+    mask = (torch.rand(5, 60, generator=torch.Generator().manual_seed(0)) < 0.7).long().cuda()
+    ids, segments = torch.randint(90, (5, 60)).cuda(), torch.randint(2, (5, 60)).cuda()
+    columns = torch.arange(60, device="cuda").expand(5, 60)
+    places = (mask.cumsum(1) - 1 if counts else columns) + 2
+    valid = mask.bool()
+
+    def plain(to: torch.dtype) -> Tensor:
+        tables = [(word, ids), (position, places), (segment, segments)]
+        parts = [F.embedding(index[valid], table.to(to)) for table, index in tables]
+        total = parts[0] + parts[1] + parts[2]
+        return F.layer_norm(total, (width,), gamma.to(to), beta.to(to), 1e-12)
+
+    got = torch.ops.efft.embed_norm(ids, segments, mask, word, position, segment, gamma, beta, 1e-12, 2, counts)
+    assert_close(got, plain(dtype), plain(torch.float64).cpu())
+
+
+@pytest.mark.parametrize("head_size", [64, 32, 128, 80, 26, 10, 2])
+@pytest.mark.parametrize("data_type", DTYPES)
+def test_attention(data_type: str, head_size: int) -> None:
+    dtype, heads = DTYPES[data_type], 3
+    lengths = [1, 0, 130, 33, 64, 700, 5]
+    tokens, hidden = sum(lengths), heads * head_size
+    qkv, bias = _random(tokens, 3 * hidden, dtype=dtype), _random(3 * hidden, dtype=torch.float32, seed=1)
+    cu_seqlens = F.pad(torch.tensor(lengths).cumsum(0), (1, 0)).int().cuda()
+
+    def plain(to: torch.dtype) -> Tensor:
+        outputs = []
+        for part in (qkv.to(to) + bias.to(to)).split(lengths):
+            q, k, v = (t.view(-1, heads, head_size).transpose(0, 1) for t in part.split(hidden, 1))
+            weights = torch.softmax(q @ k.transpose(1, 2) / math.sqrt(head_size), -1)
+            outputs.append((weights @ v).transpose(0, 1).reshape(-1, hidden))
+        return torch.cat(outputs)
+
+    got = torch.ops.efft.attention(qkv, bias, cu_seqlens, heads, max(lengths))
+    assert_close(got, plain(dtype), plain(torch.float64).cpu())

@@ -1,0 +1,191 @@
+"""The whole encoder against plain PyTorch."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.kernels import reference
+from tests.kernels.batches import Batch, ragged
+from tests.kernels.criterion import assert_close
+from tests.kernels.reference import Shape, Weights
+
+SHAPES = {
+    "bert": Shape(),
+    "wide_head": Shape(hidden=256, heads=2, intermediate=512),
+    "head_80": Shape(hidden=240, heads=3, intermediate=500),
+    "hidden_312": Shape(layers=3, hidden=312, heads=12, intermediate=1200),
+    "odd_intermediate": Shape(hidden=50, heads=5, intermediate=131, activation="gelu_tanh"),
+    "projection": Shape(hidden=96, heads=3, intermediate=128, embedding=38),
+    "pre_norm": Shape(hidden=96, heads=3, intermediate=192, pre_norm=True, activation="relu", epsilon=1e-5),
+    "pre_norm_projection": Shape(hidden=96, heads=3, embedding=64, pre_norm=True),
+    "roberta": Shape(position_offset=2, count_positions=True),
+}
+LENGTHS = {"one_token": [1], "long": [130], "ragged": [5, 1, 37, 0, 64, 2], "empty": [0]}
+
+
+def run(efft: SimpleNamespace, batch: Batch, weights: Weights, shape: Shape, output: str = "hidden") -> Tensor:
+    """The operator on the tensors' device."""
+    return efft.encoder(
+        *batch, weights.word, weights.position, weights.segment, weights.matrices, weights.vectors,
+        shape.layers, shape.hidden, shape.heads, shape.intermediate, shape.activation, shape.pre_norm, shape.epsilon,
+        shape.position_offset, shape.count_positions, output,
+    )  # fmt: skip
+
+
+def on(device: str, weights: Weights) -> Weights:
+    """The weights on ``device``."""
+    return Weights(*(getattr(weights, name).to(device) for name in Weights.__dataclass_fields__))
+
+
+def prepared(efft: SimpleNamespace, weights: Weights, shape: Shape) -> Weights:
+    """The weights with the matrices in the device's own form."""
+    sizes = shape.layers, shape.hidden, shape.width, shape.intermediate
+    matrices = efft.prepare(weights.matrices, *sizes, weights.vectors)
+    return replace(weights, matrices=matrices)
+
+
+def compare(efft, device, dtype, shape, lengths, generator, output="hidden") -> None:
+    weights = reference.random_weights(shape, generator).to(dtype)
+    batch = ragged([*lengths, 0] if max(lengths) else [*lengths, 1], generator) if output != "hidden" else None
+    batch = batch or Batch(*(t[:, : max(max(lengths), 1)] for t in ragged([*lengths, 1], generator)))
+    truth = reference.encoder(*batch, weights.to(torch.float64), shape, output)
+    plain = reference.encoder(*batch, weights, shape, output)
+    actual = run(efft, batch.to(device), prepared(efft, on(device, weights), shape), shape, output)
+    assert_close(actual.cpu(), plain, truth)
+
+
+@pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_hidden_states(efft, device, dtype, generator, shape, lengths) -> None:
+    compare(efft, device, dtype, shape, lengths, generator)
+
+
+@pytest.mark.parametrize("output", ["first", "mean"])
+@pytest.mark.parametrize("name", ["bert", "hidden_312", "projection", "pre_norm", "roberta"])
+def test_reduced_outputs(efft, device, dtype, generator, name, output) -> None:
+    compare(efft, device, dtype, SHAPES[name], LENGTHS["ragged"], generator, output)
+
+
+def test_plain_arena_equals_prepared(efft, device, dtype, generator) -> None:
+    shape = SHAPES["bert"]
+    weights = on(device, reference.random_weights(shape, generator).to(dtype))
+    batch = ragged([7, 3], generator).to(device)
+    plain = run(efft, batch, weights, shape)
+    actual = run(efft, batch, prepared(efft, weights, shape), shape)
+    if device == "cpu":
+        assert torch.equal(actual, plain)
+    else:  # prepared, the norms are folded into the matrices, and other kernels run
+        tolerance = 8 * torch.finfo(dtype).eps
+        torch.testing.assert_close(actual, plain, rtol=tolerance, atol=tolerance)
+
+
+def test_item_of_a_batch_equals_the_item_alone(efft, device, dtype, generator) -> None:
+    shape = SHAPES["hidden_312"]
+    weights = prepared(efft, on(device, reference.random_weights(shape, generator).to(dtype)), shape)
+    lengths = [40, 9, 33]
+    batch = ragged(lengths, generator).to(device)
+    together = run(efft, batch, weights, shape)
+    for b, length in enumerate(lengths):
+        alone = run(efft, Batch(*(t[b : b + 1, :length] for t in batch)), weights, shape)
+        tolerance = 8 * torch.finfo(dtype).eps
+        torch.testing.assert_close(together[b : b + 1, :length], alone, rtol=tolerance, atol=tolerance)
+
+
+def test_pads_are_zero_and_their_ids_never_read(efft, device, dtype, generator) -> None:
+    shape = SHAPES["bert"]
+    weights = prepared(efft, on(device, reference.random_weights(shape, generator).to(dtype)), shape)
+    batch = ragged([4, 9], generator)
+    poisoned = batch._replace(ids=batch.ids.masked_fill(batch.mask == 0, 10**9))
+    out = run(efft, poisoned.to(device), weights, shape)
+    assert torch.equal(out, run(efft, batch.to(device), weights, shape))
+    assert not out[0, 4:].any()
+
+
+def test_holes_in_the_mask(efft, device, dtype, generator) -> None:
+    shape = SHAPES["roberta"]
+    weights = reference.random_weights(shape, generator).to(dtype)
+    batch = ragged([12, 12], generator)
+    batch.mask[0, [0, 3, 4]] = 0
+    truth = reference.encoder(*batch, weights.to(torch.float64), shape)
+    plain = reference.encoder(*batch, weights, shape)
+    assert_close(run(efft, batch.to(device), on(device, weights), shape).cpu(), plain, truth)
+
+
+def test_number_of_threads_does_not_change_the_result(efft, device, dtype, generator) -> None:
+    shape = SHAPES["hidden_312"]
+    weights = prepared(efft, on(device, reference.random_weights(shape, generator).to(dtype)), shape)
+    batch = ragged([150, 3, 61], generator).to(device)
+    before = torch.get_num_threads()
+    outputs = []
+    try:
+        for threads in (1, 2, 7):
+            torch.set_num_threads(threads)
+            outputs.append(run(efft, batch, weights, shape))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(outputs[0], outputs[1])
+    assert torch.equal(outputs[0], outputs[2])
+
+
+def test_several_threads_at_once(efft, device, generator) -> None:
+    shape = SHAPES["bert"]
+    weights = prepared(efft, on(device, reference.random_weights(shape, generator)), shape)
+    batches = [ragged([3 + 5 * i, 20 - i], generator).to(device) for i in range(4)]
+    expected = [run(efft, batch, weights, shape) for batch in batches]
+    failures: list[int] = []
+
+    def work(index: int) -> None:
+        for _ in range(10):
+            if not torch.equal(run(efft, batches[index], weights, shape), expected[index]):
+                failures.append(index)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(batches))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+
+
+BAD = {
+    "ids": lambda a: a["batch"].ids.__setitem__((0, 0), 50),
+    "segments": lambda a: a["batch"].segments.__setitem__((0, 0), -1),
+    "position": lambda a: a.update(shape=replace(a["shape"], position_offset=599)),
+    "heads": lambda a: a.update(shape=replace(a["shape"], heads=5)),
+    "activation": lambda a: a.update(shape=replace(a["shape"], activation="swish")),
+    "output": lambda a: a.update(output="last"),
+    "matrices": lambda a: a.update(weights=replace(a["weights"], matrices=a["weights"].matrices[1:])),
+    "vectors": lambda a: a.update(weights=replace(a["weights"], vectors=a["weights"].vectors[1:])),
+    "segment": lambda a: a.update(weights=replace(a["weights"], segment=a["weights"].segment[:, 1:])),
+    "mask": lambda a: a.update(batch=a["batch"]._replace(mask=a["batch"].mask.bool())),
+}
+
+
+@pytest.mark.parametrize("argument", BAD)
+def test_bad_arguments_are_named(efft, device, generator, argument) -> None:
+    if device == "cuda" and argument in ("ids", "segments", "position"):
+        pytest.skip("a CUDA call does not wait for the values of its indices")
+    arguments = {
+        "weights": reference.random_weights(Shape(), generator),
+        "batch": ragged([4, 2], generator),
+        "shape": Shape(),
+        "output": "hidden",
+    }
+    BAD[argument](arguments)
+    weights, batch = on(device, arguments["weights"]), arguments["batch"].to(device)
+    with pytest.raises(RuntimeError, match=rf"\b{argument}\b"):
+        run(efft, batch, weights, arguments["shape"], arguments["output"])
+
+
+def test_prepared_for_another_shape_is_refused(efft, device, generator) -> None:
+    weights = prepared(efft, on(device, reference.random_weights(Shape(), generator)), Shape())
+    other = Shape(layers=1)
+    vectors = on(device, reference.random_weights(other, generator)).vectors
+    with pytest.raises(RuntimeError, match="matrices"):
+        run(efft, ragged([3], generator).to(device), replace(weights, vectors=vectors), other)

@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.accuracy import metrics
+from benchmarks.accuracy.command import Candidate, answer, score
+from benchmarks.accuracy.datasets import (
+    Example,
+    has_unanswerable,
+    read_conll,
+    read_labels,
+    read_mrpc,
+    read_squad,
+    read_sst2,
+    to_iob2,
+)
+from handler.predictor import Reply
+
+ROOT = Path(__file__).resolve().parents[2]
+SQUAD = {
+    "version": "v2.0",
+    "data": [
+        {
+            "paragraphs": [
+                {
+                    "context": "Bees live in a hive.",
+                    "qas": [
+                        {"question": "Where?", "id": "1", "answers": [{"text": "a hive", "answer_start": 13}] * 2},
+                        {"question": "Why?", "id": "2", "is_impossible": True, "answers": []},
+                    ],
+                }
+            ]
+        }
+    ],
+}
+CONLL = """-DOCSTART- -X- -X- O
+
+EU NNP I-NP I-ORG
+rejects VBZ I-VP O
+Peter NNP I-NP I-PER
+Blackburn NNP I-NP I-PER
+
+Rome NNP I-NP I-LOC
+"""
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "data.txt"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_squad_reads_both_versions(tmp_path: Path) -> None:
+    examples = read_squad(write(tmp_path, json.dumps(SQUAD)))
+    assert [e.expected for e in examples] == [["a hive"], [""]]
+    assert examples[0].payload == {"question": "Where?", "context": "Bees live in a hive."}
+    assert has_unanswerable(examples)
+    assert not has_unanswerable(examples[:1])
+
+
+def test_mrpc_keeps_quotes_as_they_are(tmp_path: Path) -> None:
+    text = 'Quality\t#1 ID\t#2 ID\t#1 String\t#2 String\n1\t7\t8\tHe said "yes\tHe agreed\n0\t9\t10\tA\tB\n'
+    examples = read_mrpc(write(tmp_path, text))
+    assert examples[0] == Example({"text": 'He said "yes', "text_pair": "He agreed"}, "1")
+    assert [e.expected for e in examples] == ["1", "0"]
+
+
+def test_sst2(tmp_path: Path) -> None:
+    examples = read_sst2(write(tmp_path, "sentence\tlabel\na fine film\t1\n"))
+    assert examples == [Example({"text": "a fine film"}, "1")]
+
+
+def test_labels_takes_the_dev_split_only(tmp_path: Path) -> None:
+    examples = read_labels(write(tmp_path, "text\tlabel\tsplit\na\tx\ttrain\nb\ty\tdev\n"))
+    assert examples == [Example({"text": "b"}, "y")]
+
+
+def test_a_file_without_the_column_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no rows with a column 'sentence'"):
+        read_sst2(write(tmp_path, "text\tlabel\na\t1\n"))
+
+
+def test_conll_gives_sentences_in_iob2_with_the_words_places(tmp_path: Path) -> None:
+    first, second = read_conll(write(tmp_path, CONLL))
+    assert first.payload["text"] == "EU rejects Peter Blackburn"
+    assert first.expected == ["B-ORG", "O", "B-PER", "I-PER"]
+    assert [first.payload["text"][a:b] for a, b in first.words] == ["EU", "rejects", "Peter", "Blackburn"]
+    assert second.expected == ["B-LOC"]
+
+
+def test_iob2_keeps_what_is_iob2_already() -> None:
+    assert to_iob2(["B-A", "I-A", "B-A", "O", "I-A", "I-B"]) == ["B-A", "I-A", "B-A", "O", "B-A", "B-B"]
+
+
+def test_squad_measure_normalises_and_counts_right_silence() -> None:
+    pytest.importorskip("torchmetrics", reason="make bench installs torchmetrics")
+    examples = [Example({}, ["Cat", "a dog"]), Example({}, [""]), Example({}, [""]), Example({}, ["two words"])]
+    answers = [{"answer": "The dog!"}, {"answer": ""}, {"answer": "x"}, {"answer": "two"}]
+    found = metrics.squad(examples, answers, [])
+    assert found["exact_match"] == pytest.approx(50)
+    assert found["f1"] == pytest.approx(100 * (1 + 1 + 0 + 2 / 3) / 4)
+
+
+def test_binary_measure_matches_labels_by_name_or_number() -> None:
+    pytest.importorskip("sklearn", reason="make bench installs scikit-learn")
+    examples = [Example({}, label) for label in ("1", "1", "0", "0")]
+    answers = [{"label": label} for label in ("equivalent", "different", "equivalent", "different")]
+    found = metrics.binary(examples, answers, ["different", "equivalent"])
+    assert found == {"accuracy": pytest.approx(50), "f1": pytest.approx(50)}
+    with pytest.raises(ValueError, match="'maybe' is none of the model's"):
+        metrics.binary([Example({}, "maybe")], [{"label": "different"}], ["different", "equivalent"])
+
+
+def test_entities_measure_wants_exact_spans(tmp_path: Path) -> None:
+    pytest.importorskip("nervaluate", reason="make bench installs nervaluate")
+    examples = read_conll(write(tmp_path, CONLL))
+    answers: list[dict[str, Any]] = [
+        {"entities": [{"label": "ORG", "start": 0, "end": 2}, {"label": "PER", "start": 11, "end": 16}]},
+        {"entities": [{"label": "LOC", "start": 0, "end": 4}]},
+    ]
+    assert metrics.tags_of(answers[0]["entities"], examples[0]) == ["B-ORG", "O", "B-PER", "O"]
+    found = metrics.entities(examples, answers, [])
+    assert found["f1"] == pytest.approx(100 * 2 / 3)
+
+
+class Parrot:
+    """A predictor that answers each text with itself, or refuses it."""
+
+    class facts:
+        labels = ("a", "b")
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+
+    def predict(self, rows: list[dict[str, Any]]) -> list[Reply]:
+        self.batches.append(len(rows))
+        refused = {"error": {"message": "too long"}}
+        return [
+            Reply(400, "Bad Request", refused)
+            if row["body"]["text"] == "bad"
+            else Reply(200, "OK", {"label": row["body"]["text"]})
+            for row in rows
+        ]
+
+
+def test_every_candidate_answers_every_example_in_order() -> None:
+    pytest.importorskip("sklearn", reason="make bench installs scikit-learn")
+    examples = [Example({"text": label}, label) for label in ("a", "b", "b", "a", "a")]
+    candidates = [Candidate("ori", "fp32", Parrot()) for _ in range(2)]  # type: ignore[arg-type]
+    answer(candidates, examples, batch=2)
+    assert candidates[1].predictor.batches == [2, 2, 2, 1]  # type: ignore[attr-defined]
+    candidates[1].answers[2] = {"label": "a"}
+    row = score(candidates[1], candidates[0], examples, "labels")
+    assert row["accuracy"] == pytest.approx(80)
+    assert row["different_predictions"] == 1
+    assert row["ms_per_example"] > 0
+
+
+def test_a_refused_example_ends_the_run_by_its_number() -> None:
+    examples = [Example({"text": "a"}, "a"), Example({"text": "bad"}, "a")]
+    with pytest.raises(ValueError, match="example 1: too long"):
+        answer([Candidate("ori", "fp32", Parrot())], examples, batch=8)  # type: ignore[arg-type]
+
+
+def test_the_shipped_dev_sets_are_read() -> None:
+    questions = read_squad(ROOT / "samples" / "data" / "documents-dev.json")
+    assert has_unanswerable(questions)
+    assert len(questions) >= 100
+    tickets = read_labels(ROOT / "samples" / "data" / "tickets.tsv")
+    assert len(tickets) >= 100
+    assert len({example.expected for example in tickets}) == 6

