@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import statistics
 import sys
@@ -26,6 +25,7 @@ from typing import Any
 import psutil
 import requests
 
+from benchmarks import machine, results
 from deploy.server import ROOT, Server
 
 MODELS = ("ticket_routing", "document_qa")
@@ -133,19 +133,20 @@ def soak(server: Server, minutes: float, connections: int) -> dict[str, Any]:
         "milliseconds": {p: round(1e3 * ordered[int(len(ordered) * p / 100)], 1) for p in (50, 95, 99)},
         "worker_mib": [round(workers) for workers, _ in samples],
         "worker_growth": round(growth([workers for workers, _ in samples]), 4),
+        "java_mib": [round(java) for _, java in samples],
         "java_growth": round(growth([java for _, java in samples]), 4),
         "same_workers": server.worker_pids() == workers,
-        "machine": f"{os.cpu_count()} cores",
     }
 
 
 def main() -> int:
-    """Print the figures as JSON; returns 1 where an answer was no 200, a worker died or memory grew."""
+    """Write and print the figures; returns 1 where an answer was no 200, a worker died or memory grew."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=20)
     parser.add_argument("--connections", type=int, default=32)
     parser.add_argument("--store", type=Path, default=ROOT / "model_store")
     parser.add_argument("--first-port", type=int, default=28080, help="five ports from here on are used")
+    parser.add_argument("--output", type=Path, default=results.RESULTS, help="folder for the JSON")
     options = parser.parse_args()
     port = options.first_port
     with tempfile.TemporaryDirectory() as folder:
@@ -153,9 +154,11 @@ def main() -> int:
         with Server(Path(folder), options.store, ports=ports, grpc_ports=grpc_ports) as server:
             server.start(MODELS)
             figures = soak(server, options.minutes, options.connections)
-    print(json.dumps(figures, indent=1))
+    path = results.save("soak", {**machine.facts("cpu", machine.threads_available()), "rows": [figures]}, options.output)
+    print(json.dumps(figures))
+    print(path)
     good = set(figures["answers"]) == {"200"} and figures["same_workers"]
-    return int(not good or figures["worker_growth"] > ALLOWED_GROWTH)
+    return int(not good or max(figures["worker_growth"], figures["java_growth"]) > ALLOWED_GROWTH)
 
 
 if __name__ == "__main__":
