@@ -154,7 +154,8 @@ def main() -> int:
         with Server(Path(folder), options.store, ports=ports, grpc_ports=grpc_ports) as server:
             server.start(MODELS)
             figures = soak(server, options.minutes, options.connections)
-    path = results.save("soak", {**machine.facts("cpu", machine.threads_available()), "rows": [figures]}, options.output)
+    result = {**machine.facts("cpu", machine.threads_available()), "rows": [figures]}
+    path = results.save("soak", result, options.output)
     print(json.dumps(figures))
     print(path)
     good = set(figures["answers"]) == {"200"} and figures["same_workers"]

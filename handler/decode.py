@@ -57,8 +57,7 @@ def as_outputs(answers: list[Any], id: object = None) -> Any:
 class Decoder:
     """Turns rows of a server's batch into calls.
 
-    ``schema`` is the task's request model. ``control`` names the query parameters that steer the server rather than
-    the task; they end up in ``Call.options``.
+    ``schema`` is the task's request model.
     """
 
     def __init__(self, schema: type[Request], limits: Limits, allow_overrides: bool = True) -> None:
@@ -76,9 +75,9 @@ class Decoder:
         its place.
         """
         payload, parameters = _split(row)
-        options = {key: parameters.pop(key) for key in ("format",) if key in parameters}
+        options = _controls(parameters)
         call = self._call(self._parse(payload, content_type), parameters)
-        call.options = options
+        call.options = {**options, **call.options}
         return call
 
     def _parse(self, payload: Any, content_type: str | None) -> Any:
@@ -108,13 +107,16 @@ class Decoder:
         if not isinstance(own, dict):
             _refuse("parameters must be an object", "parameters")
         parameters = {**parameters, **own}
-        if isinstance(inputs, list):
-            if inputs and all(isinstance(element, dict) and "datatype" in element for element in inputs):
-                return self._list(
-                    _tensors(inputs, set(self._fields)), parameters, partial(as_outputs, id=payload.get("id")), "inputs"
-                )
-            return self._list(inputs, parameters, as_list, "inputs")
-        return Call([self._checked(inputs, parameters)], one)
+        options = _controls(parameters)
+        if not isinstance(inputs, list):
+            call = Call([self._checked(inputs, parameters)], one)
+        elif inputs and all(isinstance(element, dict) and "datatype" in element for element in inputs):
+            tensors = _tensors(inputs, set(self._fields))
+            call = self._list(tensors, parameters, partial(as_outputs, id=payload.get("id")), "inputs")
+        else:
+            call = self._list(inputs, parameters, as_list, "inputs")
+        call.options = options
+        return call
 
     def _list(
         self, elements: Any, parameters: dict[str, Any], wrap: Callable[[list[Any]], Any], name: str | None = None
@@ -178,6 +180,11 @@ class Decoder:
 
     def _too_large(self) -> NoReturn:
         raise RequestError("too_large", f"more than {self._limits.max_characters} characters in one request")
+
+
+def _controls(parameters: dict[str, Any]) -> dict[str, Any]:
+    """Take out of the parameters what steers the reply rather than the task."""
+    return {key: parameters.pop(key) for key in ("format",) if key in parameters}
 
 
 def _split(row: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:

@@ -79,7 +79,7 @@ def route(predictor: Predictor, rows: list[Mapping[str, Any]], context: Any) -> 
 
 
 def wants_html(context: Any, index: int) -> bool:
-    """By the Accept header or the path NAME/html: TorchServe passes no query parameters of a POST on."""
+    """By the Accept header or the path NAME/VERSION/html: TorchServe passes no query parameters of a POST on."""
     accepted = context.get_request_header(index, "Accept") or context.get_request_header(index, "accept") or ""
     path = context.get_request_header(index, "url_path") or ""
     return accepted.startswith("text/html") or path.strip("/").partition("?")[0] == "html"

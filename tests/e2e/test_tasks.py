@@ -99,6 +99,19 @@ def test_explanations_as_figures_and_as_a_page(client: Client) -> None:
     assert "<b>" not in page
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [("tagger/1.0/html", {"text": TEXT}), ("tagger", {"inputs": {"text": TEXT}, "parameters": {"format": "html"}})],
+)
+def test_a_page_by_its_address_or_by_a_parameter(
+    client: Client, server: Server, path: str, body: dict[str, object]
+) -> None:
+    answer = requests.post(f"{server.url}/explanations/{path}", json=body, headers=server.headers(), timeout=60)
+    assert answer.status_code == 200
+    assert answer.headers["content-type"].startswith("text/html")
+    assert answer.text.startswith("<!doctype html>")
+
+
 def test_an_archive_without_explanations_says_so(client: Client) -> None:
     with pytest.raises(ServerError) as caught:
         client.explain("embedder", "text")
