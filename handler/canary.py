@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 from handler.config import Task
+from handler.errors import RequestError
 
 TEXT = "The town built a lighthouse."
 
@@ -15,9 +16,9 @@ def canary_request(task: Task, mask: str) -> dict[str, Any]:
     if task == "question_answering":
         return {"question": "Who built the lighthouse?", "context": TEXT}
     if task == "rerank":
-        return {"query": "Who built the lighthouse?", "texts": [TEXT, "A recipe."]}
+        return {"query": "Who built the lighthouse?", "texts": [TEXT]}
     if task == "fill_mask":
-        return {"text": f"{TEXT} {mask}"}
+        return {"text": f"{mask} {TEXT}"}
     return {"text": TEXT}
 
 
@@ -35,7 +36,8 @@ class Canary:
         try:
             answer = self._predict(self.request)
         except Exception as error:
-            return {"healthy": False, "reason": type(error).__name__, "milliseconds": _since(start)}
+            reason = f"{error.type}: {error}" if isinstance(error, RequestError) else type(error).__name__
+            return {"healthy": False, "reason": reason, "milliseconds": _since(start)}
         if self._expected is None:
             self._expected = answer
         same = close(answer, self._expected)

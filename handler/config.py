@@ -59,7 +59,12 @@ class Limits(_Strict):
     max_inputs: Positive = 128
     """Elements of a list payload, or texts of a rerank request."""
     max_characters: Positive = 1_000_000
-    """Characters of all texts of one request together."""
+    """Characters of all texts of one request together; a rerank query counts once for each text."""
+    max_tokens: Positive = 65_536
+    """Tokens that one input becomes once it is cut into windows: what a BERT-base computes in less than a minute on
+    two cores."""
+    max_answer_bytes: Positive = 16_000_000
+    """An answer's size; must stay below the server's max_response_size, beyond which TorchServe drops the worker."""
 
 
 class SetupConfig(_Strict):

@@ -16,10 +16,11 @@ from pydantic import ValidationError
 
 from handler.config import Limits, first_problem
 from handler.errors import RequestError
-from handler.schemas import Request
+from handler.schemas import Request, RerankRequest
 
 BODY_KEYS = ("body", "data")
 MESSAGE_LENGTH = 300
+ID_LENGTH = 256
 
 
 @dataclass(slots=True)
@@ -47,11 +48,11 @@ def as_predictions(answers: list[Any]) -> Any:
     return {"predictions": answers}
 
 
-def as_outputs(answers: list[Any], id: object = None) -> Any:
+def as_outputs(answers: list[Any], id: str | None = None) -> Any:
     """KServe's v2 protocol: one tensor of strings, each an answer in JSON; the request's id goes back with it."""
     data = [json.dumps(answer, ensure_ascii=False) for answer in answers]
     tensor = {"name": "predictions", "shape": [len(data)], "datatype": "BYTES", "data": data}
-    return {**({"id": id} if isinstance(id, str) else {}), "outputs": [tensor]}
+    return {**({} if id is None else {"id": id}), "outputs": [tensor]}
 
 
 class Decoder:
@@ -86,17 +87,19 @@ class Decoder:
             payload = _utf8(payload)
         elif not isinstance(payload, str) or kind == "application/json":
             return payload
+        if not payload or payload.isspace():
+            raise RequestError("empty", "the body is empty")
         if self._plain and (kind == "text/plain" or (kind != "application/json" and payload.lstrip()[:1] not in "{[")):
             return payload
         return _json(payload)
 
     def _call(self, payload: Any, parameters: dict[str, Any]) -> Call:
+        while isinstance(payload, dict) and len(payload) == 1 and (key := next(iter(payload))) in BODY_KEYS:
+            payload = payload[key]
         if isinstance(payload, dict):
-            if len(payload) == 1 and (key := next(iter(payload))) in BODY_KEYS:
-                return self._call(payload[key], parameters)
             if "instances" in payload:
-                return self._list(payload["instances"], parameters, as_predictions, "instances")
-            if "inputs" in payload and "inputs" not in self._fields:
+                return self._list(payload["instances"], parameters, as_predictions, "instances", instance)
+            if "inputs" in payload:
                 return self._inputs(payload, parameters)
         if isinstance(payload, list):
             return self._list(payload, parameters, as_list)
@@ -111,15 +114,20 @@ class Decoder:
         if not isinstance(inputs, list):
             call = Call([self._checked(inputs, parameters)], one)
         elif inputs and all(isinstance(element, dict) and "datatype" in element for element in inputs):
-            tensors = _tensors(inputs, set(self._fields))
-            call = self._list(tensors, parameters, partial(as_outputs, id=payload.get("id")), "inputs")
+            wrap = partial(as_outputs, id=_identifier(payload.get("id")))
+            call = self._list(_tensors(inputs, set(self._fields)), parameters, wrap, "inputs", _element)
         else:
             call = self._list(inputs, parameters, as_list, "inputs")
         call.options = options
         return call
 
     def _list(
-        self, elements: Any, parameters: dict[str, Any], wrap: Callable[[list[Any]], Any], name: str | None = None
+        self,
+        elements: Any,
+        parameters: dict[str, Any],
+        wrap: Callable[[list[Any]], Any],
+        name: str | None = None,
+        read: Callable[[Any], Any] = lambda element: element,
     ) -> Call:
         if not isinstance(elements, list):
             _refuse(f"{name} must be a list", name)
@@ -131,7 +139,7 @@ class Decoder:
         left = self._limits.max_characters
         for element in elements:
             try:
-                request = self._request(element, parameters)
+                request = self._request(read(element), parameters)
                 left -= self._characters(request)
             except RequestError as error:
                 items.append(error)
@@ -176,6 +184,8 @@ class Decoder:
                     total += _checked_length(text, name)
         if isinstance(texts := getattr(request, "texts", None), list) and len(texts) > self._limits.max_inputs:
             raise RequestError("too_many", f"{len(texts)} texts, at most {self._limits.max_inputs} allowed", "texts")
+        if isinstance(request, RerankRequest):  # each text is read together with the query
+            total += len(request.query) * (len(request.texts) - 1)
         return total
 
     def _too_large(self) -> NoReturn:
@@ -235,7 +245,9 @@ def _checked_length(text: str, name: str) -> int:
 
 def _schema_error(error: ValidationError) -> RequestError:
     problem = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    field_name = ".".join(str(part) for part in problem["loc"])[:80] or None
+    # Below the field's own name only places in a list: pydantic also names the branch of a union.
+    places = [str(part) for i, part in enumerate(problem["loc"]) if i == 0 or isinstance(part, int)]
+    field_name = ".".join(places)[:80] or None
     if problem["type"] in ("string_too_short", "too_short"):
         return RequestError("empty", f"{field_name} is empty", field_name)
     if problem["type"] == "string_unicode":
@@ -250,11 +262,28 @@ def _refuse(message: str, name: str | None) -> NoReturn:
     raise RequestError("invalid_request", message, name)
 
 
+def _identifier(value: Any) -> str | None:
+    """A v2 request's id, which goes back in its answer."""
+    if not isinstance(value, str):
+        return None
+    if len(value) > ID_LENGTH or not value.isprintable():
+        _refuse(f"an id must be at most {ID_LENGTH} printable characters", "id")
+    return value
+
+
+def instance(value: Any) -> Any:
+    """One input of KServe's protocols, by its custom often ``{"data": input}``."""
+    wrapped = isinstance(value, Mapping) and "data" in value and ("datatype" in value or len(value) == 1)
+    return value["data"] if wrapped else value
+
+
 def _tensors(tensors: Sequence[dict[str, Any]], fields: set[str]) -> list[Any]:
     """The inputs in KServe v2 tensors: columns where they are named after fields, else each element an input."""
     columns = {str(tensor.get("name")): _strings(tensor) for tensor in tensors}
     if not set(columns) <= fields:
-        return [_element(value) for tensor in tensors for value in _strings(tensor)]
+        return [value for tensor in tensors for value in _strings(tensor)]
+    if len(columns) < len(tensors):
+        _refuse("two input tensors have the same name", "inputs")
     if len({len(values) for values in columns.values()}) != 1:
         _refuse("the input tensors differ in length", "inputs")
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]

@@ -54,6 +54,10 @@ class Metrics:
         self._errors[type] += 1
         self.totals[f"errors.{type}"] += 1
 
+    def errors(self, type: str) -> int:
+        """Errors of a type since the last hand-over."""
+        return self._errors.get(type, 0)
+
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Time a stage of a batch."""

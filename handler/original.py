@@ -52,11 +52,12 @@ def load_original(folder: Path, facts: ArchiveFacts) -> Any:
     if not folder.is_dir():
         raise ArchiveError(f"{folder.name}/ is missing from the archive; build it again")
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(facts.data_type, torch.float32)
-    return (
-        getattr(transformers, CLASSES[facts.task])
-        .from_pretrained(folder, dtype=dtype, local_files_only=True)
-        .train(False)
-    )
+    try:
+        model = getattr(transformers, CLASSES[facts.task]).from_pretrained(folder, dtype=dtype, local_files_only=True)
+    except Exception as error:  # whatever a damaged file makes the library raise
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ArchiveError(f"{folder.name}/ cannot be loaded ({reason}); build the archive again") from error
+    return model.train(False)
 
 
 def pool(hidden: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tensor:

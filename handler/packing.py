@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from collections.abc import Sequence as Many
 from typing import Protocol, TypeAlias
 
@@ -14,6 +16,8 @@ from handler.tokenizer import Sequence
 
 Arrays: TypeAlias = "tuple[np.ndarray, ...]"
 """What the model says of one sequence: each output without the batch dimension, pads cut off."""
+Keep: TypeAlias = "Callable[[Sequence, Arrays], Arrays]"
+"""A sequence and its row of each output -> what is kept of them until the answers are made."""
 
 
 class Model(Protocol):
@@ -44,26 +48,36 @@ def plan_passes(lengths: Many[int], max_tokens: int) -> list[list[int]]:
 class Packer:
     """Runs a model over sequences of many requests under a token budget.
 
-    ``per_token``: the outputs have a row per token, whose pads are to be cut off. Running out of memory splits a
-    pass in two and goes on; only a sequence that does not fit alone fails, as overloaded.
+    ``keep`` takes what the task needs out of a row's outputs. ``packed``: the model computes no pads. Running out of
+    memory splits a pass in two and goes on; only a sequence that does not fit alone fails, as overloaded.
     """
 
-    def __init__(self, model: Model, *, pad_id: int, max_tokens: int, per_token: bool, metrics: Metrics) -> None:
+    def __init__(
+        self, model: Model, *, pad_id: int, max_tokens: int, keep: Keep, packed: bool, metrics: Metrics
+    ) -> None:
         self._model = model
         self._pad_id = pad_id
         self._max_tokens = max_tokens
-        self._per_token = per_token
+        self._keep = keep
+        self._packed = packed
         self._metrics = metrics
 
-    def run(self, sequences: Many[Sequence]) -> list[Arrays | RequestError]:
-        """Each sequence's outputs, in the order given."""
+    def run(self, sequences: Many[Sequence], deadline: float = float("inf")) -> list[Arrays | RequestError]:
+        """Each sequence's outputs, in the order given.
+
+        No pass begins after ``deadline`` (of time.monotonic): what is left then fails as overloaded, so that a server
+        does not take a busy worker for a dead one. Short sequences run first.
+        """
         lengths = [len(sequence.ids) for sequence in sequences]
-        results: list[Arrays | RequestError | None] = [None] * len(sequences)
-        for indices in plan_passes(lengths, self._max_tokens):
+        late = RequestError("overloaded", "no time left for this input; try again or send less")
+        results: list[Arrays | RequestError] = [late] * len(sequences)
+        for indices in reversed(plan_passes(lengths, self._max_tokens)):
+            if time.monotonic() > deadline:
+                break
             outputs = self._run_pass([sequences[index] for index in indices])
             for index, output in zip(indices, outputs, strict=True):
                 results[index] = output
-        return [result for result in results if result is not None]
+        return results
 
     def _run_pass(self, sequences: Many[Sequence]) -> list[Arrays | RequestError]:
         ids, segments, mask = collate(sequences, self._pad_id)
@@ -89,14 +103,15 @@ class Packer:
         return self._run_pass(sequences[:middle]) + self._run_pass(sequences[middle:])
 
     def _rows(self, outputs: Arrays, sequences: Many[Sequence]) -> list[Arrays | RequestError]:
-        if not self._per_token:
-            return [tuple(output[i] for output in outputs) for i in range(len(sequences))]
-        return [tuple(output[i, : len(s.ids)] for output in outputs) for i, s in enumerate(sequences)]
+        rows = [self._keep(sequence, tuple(output[i] for output in outputs)) for i, sequence in enumerate(sequences)]
+        if sum(output.size for output in outputs) <= _SMALL and finite(outputs):  # one check is cheaper than many
+            return list(rows)
+        return [row if finite(row) else internal_error(FloatingPointError()) for row in rows]
 
     def _count(self, ids: np.ndarray, sequences: Many[Sequence]) -> None:
         tokens = sum(len(sequence.ids) for sequence in sequences)
         self._metrics.add("tokens", tokens)
-        self._metrics.add("padding_avoided", ids.size - tokens)
+        self._metrics.add("padding_avoided" if self._packed else "padding", ids.size - tokens)
         self._metrics.add("passes", 1)
         self._metrics.set("pass_tokens", tokens)
 
@@ -114,11 +129,27 @@ def collate(sequences: Many[Sequence], pad_id: int) -> tuple[np.ndarray, np.ndar
     return ids, segments, mask
 
 
+def finite(arrays: Arrays) -> bool:
+    """Neither infinite nor not-a-number anywhere."""
+    return all(bool(np.isfinite(array).all()) for array in arrays)
+
+
+_SMALL = 2**20
+_NO_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "not enough memory",
+    "cudamalloc",
+    "bad_alloc",
+    "alloc_failed",
+    "cublaslt status 3",
+)
+"""What torch's allocators, cuBLAS and this project's own kernels say, in lower case."""
+
+
 def out_of_memory(error: BaseException) -> bool:
     """Both devices' ways to say so: torch has an exception for CUDA only; the CPU allocator raises RuntimeError."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     message = str(error).lower()
-    return isinstance(error, RuntimeError) and any(
-        words in message for words in ("out of memory", "can't allocate memory", "not enough memory", "cudamalloc")
-    )
+    return isinstance(error, RuntimeError) and any(words in message for words in _NO_MEMORY)

@@ -6,6 +6,7 @@ Stages: decode -> encode (tokenize) -> pack and run -> postprocess -> respond.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
@@ -31,6 +32,11 @@ from handler.tokenizer import Tokenizer
 from handler.warm_up import warm_up
 
 logger = logging.getLogger(__name__)
+
+SHARE_OF_TIMEOUT = 0.7
+"""Of the server's response timeout: after it no pass begins, so that the last one still ends in time."""
+CANARY_INTERVAL = 10.0
+"""Least seconds between two canary requests that internal errors bring about."""
 
 
 @dataclass(slots=True)
@@ -63,9 +69,11 @@ class Predictor:
             model,
             pad_id=facts.pad_id,
             max_tokens=self.task.max_pass_tokens(),
-            per_token=self.task.per_token,
+            keep=self.task.keep,
+            packed=facts.mode == "thsext",
             metrics=self.metrics,
         )
+        self._next_canary = 0.0
 
     @classmethod
     def load(cls, folder: Path | str, gpu: int | None = None) -> Predictor:
@@ -78,7 +86,11 @@ class Predictor:
             raise ArchiveError("tokenizer.json is missing from the archive; build it again")
         model = load_model(folder, facts, config, gpu)
         length = min(facts.max_positions, config.max_length or facts.max_positions)
-        predictor = cls(facts, config, Tokenizer(path, length, facts.uses_segments), model)
+        try:
+            tokenizer = Tokenizer(path, length, facts.uses_segments, config.limits.max_tokens)
+        except Exception as error:  # the library raises Exception itself
+            raise ArchiveError(f"tokenizer.json cannot be read ({error}); build the archive again") from error
+        predictor = cls(facts, config, tokenizer, model)
         predictor.explainer = Explainer(folder, facts, predictor.task, model.device)
         if config.warm_up:
             predictor.warm_up()
@@ -88,16 +100,14 @@ class Predictor:
         """Run representative shapes and the canary once. Raises ArchiveError where the canary gets no answer."""
         budget = self.task.max_pass_tokens()
         seconds = warm_up(self.model, self.facts.pad_id, self.task.tokenizer.max_length, self.config.batch_size, budget)
-        health = self.canary.check()
+        health = self._check_canary()
         if not health["healthy"]:
             raise ArchiveError(f"the model does not answer a known request ({health['reason']}); build it again")
-        self.metrics.set("canary", 1)
         logger.info("warmed up in %.1f s; a known request took %.1f ms", seconds, health["milliseconds"])
 
     def describe(self) -> dict[str, Any]:
         """What is served, how much it has done, and the outcome of a canary request made now."""
-        health = self.canary.check()
-        self.metrics.set("canary", float(health["healthy"]))
+        health = self._check_canary()
         facts = self.facts.model_dump(mode="json", include={"name", "task", "family", "mode", "data_type", "parity"})
         return {
             **facts,
@@ -107,6 +117,11 @@ class Predictor:
             "canary": health,
             "totals": dict(self.metrics.totals),
         }
+
+    def _check_canary(self) -> dict[str, Any]:
+        health = self.canary.check()
+        self.metrics.set("canary", float(health["healthy"]))
+        return health
 
     def explain(self, row: Mapping[str, Any], content_type: str | None = None, *, html: bool = False) -> Reply:
         """Explain one row's answers; ``html`` gives a page with the words coloured."""
@@ -140,15 +155,19 @@ class Predictor:
 
     def predict(self, rows: Many[Mapping[str, Any]], content_types: Many[str | None] | None = None) -> list[Reply]:
         """Answer a server's batch: one reply for each row, whatever the other rows hold."""
+        deadline = time.monotonic() + SHARE_OF_TIMEOUT * self.config.response_timeout
         types = content_types or [None] * len(rows)
         with self.metrics.stage("decode"):
             calls = [self._decode(row, type) for row, type in zip(rows, types, strict=True)]
         items = [item for call in calls if isinstance(call, Call) for item in call.items]
-        answers = iter(self._answers(items))
+        answers = iter(self._answers(items, deadline))
         replies = []
         for call in calls:
             own = [] if isinstance(call, RequestError) else [next(answers) for _ in call.items]
             replies.append(self._reply(call, own))
+        if self.metrics.errors("internal") and time.monotonic() > self._next_canary:
+            self._next_canary = time.monotonic() + CANARY_INTERVAL
+            self._check_canary()
         return replies
 
     def _decode(self, row: Mapping[str, Any], content_type: str | None) -> Call | RequestError:
@@ -159,14 +178,14 @@ class Predictor:
         except Exception as error:
             return internal_error(error)
 
-    def _answers(self, items: Many[Request | RequestError]) -> list[Any]:
+    def _answers(self, items: Many[Request | RequestError], deadline: float) -> list[Any]:
         """Each item's answer or error, in order."""
         valid = [item for item in items if not isinstance(item, RequestError)]
         with self.metrics.stage("encode"):
             jobs = self._encode(valid)
         sequences = [sequence for job in jobs if isinstance(job, Job) for sequence in job.sequences]
         with self.metrics.stage("run"):
-            outputs = iter(self._packer.run(sequences))
+            outputs = iter(self._packer.run(sequences, deadline))
         with self.metrics.stage("postprocess"):
             finished = iter([self._finish(job, outputs) for job in jobs])
             return [item if isinstance(item, RequestError) else next(finished) for item in items]

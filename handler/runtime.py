@@ -174,10 +174,13 @@ def _prepare(module: Any, facts: ArchiveFacts) -> None:
     """Put the encoder's matrices into the form its device likes best; once, not at every call."""
     if "encoder.matrices" not in dict(module.named_buffers()):
         return
-    sizes = facts.encoder
-    module.encoder.matrices = torch.ops.efft.prepare(
-        module.encoder.matrices, sizes.layers, sizes.hidden, sizes.embedding, sizes.intermediate, module.encoder.vectors
-    )
+    sizes, encoder = facts.encoder, module.encoder
+    shape = (sizes.layers, sizes.hidden, sizes.embedding, sizes.intermediate)
+    try:
+        encoder.matrices = torch.ops.efft.prepare(encoder.matrices, *shape, encoder.vectors)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ArchiveError(f"the encoder's weights cannot be prepared ({reason}); build the archive again") from error
 
 
 def _version(text: str) -> tuple[int, int]:

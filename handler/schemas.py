@@ -43,7 +43,6 @@ class QuestionRequest(Request):
     max_answer_length: Annotated[int, Field(gt=0, le=512)] | None = None
     null_threshold: float | None = None
     stride: Annotated[int, Field(ge=0)] | None = None
-    target: None = None
 
 
 class TokenRequest(TextRequest):

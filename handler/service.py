@@ -12,6 +12,7 @@ from ts.metrics.metric_type_enum import MetricTypes
 
 from handler.archive import ArchiveError
 from handler.config import ConfigError
+from handler.decode import BODY_KEYS, instance
 from handler.errors import RequestError, internal_error
 from handler.metrics import Sample, Sink
 from handler.predictor import Predictor, Reply
@@ -43,11 +44,12 @@ class EncoderService:
         assert self._predictor is not None
         predictor = self._predictor
         if enveloped(rows, context):
-            replies = predictor.predict([{"body": element(row)} for row in rows or [None]])
+            replies = predictor.predict([{"body": instance(row)} for row in rows or [None]])
             answers = unwrapped(replies, context)
         else:
             replies = route(predictor, rows or [], context)
-            answers = [respond(reply, context, index) for index, reply in enumerate(replies)]
+            limit = predictor.config.limits.max_answer_bytes
+            answers = [respond(reply, context, index, limit) for index, reply in enumerate(replies)]
         predictor.metrics.flush(metrics_sink(context))
         return answers
 
@@ -55,7 +57,7 @@ class EncoderService:
 def content_type(context: Any, index: int) -> str | None:
     """Of the body, which TorchServe files under the parameter's name."""
     headers = context.get_all_request_header(index)
-    for key in ("body", "data"):
+    for key in BODY_KEYS:
         if isinstance(headers.get(key), dict):
             return headers[key].get("content-type")
     return None
@@ -89,15 +91,8 @@ def enveloped(rows: list[Any] | None, context: Any) -> bool:
     """Whether TorchServe's KServe envelope has taken the rows out of a request's body."""
     if not rows or not isinstance(rows[0], Mapping):
         return True
-    bodies = [key for key in ("body", "data") if isinstance(context.get_request_header(0, key), Mapping)]
+    bodies = [key for key in BODY_KEYS if isinstance(context.get_request_header(0, key), Mapping)]
     return bool(bodies) and bodies[0] not in rows[0]
-
-
-def element(row: Any) -> Any:
-    """One input: v1 hands over the instance, by KServe's custom often ``{"data": input}``; v2 a tensor of which
-    TorchServe keeps the first element only."""
-    wrapped = isinstance(row, Mapping) and "data" in row and ("datatype" in row or len(row) == 1)
-    return row["data"] if wrapped else row
 
 
 def unwrapped(replies: list[Reply], context: Any) -> list[Any]:
@@ -111,13 +106,16 @@ def unwrapped(replies: list[Reply], context: Any) -> list[Any]:
     return [json.dumps(payload) for payload in payloads] if hasattr(context, "input_names") else payloads
 
 
-def respond(reply: Reply, context: Any, index: int) -> bytes:
-    """A reply as bytes of JSON, its status set on the request."""
+def respond(reply: Reply, context: Any, index: int, limit: int) -> bytes:
+    """A reply as at most ``limit`` bytes of JSON, its status set on the request."""
     try:
         page = reply.payload if isinstance(reply.payload, str) else None
         body = (page or _ENCODER.encode(reply.payload)).encode()
-    except ValueError as error:
-        failure: RequestError = internal_error(error)
+        if len(body) > limit:
+            message = f"the answer has {len(body)} bytes, at most {limit} are sent; ask for less at a time"
+            raise RequestError("too_large", message)
+    except (ValueError, RequestError) as error:
+        failure = error if isinstance(error, RequestError) else internal_error(error)
         reply = Reply(failure.status, failure.phrase, failure.body())
         body = json.dumps(reply.payload).encode()
     context.set_response_content_type(index, reply.content_type)

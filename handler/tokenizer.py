@@ -39,14 +39,15 @@ class Tokenizer:
     """``tokenizer.json`` with the archive's limits.
 
     ``max_length``: longest sequence in tokens, special tokens included. ``uses_segments``: whether the model
-    distinguishes the two texts of a pair.
+    distinguishes the two texts of a pair. ``max_tokens``: most tokens of one input's windows together.
     """
 
-    def __init__(self, path: Path | str, max_length: int, uses_segments: bool) -> None:
+    def __init__(self, path: Path | str, max_length: int, uses_segments: bool, max_tokens: int = 65_536) -> None:
         self.backend = tokenizers.Tokenizer.from_file(str(path))
         self.backend.no_truncation()
         self.backend.no_padding()
         self.max_length = max_length
+        self._max_tokens = max_tokens
         self._uses_segments = uses_segments
         self._words = WordCache.of(self.backend)
         self.knows_words = isinstance(self.backend.model, tokenizers.models.WordPiece)
@@ -102,29 +103,38 @@ class Tokenizer:
         if policy == "error":
             return RequestError("too_long", f"{length} tokens, the model takes {self.max_length}")
         try:
-            windows = self._windows(text, policy, stride)
-        except ValueError as error:
-            return RequestError("too_long", str(error))
+            windows = self._windows(text, length, policy, stride)
+        except RequestError as error:
+            return error
         pair = not isinstance(text, str)
         dropped = 0 if policy == "stride" else length - len(windows[0])
         return Tokenized([self._sequence(window, pair, offsets) for window in windows], dropped)
 
-    def _windows(self, text: Input, policy: Truncation, stride: int) -> list[Encoding]:
+    def _windows(self, text: Input, length: int, policy: Truncation, stride: int) -> list[Encoding]:
         """Cut by the tokenizer itself, so that special tokens and offsets are exactly those of a short text."""
         if policy == "truncate":
             return [self._truncated(text, 0, "longest_first")]
         strategy = "only_first" if isinstance(text, str) else "only_second"
-        first = self._truncated(text, self._stride_that_fits(text, stride), strategy)
+        first = self._truncated(text, self._stride_that_fits(text, length, stride), strategy)
         return [first, *first.overflowing]
 
-    def _stride_that_fits(self, text: Input, stride: int) -> int:
-        """At least half of a window's room must be new tokens, else windows would multiply."""
+    def _stride_that_fits(self, text: Input, length: int, stride: int) -> int:
+        """At least half of a window's room must be new tokens, else windows would multiply.
+
+        Raises RequestError where the first text of a pair leaves too little room, or the windows would be too many.
+        """
         pair = not isinstance(text, str)
         used = len(self.backend.encode(text[0], add_special_tokens=False)) if pair else 0
         room = self.max_length - self.backend.num_special_tokens_to_add(pair) - used
         if room < 2:
-            raise ValueError(f"the first text alone fills the model's {self.max_length} tokens")
-        return min(stride, room // 2)
+            raise RequestError("too_long", f"the first text has {used} tokens of the {self.max_length} the model takes")
+        stride = min(stride, room // 2)
+        windows = -(-(length - used) // (room - stride))
+        if windows * self.max_length > self._max_tokens:
+            raise RequestError(
+                "too_large", f"about {windows * self.max_length} tokens in windows, at most {self._max_tokens} allowed"
+            )
+        return stride
 
     def _truncated(self, text: Input, stride: int, strategy: str) -> Encoding:
         self.backend.enable_truncation(self.max_length, stride=stride, strategy=strategy)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 
 import numpy as np
 
-from handler.packing import Model
+from handler.packing import Model, out_of_memory
+
+logger = logging.getLogger(__name__)
 
 SECONDS = 10.0
 """No new shape is begun after this long: a slow CPU shall not miss the server's start-up timeout."""
@@ -23,12 +26,21 @@ def shapes(max_length: int, batch_size: int, max_tokens: int) -> Iterator[tuple[
 
 
 def warm_up(model: Model, token_id: int, max_length: int, batch_size: int, max_tokens: int) -> float:
-    """Run the model over representative shapes; returns the seconds it took."""
+    """Run the model over representative shapes; returns the seconds it took.
+
+    Where memory runs out the larger shapes are left out: the packer would split them.
+    """
     start = time.monotonic()
     for shape in dict.fromkeys(shapes(max_length, batch_size, max_tokens)):
         if time.monotonic() - start > SECONDS:
             break
         ids = np.full(shape, token_id, dtype=np.int64)
-        for _ in range(_RUNS):
-            model(ids, np.zeros_like(ids), np.ones_like(ids))
+        try:
+            for _ in range(_RUNS):
+                model(ids, np.zeros_like(ids), np.ones_like(ids))
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            logger.warning("not enough memory for a pass of %d x %d tokens; larger ones will be split", *shape)
+            break
     return time.monotonic() - start

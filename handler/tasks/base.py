@@ -59,6 +59,12 @@ class Task(ABC, Generic[R]):
     def finish(self, job: Job[R], outputs: list[Arrays]) -> dict[str, Any]:
         """The answer, from the outputs of each of the job's sequences."""
 
+    def keep(self, sequence: Sequence, outputs: Arrays) -> Arrays:
+        """What ``finish`` needs of one sequence's outputs: without pads, and small, as a whole batch waits for it."""
+        if not self.per_token:
+            return outputs
+        return tuple(output[: len(sequence.ids)] for output in outputs)
+
     def max_pass_tokens(self) -> int:
         """The token budget of one pass; tasks with large outputs lower it."""
         return self.config.max_batch_tokens
@@ -90,7 +96,10 @@ def sigmoid(logits: np.ndarray) -> np.ndarray:
 
 def best(scores: np.ndarray, count: int) -> list[int]:
     """Indices of the ``count`` largest scores, best first; equal scores keep their order."""
-    return np.argsort(-scores, kind="stable")[:count].tolist()
+    if count < len(scores):
+        among = np.flatnonzero(scores >= np.partition(scores, -count)[-count])
+        return among[np.argsort(-scores[among], kind="stable")][:count].tolist()
+    return np.argsort(-scores, kind="stable").tolist()
 
 
 def with_dropped(answer: dict[str, Any], job: Job[Any]) -> dict[str, Any]:

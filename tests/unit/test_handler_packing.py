@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 
 from handler.errors import RequestError
 from handler.metrics import Metrics
-from handler.packing import Arrays, Packer, collate, out_of_memory, plan_passes
+from handler.packing import Arrays, Keep, Model, Packer, collate, out_of_memory, plan_passes
 from handler.tokenizer import Sequence
 
 
@@ -35,8 +37,12 @@ def sequences(*lengths: int) -> list[Sequence]:
     return [Sequence(list(range(1, length + 1))) for length in lengths]
 
 
-def packer(model: Limited, max_tokens: int, *, per_token: bool = False) -> Packer:
-    return Packer(model, pad_id=99, max_tokens=max_tokens, per_token=per_token, metrics=Metrics())
+def whole(sequence: Sequence, outputs: Arrays) -> Arrays:
+    return outputs
+
+
+def packer(model: Model, max_tokens: int, *, keep: Keep = whole, packed: bool = True) -> Packer:
+    return Packer(model, pad_id=99, max_tokens=max_tokens, keep=keep, packed=packed, metrics=Metrics())
 
 
 @given(lengths=st.lists(st.integers(1, 64), max_size=40), budget=st.integers(1, 256))
@@ -49,7 +55,15 @@ def test_every_sequence_is_in_one_pass_and_passes_keep_the_budget(lengths: list[
 
 @pytest.mark.parametrize(
     "error",
-    [None, MemoryError(), torch.OutOfMemoryError("x"), RuntimeError("CUDA error: out of memory")],
+    [
+        None,
+        MemoryError(),
+        torch.OutOfMemoryError("x"),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("std::bad_alloc"),
+        RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"),
+        RuntimeError("efft: the product failed with cuBLASLt status 3"),
+    ],
 )
 def test_running_out_of_memory_splits_the_pass_and_is_counted(error: Exception | None) -> None:
     model = Limited(cells=8, error=error)
@@ -74,13 +88,45 @@ def test_other_failures_are_internal_and_cost_their_pass_only() -> None:
     assert float(results[1][0][0]) == 10
 
 
-def test_pads_are_cut_off_outputs_per_token() -> None:
-    class PerToken(Limited):
-        def __call__(self, ids: np.ndarray, segments: np.ndarray, mask: np.ndarray) -> Arrays:
-            return (ids.astype(np.float32),)
+def test_the_task_says_what_is_kept_of_each_row() -> None:
+    def last(sequence: Sequence, outputs: Arrays) -> Arrays:
+        return (outputs[1][len(sequence.ids) - 1 :],)
 
-    results = packer(PerToken(100), max_tokens=100, per_token=True).run(sequences(2, 5))
-    assert [result[0].tolist() for result in results] == [[1, 2], [1, 2, 3, 4, 5]]
+    results = packer(Limited(100), max_tokens=100, keep=last).run(sequences(2, 5))
+    assert [result[0].tolist() for result in results] == [[2, 99, 99, 99], [5]]
+
+
+def test_no_pass_begins_after_the_deadline_and_short_ones_come_first() -> None:
+    class Slow(Limited):
+        def __call__(self, ids: np.ndarray, segments: np.ndarray, mask: np.ndarray) -> Arrays:
+            time.sleep(0.05)
+            return super().__call__(ids, segments, mask)
+
+    results = packer(Slow(100), max_tokens=8).run(sequences(8, 4, 4), deadline=time.monotonic() + 0.02)
+    assert isinstance(results[0], RequestError)
+    assert results[0].type == "overloaded"
+    assert [float(result[0][0]) for result in results[1:]] == [10, 10]
+
+
+@pytest.mark.parametrize("cells", [8, 2**21])  # the check of a whole pass, and row by row where it is large
+def test_a_row_that_is_no_number_fails_alone(cells: int) -> None:
+    class Infinite(Limited):
+        def __call__(self, ids: np.ndarray, segments: np.ndarray, mask: np.ndarray) -> Arrays:
+            output = np.ones((len(ids), cells), dtype=np.float32)
+            output[0, -1] = np.inf
+            return (output,)
+
+    results = packer(Infinite(100), max_tokens=100).run(sequences(3, 3))
+    assert isinstance(results[0], RequestError)
+    assert results[0].type == "internal"
+    assert not isinstance(results[1], RequestError)
+
+
+@pytest.mark.parametrize(("packed", "counted"), [(True, "padding_avoided"), (False, "padding")])
+def test_pads_count_as_avoided_only_where_they_are(packed: bool, counted: str) -> None:
+    own = packer(Limited(100), max_tokens=100, packed=packed)
+    own.run(sequences(2, 5))
+    assert {name: value for name, value in own._metrics.totals.items() if "padding" in name} == {counted: 3}
 
 
 def test_collate_pads_on_the_right() -> None:

@@ -16,6 +16,7 @@ from tests.unit.handler_fakes import WORDS, PooledLogits, predictor
 
 TEXT = "the cat sat on a mat"
 GOOD = {"text": TEXT}
+TENSOR = {"name": "text", "shape": [1], "datatype": "BYTES", "data": [TEXT]}
 
 
 def raw(value: object) -> bytes:
@@ -54,6 +55,7 @@ def test_one_text_in_every_shape_gets_the_same_answer(classifier: Predictor, row
         ({"body": b"\xff\xfe"}, "invalid_encoding", None),
         ({"body": {"text": "\ud800"}}, "invalid_encoding", "text"),
         ({"body": b""}, "empty", None),
+        ({"body": b" \r\n"}, "empty", None),
         ({}, "empty", None),
         ({"body": {"text": ""}}, "empty", "text"),
         ({"body": {"text": " \n\t"}}, "empty", "text"),
@@ -64,6 +66,7 @@ def test_one_text_in_every_shape_gets_the_same_answer(classifier: Predictor, row
         ({"body": {"text": TEXT, "secret": "key"}}, "invalid_request", None),
         ({"body": {"text": TEXT, "top_k": 0}}, "invalid_request", "top_k"),
         ({"body": {"text": TEXT, "top_k": float("nan")}}, "invalid_request", "top_k"),
+        ({"body": {"text": TEXT, "target": []}}, "invalid_request", "target"),
         ({"body": 5}, "invalid_request", None),
         ({"body": True}, "invalid_request", None),
         ({"body": {"instances": {}}}, "invalid_request", "instances"),
@@ -72,6 +75,11 @@ def test_one_text_in_every_shape_gets_the_same_answer(classifier: Predictor, row
         ({"body": "x" * 1_000_001}, "too_large", None),
         ({"body": [TEXT] * 129}, "too_many", None),
         ({"body": {"inputs": [TEXT] * 129}}, "too_many", "inputs"),
+        ({"body": {"text": TEXT * 20_000, "truncation": "stride"}}, "too_large", None),
+        ({"body": {"text": TEXT * 20, "text_pair": TEXT * 20, "truncation": "stride"}}, "too_long", None),
+        ({"body": {"inputs": [TENSOR, TENSOR]}}, "invalid_request", "inputs"),
+        ({"body": {"inputs": [TENSOR], "id": "x" * 300}}, "invalid_request", "id"),
+        ({"body": {"inputs": [TENSOR], "id": "\ud800"}}, "invalid_request", "id"),
     ],
 )
 def test_a_bad_request_gets_its_own_error_and_its_neighbours_their_answers(
@@ -117,7 +125,7 @@ def test_parameters_apply_to_every_input_and_an_inputs_own_come_first(classifier
 
 def test_kserve_bodies(classifier: Predictor) -> None:
     expected = classifier(TEXT)
-    assert classifier({"instances": [TEXT, {"data": TEXT}, GOOD]})["predictions"][0] == expected
+    assert classifier({"instances": [TEXT, {"data": TEXT}, GOOD]}) == {"predictions": [expected] * 3}
     tensor = {"name": "text", "shape": [2], "datatype": "BYTES", "data": [TEXT, "who"]}
     answer = classifier({"id": "seven", "inputs": [tensor]})
     assert answer["id"] == "seven"
@@ -126,6 +134,9 @@ def test_kserve_bodies(classifier: Predictor) -> None:
     assert json.loads(output["data"][0]) == expected
     nameless = {**tensor, "name": "input-0"}
     assert classifier({"inputs": [nameless]})["outputs"][0] == output
+    broken = {**nameless, "data": [TEXT, "{who"]}
+    first, second = map(json.loads, classifier({"inputs": [broken]})["outputs"][0]["data"])
+    assert (first, second["error"]["type"]) == (expected, "invalid_json")
 
 
 def test_overrides_can_be_forbidden(tmp_path: Any) -> None:

@@ -67,7 +67,7 @@ def test_figures_are_handed_over(folder: Path) -> None:
     own.initialize(context(folder, 0))
     request = context(folder, 2)
     own.handle([{"body": {"text": TEXT}}, {"body": b"{"}], request)
-    expected = {"efft_tokens", "efft_padding_avoided", "efft_request_errors", "efft_encode_time", "efft_canary"}
+    expected = {"efft_tokens", "efft_padding", "efft_request_errors", "efft_encode_time", "efft_canary"}
     assert expected <= set(request.metrics.names)
 
 
@@ -90,6 +90,19 @@ def test_a_score_that_is_no_number_is_an_internal_error(
     (body,) = service.handle([{"body": {"text": TEXT}}], own)
     assert own.get_response_status(0)[0] == 500
     assert json.loads(body)["error"]["type"] == "internal"
+
+
+def test_an_answer_larger_than_the_server_sends_is_a_clients_error(folder: Path) -> None:
+    own = EncoderService()
+    own.initialize(context(folder, 0))
+    assert own._predictor is not None
+    limits = own._predictor.config.limits.model_copy(update={"max_answer_bytes": 300})
+    object.__setattr__(own._predictor.config, "limits", limits)
+    request = context(folder, 2)
+    small, large = own.handle([{"body": TEXT}, {"body": [TEXT] * 50}], request)
+    assert json.loads(small)["label"]
+    assert request.get_response_status(1)[0] == 413
+    assert json.loads(large)["error"]["type"] == "too_large"
 
 
 def test_describe(service: EncoderService, folder: Path) -> None:
