@@ -1,14 +1,14 @@
 """The handler's own time for a request: everything a worker does but the model.
 
 A batch of TorchServe rows (JSON bytes) goes through the adapter with a model that answers at once: decoding,
-tokenizing, packing, postprocessing and writing JSON remain. Prints the median over repetitions, by stage.
+tokenizing, packing, postprocessing and writing JSON remain. Prints the median over repetitions, by stage, and
+writes a result file.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import statistics
 import sys
@@ -21,10 +21,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import tokenizers
 import torch
 from ts.context import Context, RequestProcessor
 
+from benchmarks import machine, results
 from handler.archive import ArchiveFacts
 from handler.config import SetupConfig
 from handler.metrics import Sample
@@ -109,12 +109,13 @@ def measure(
 
 
 def main() -> int:
-    """Print the figures; returns the exit status, 1 where the target is missed."""
+    """Print and write the figures; returns the exit status, 1 where the target is missed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tokenizer", type=Path, help="a tokenizer.json (default: the sample encoder's)")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--repetitions", type=int, default=300)
+    parser.add_argument("--output", type=Path, default=results.RESULTS, help="folder for the JSON")
     options = parser.parse_args()
     file = options.tokenizer
     if file is None:
@@ -126,7 +127,10 @@ def main() -> int:
     total, stages = measure(predictor, rows, options.repetitions)
     print(f"batch {options.batch}, {options.tokens} tokens: {total:.1f} us a request (target {TARGET:g})")
     print("  " + ", ".join(f"{name} {value:.1f}" for name, value in stages.items()))
-    print(f"  {os.cpu_count()} cores, torch {torch.__version__}, tokenizers {tokenizers.__version__}")
+    row = {"batch": options.batch, "tokens": options.tokens, "microseconds": round(total, 1)}
+    row["stages"] = {name: round(value, 1) for name, value in stages.items()}
+    result = {**machine.facts("cpu", machine.threads_available()), "rows": [row]}
+    print(results.save("handler", result, options.output))
     return int(total > TARGET)
 
 
