@@ -15,11 +15,17 @@ constexpr Kernels instantiate(const char* name) {
   Kernels table{};
   table.name = name;
   table.f32 = format_of<TilesF32>(Type::f32);
-#if defined(__AVX512VNNI__)
+#if defined(__AMX_TILE__)
+  table.s8 = amx_format_of<TilesAmxS8>(Type::s8);
+#elif defined(__AVX512VNNI__)
   table.s8 = format_of<TilesS8>(Type::s8);
 #endif
-#if defined(__AVX512BF16__)
+#if defined(__AMX_TILE__)
+  table.bf16 = amx_format_of<TilesAmxBf16>(Type::bf16);
+#elif defined(__AVX512BF16__)
   table.bf16 = format_of<TilesBf16>(Type::bf16);
+#endif
+#if defined(__AVX512BF16__)
   table.attend_bf16 = attend<bf16>;
 #else
   table.bf16 = table.f32;
