@@ -31,13 +31,15 @@ _TORCH = Path(torch.__file__).parent
 _TARGET_VERSION = f"0x{OLDEST_TORCH[0]:02x}{OLDEST_TORCH[1]:02x}000000000000"
 _COMMON = ["-std=c++17", "-O3", f"-DTORCH_TARGET_VERSION={_TARGET_VERSION}ULL"]
 # A source built for one instruction set says so in its name; the dispatcher in cpu/ picks at run time.
+_AVX512_BF16 = [
+    "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512bf16", "-mavx512vnni", "-mfma", "-mf16c",
+]  # fmt: skip
 _CPU_ISA = {
     "_avx2": ["-mavx2", "-mfma", "-mf16c"],
     "_avx512": ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c"],
-    "_avx512bf16": [
-        "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512bf16", "-mavx512vnni", "-mfma", "-mf16c",
-    ],
-}  # fmt: skip
+    "_avx512bf16": _AVX512_BF16,
+    "_amx": [*_AVX512_BF16, "-mamx-tile", "-mamx-bf16", "-mamx-int8"],
+}
 
 
 def cpu_targets() -> tuple[str, ...]:

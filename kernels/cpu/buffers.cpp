@@ -83,7 +83,8 @@ Buffers::Buffers(const Call& call, int64_t count, int64_t longest, Workspace& wo
   layout.rows(&inner, s.intermediate, type, most);
   layout.operand(&quantised_inner, s.intermediate, Type::s8, type == Type::f32 ? 0 : most);
   scratch_bytes_ = std::max({product_scratch_bytes(kernels().f32), product_scratch_bytes(kernels().bf16),
-                             kernels().attend_scratch(longest, s.head_size()), s.hidden * 4 + 64});
+                             product_scratch_bytes(kernels().s8), kernels().attend_scratch(longest, s.head_size()),
+                             s.hidden * 4 + 64});
   scratch_bytes_ = (scratch_bytes_ + 4095) / 4096 * 4096;
   const int64_t scratch_at = layout.bytes(call.threads * scratch_bytes_);
 

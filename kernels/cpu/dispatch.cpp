@@ -1,4 +1,12 @@
 // Picks the table of kernels for this processor, once.
+#if defined(__x86_64__)
+#include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+#endif
+
 #include <cstdlib>
 #include <stdexcept>
 #include <string>
@@ -12,6 +20,7 @@ extern const Kernels kernels_portable;
 extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
 extern const Kernels kernels_avx512bf16;
+extern const Kernels kernels_amx;
 #endif
 
 namespace {
@@ -21,19 +30,39 @@ struct Candidate {
   bool runs;
 };
 
+#if defined(__x86_64__)
+// Whether this process may use tile registers. Linux gives them to processes that ask, once for all threads; the rest
+// of the processor's state is small enough to be given to everyone.
+bool amx_granted() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  constexpr unsigned bf16 = 1u << 22, tile = 1u << 24, int8 = 1u << 25;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & (bf16 | tile | int8)) != (bf16 | tile | int8)) return false;
+#if defined(__linux__)
+  constexpr long request_permission = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+#else
+  return false;
+#endif
+}
+#endif
+
 const Kernels& choose() {
+  const char* wish = std::getenv("EFFT_ISA");
 #if defined(__x86_64__)
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
   const bool bf16 = avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
-  const Candidate candidates[] = {
-      {&kernels_avx512bf16, bf16}, {&kernels_avx512, avx512}, {&kernels_avx2, avx2}, {&kernels_portable, true}};
+  const bool amx = bf16 && (!wish || std::string(wish) == kernels_amx.name) && amx_granted();
+  const Candidate candidates[] = {{&kernels_amx, amx},
+                                  {&kernels_avx512bf16, bf16},
+                                  {&kernels_avx512, avx512},
+                                  {&kernels_avx2, avx2},
+                                  {&kernels_portable, true}};
 #else
   const Candidate candidates[] = {{&kernels_portable, true}};
 #endif
-  const char* wish = std::getenv("EFFT_ISA");
   for (const Candidate& candidate : candidates) {
     if (wish ? candidate.runs && std::string(wish) == candidate.table->name : candidate.runs) return *candidate.table;
   }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "efft/cpu/attention.h"
+#include "efft/cpu/attention_amx.h"
 #include "efft/cpu/kernels.h"
 #include "efft/cpu/rows.h"
 #include "efft/cpu/tiles.h"
@@ -9,16 +10,25 @@
 namespace efft::cpu {
 namespace {
 
-inline int64_t attend_scratch(int64_t keys, int64_t head_size) { return AttendScratch(keys, head_size).bytes; }
+inline int64_t attend_scratch(int64_t keys, int64_t head_size) {
+  const int64_t bytes = AttendScratch(keys, head_size).bytes;
+#if defined(__AMX_TILE__)
+  return std::max(bytes, AmxAttendScratch(keys, head_size).bytes);
+#else
+  return bytes;
+#endif
+}
 
 constexpr Kernels instantiate(const char* name) {
   Kernels table{};
   table.name = name;
   table.f32 = format_of<TilesF32>(Type::f32);
-#if defined(__AVX512VNNI__)
+#if defined(__AMX_TILE__)
+  table.s8 = amx_format_of<TilesAmxS8>(Type::s8);
+  table.bf16 = amx_format_of<TilesAmxBf16>(Type::bf16);
+  table.attend_bf16 = attend_amx;
+#elif defined(__AVX512BF16__)
   table.s8 = format_of<TilesS8>(Type::s8);
-#endif
-#if defined(__AVX512BF16__)
   table.bf16 = format_of<TilesBf16>(Type::bf16);
   table.attend_bf16 = attend<bf16>;
 #else

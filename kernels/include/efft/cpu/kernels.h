@@ -120,7 +120,7 @@ struct Kernels {
 };
 
 // The table of the best instruction set that this processor and operating system run. The environment variable
-// EFFT_ISA (portable, avx2, avx512, avx512bf16) asks for a lower one; one the processor lacks is an error.
+// EFFT_ISA (portable, avx2, avx512, avx512bf16, amx) asks for a lower one; one the processor lacks is an error.
 const Kernels& kernels();
 
 }  // namespace efft::cpu

@@ -11,7 +11,8 @@ namespace efft::cpu {
 // Rows whose operand shares the second-level cache with a panel of weights.
 constexpr int64_t kRowBlock = 192;
 
-inline int64_t product_scratch_bytes(const Format& format) { return kRowBlock * format.columns * 4; }
+// The sums of a block of rows, and of one more tile that waits to be finished.
+inline int64_t product_scratch_bytes(const Format& format) { return (kRowBlock + format.rows) * format.columns * 4; }
 
 // A grid of row blocks times runs of panels.
 class Grid {

@@ -6,6 +6,7 @@
 #include <type_traits>
 
 #include "efft/cpu/gemm.h"
+#include "efft/cpu/gemm_amx.h"
 #include "efft/cpu/microkernel_bf16.h"
 #include "efft/cpu/microkernel_f32.h"
 #include "efft/cpu/microkernel_s8.h"
@@ -26,7 +27,8 @@ struct TilesF32 {
   using A = float;
   using B = float;
   using Sum = float;
-  static constexpr int kRows = kTileRows, kColumns = kTileVectors * kWidth, kDepthStep = 1, kSlices = 2;
+  static constexpr int kRows = kTileRows, kColumns = kTileVectors * kWidth, kDepthStep = 1, kWordElements = 1,
+                       kSlices = 2;
   template <int R>
   static void run(const float* a, int64_t a_stride, const float* b, int64_t steps, float* c, bool accumulate) {
     tile_f32<R, kTileVectors>(a, a_stride, b, kColumns, steps, c, kColumns, accumulate);
@@ -39,7 +41,8 @@ struct TilesBf16 {
   using A = bf16;
   using B = bf16;
   using Sum = float;
-  static constexpr int kRows = kTileRows, kColumns = kTileVectors * kWidth, kDepthStep = 2, kSlices = 1;
+  static constexpr int kRows = kTileRows, kColumns = kTileVectors * kWidth, kDepthStep = 2, kWordElements = 2,
+                       kSlices = 1;
   template <int R>
   static void run(const bf16* a, int64_t a_stride, const bf16* b, int64_t steps, float* c, bool accumulate) {
     tile_bf16<R, kTileVectors>(a, a_stride, b, kColumns, steps, c, kColumns, accumulate);
@@ -53,7 +56,8 @@ struct TilesS8 {
   using A = uint8_t;
   using B = int8_t;
   using Sum = int32_t;
-  static constexpr int kRows = kTileRows, kColumns = kTileVectors * kWidth, kDepthStep = 4, kSlices = 1;
+  static constexpr int kRows = kTileRows, kColumns = kTileVectors * kWidth, kDepthStep = 4, kWordElements = 4,
+                       kSlices = 1;
   template <int R>
   static void run(const uint8_t* a, int64_t a_stride, const int8_t* b, int64_t steps, int32_t* c, bool accumulate) {
     tile_s8<R, kTileVectors>(a, a_stride, b, steps, c, kColumns, accumulate);
@@ -64,15 +68,35 @@ struct TilesS8 {
 };
 #endif
 
+#if defined(__AMX_TILE__)
+struct TilesAmxBf16 {
+  using A = bf16;
+  using B = bf16;
+  using Sum = float;
+  static constexpr int kRows = kAmxGroupRows, kColumns = kAmxColumns, kDepthStep = 32, kWordElements = 2;
+  static FloatSums sums(const Product&, const float* sums, int64_t, int64_t) { return {sums, kColumns}; }
+};
+
+struct TilesAmxS8 {
+  using A = uint8_t;
+  using B = int8_t;
+  using Sum = int32_t;
+  static constexpr int kRows = kAmxGroupRows, kColumns = kAmxColumns, kDepthStep = 64, kWordElements = 4;
+  static IntegerSums sums(const Product& p, const int32_t* sums, int64_t row, int64_t column) {
+    return {sums, kColumns, p.a_scales + row, p.b.scales + column, p.b.corrections + column};
+  }
+};
+#endif
+
 template <typename Tiles, typename From>
 void pack_panel(const From* matrix, int64_t outputs, int64_t depth, int64_t panel, typename Tiles::B* out) {
-  constexpr int columns = Tiles::kColumns, step = Tiles::kDepthStep;
+  constexpr int columns = Tiles::kColumns, step = Tiles::kDepthStep, word = Tiles::kWordElements;
   const int64_t padded = (depth + step - 1) / step * step;
   for (int64_t n = 0; n < columns; ++n) {
     const int64_t row = panel * columns + n;
     for (int64_t k = 0; k < padded; ++k) {
       const bool inside = row < outputs && k < depth;
-      typename Tiles::B* to = out + (k / step * columns + n) * step + k % step;
+      typename Tiles::B* to = out + (k / word * columns + n) * word + k % word;
       if constexpr (std::is_same_v<From, typename Tiles::B>) {
         *to = inside ? matrix[row * depth + k] : From{};
       } else {
@@ -96,6 +120,13 @@ template <typename Tiles>
 constexpr Format format_of(Type type) {
   return {type, Tiles::kRows, Tiles::kColumns, Tiles::kDepthStep, pack<Tiles>, multiply<Tiles>};
 }
+
+#if defined(__AMX_TILE__)
+template <typename Tiles>
+constexpr Format amx_format_of(Type type) {
+  return {type, Tiles::kRows, Tiles::kColumns, Tiles::kDepthStep, pack<Tiles>, multiply_amx<Tiles>};
+}
+#endif
 
 }  // namespace
 }  // namespace efft::cpu
