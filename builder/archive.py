@@ -26,9 +26,11 @@ from builder.checkpoint import TOKENIZER_FILES, Checkpoint, load
 from builder.compile import OLDEST_TORCH, ROOT
 from builder.errors import BuildError
 from builder.families import max_positions, shape_of
+from builder.int8 import quantised_model
 from builder.models import DTYPES, packed_model, stock_model
 from builder.parity import Verdict, prove
 from builder.trace import example_inputs, save_torchscript
+from builder.verdict import CosineVerdict
 from handler.archive import ArchiveFacts, EncoderFacts, LibraryFacts, TorchFacts
 from handler.config import SetupConfig
 from handler.gemm_config import NAME as GEMM_CONFIG
@@ -43,15 +45,16 @@ def build(
     output: Path,
     report: Report,
     gemm_config: Path | None = None,
-) -> tuple[Path, Verdict]:
+    calibrate: Path | None = None,
+) -> tuple[Path, Verdict | CosineVerdict]:
     """Build the archive of ``config`` in the folder ``output``.
 
     ``libraries`` are the operator libraries to carry (only kind ``thsext`` carries any), ``gemm_config`` what
-    ``builder tune`` measured for the CUDA library; ``report`` is told each step's name. Returns the archive's path
-    and the gate's verdict. Raises BuildError; then no archive was written.
+    ``builder tune`` measured for the CUDA library, ``calibrate`` the texts for int8 (``builder.calibration``);
+    ``report`` is told each step's name. Returns the archive's path and the gate's verdict. Raises BuildError; then no
+    archive was written.
     """
-    if config.data_type not in DTYPES:
-        raise BuildError(f"archives of type {config.data_type} cannot be built yet; choose {', '.join(DTYPES)}")
+    check_type(config, [library.facts.device for library in libraries], calibrate)
     report("reading the checkpoint")
     checkpoint = load(config)
     tokenizer = checkpoint.load_tokenizer()
@@ -64,16 +67,30 @@ def build(
         stage.mkdir()
         facts = _facts(name, config, checkpoint, libraries, tokenizer)
         report(f"writing the model ({config.kind}, {config.data_type})")
-        _stage_model(stage, config, checkpoint, libraries, facts)
+        facts = _stage_model(stage, config, checkpoint, libraries, facts, calibrate)
         report("writing tokenizer, handler and configuration")
         _stage_files(stage, config, checkpoint, libraries, facts, tokenizer)
         if gemm_config is not None:
             shutil.copyfile(gemm_config, stage / GEMM_CONFIG)
         report("proving it equal to the checkpoint in a fresh process")
-        verdict = prove(stage, config)
+        verdict = prove(stage, config, calibrate)
         facts.model_copy(update={"parity": asdict(verdict)}).save(stage / "archive.json")
         report("packing")
         return _pack(stage, name, output), verdict
+
+
+def check_type(config: SetupConfig, devices: Sequence[str], calibrate: Path | None) -> None:
+    """Raises BuildError where the data type does not go with the kind, the devices or the calibration texts."""
+    if config.data_type != "int8":
+        if calibrate is not None:
+            raise BuildError("--calibrate is for --data-type int8 only")
+        return
+    if config.kind != "thsext":
+        raise BuildError(f"int8 needs kind thsext, the fused encoder; kind {config.kind} has no 8-bit products")
+    if "cuda" in devices:
+        raise BuildError("int8 archives run on the CPU only; build with --device cpu, or choose bf16 or fp16")
+    if calibrate is not None and not calibrate.is_file():
+        raise BuildError(f"--calibrate {calibrate}: no such file")
 
 
 class LibraryFile:
@@ -126,24 +143,35 @@ def _facts(
 
 
 def _stage_model(
-    stage: Path, config: SetupConfig, checkpoint: Checkpoint, libraries: Sequence[LibraryFile], facts: ArchiveFacts
-) -> None:
+    stage: Path,
+    config: SetupConfig,
+    checkpoint: Checkpoint,
+    libraries: Sequence[LibraryFile],
+    facts: ArchiveFacts,
+    calibrate: Path | None,
+) -> ArchiveFacts:
+    """Write the model; returns the facts with what was found on the way."""
+    dtype = DTYPES.get(config.data_type, torch.float32)
     if config.kind == "ori" or config.captum_explanation:
         # Explanations need gradients, which the fused encoder does not give: its differentiable twin is the original.
-        checkpoint.load_model(DTYPES[config.data_type]).save_pretrained(stage / "checkpoint")  # type: ignore[operator]
+        checkpoint.load_model(dtype).save_pretrained(stage / "checkpoint")  # type: ignore[operator]
     if config.kind == "ori":
-        return
-    dtype = DTYPES[config.data_type]
+        return facts
     if config.kind == "ths":
         module: torch.nn.Module = stock_model(checkpoint, dtype, pooling=facts.pooling)
     else:
         from builder import ops
 
         ops.load(libraries[0].path)
-        module = packed_model(checkpoint, dtype, pooling=facts.pooling)
+        if config.data_type == "int8":
+            module, chosen = quantised_model(checkpoint, facts.pooling, calibrate)
+            facts = facts.model_copy(update={"quantisation": chosen})
+        else:
+            module = packed_model(checkpoint, dtype, pooling=facts.pooling)
     length = min(16, facts.max_positions)
     inputs = example_inputs(checkpoint.config.vocab_size, max(2, min(config.batch_size, 4)), length)
     save_torchscript(module, inputs, stage / "model.pt")
+    return facts
 
 
 def _stage_files(

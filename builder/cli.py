@@ -8,12 +8,12 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import ValidationError
 
 from builder.errors import BuildError
-from handler.config import TASKS, ConfigError, SetupConfig, first_problem
+from handler.config import TASKS, ConfigError, DataType, SetupConfig, first_problem
 
 _STEPS = 5
 
@@ -46,7 +46,13 @@ def _parser() -> argparse.ArgumentParser:
     archiving.add_argument("--name", help="the archive's name (default: the checkpoint's)")
     archiving.add_argument("--mode", choices=TASKS, help="the task (default: read off the checkpoint)")
     archiving.add_argument("--kind", choices=("ori", "ths", "thsext"), help="how the model is stored (default: thsext)")
-    archiving.add_argument("--data-type", choices=("fp32", "bf16", "fp16"), help="default: fp32")
+    archiving.add_argument("--data-type", choices=get_args(DataType), help="default: fp32; int8 is for the CPU")
+    archiving.add_argument(
+        "--calibrate",
+        type=Path,
+        metavar="FILE",
+        help="for int8: texts like those to be served, a line each, as JSON lines with text and text_pair, or SQuAD",
+    )
     archiving.add_argument("--max-length", type=int, help="longest sequence in tokens")
     archiving.add_argument("--batch-size", type=int, help="most requests TorchServe joins")
     archiving.add_argument("--output", type=Path, default=Path("model_store"), help="default: model_store")
@@ -107,13 +113,15 @@ def _has_gpu() -> bool:
 def _archive(options: argparse.Namespace) -> None:
     from tqdm import tqdm
 
-    from builder.archive import LibraryFile, build
+    from builder.archive import LibraryFile, build, check_type
     from builder.compile import CUDA_TARGETS, compile_cpu, compile_cuda, cpu_targets
 
     config = _setup_config(options)
     if options.gemm_config is not None and not options.gemm_config.is_file():
         raise BuildError(f"{options.gemm_config} not found; python -m builder tune makes one")
-    cuda = options.device == "cuda" or (options.device == "auto" and _has_gpu() and shutil.which("nvcc") is not None)
+    check_type(config, [options.device], options.calibrate)
+    wanted = options.device == "auto" and config.data_type != "int8"
+    cuda = options.device == "cuda" or (wanted and _has_gpu() and shutil.which("nvcc") is not None)
     with tqdm(total=_STEPS + 1, bar_format="{n}/{total} {bar:20} {elapsed} {desc}", file=sys.stderr) as bar:
 
         def report(step: str) -> None:
@@ -126,7 +134,7 @@ def _archive(options: argparse.Namespace) -> None:
             libraries.append(LibraryFile(compile_cpu(), "cpu", cpu_targets()))
             if cuda:
                 libraries.append(LibraryFile(compile_cuda(), "cuda", CUDA_TARGETS))
-        path, verdict = build(config, libraries, options.output, report, options.gemm_config)
+        path, verdict = build(config, libraries, options.output, report, options.gemm_config, options.calibrate)
         bar.set_description_str("done")
     print(verdict.line())
     print(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,12 +39,26 @@ class PackedEncoder(nn.Module):
 
     def forward(self, ids: Tensor, segments: Tensor, mask: Tensor) -> Tensor:
         """Encode a padded batch; see the class."""
-        s = self.shape
-        return torch.ops.efft.encoder(
-            ids, segments, mask, self.word, self.position, self.segment, self.matrices, self.vectors,
-            s.layers, s.hidden, s.heads, s.intermediate, s.activation, s.pre_norm, s.epsilon, s.position_offset,
-            s.count_positions, self.output,
-        )  # fmt: skip
+        return encode(self.shape, self, (ids, segments, mask), self.output)
+
+
+def encode(shape: EncoderShape, weights: Any, inputs: tuple[Tensor, Tensor, Tensor], output: str) -> Tensor:
+    """Call the operator on ids, segments and mask, int64 [B, S]; for ``output`` see PackedEncoder.
+
+    ``weights`` carries the tables and arenas by their names: a module, a loaded one, or PackedWeights.
+    """
+    s = shape
+    return torch.ops.efft.encoder(
+        *inputs, weights.word, weights.position, weights.segment, weights.matrices, weights.vectors,
+        s.layers, s.hidden, s.heads, s.intermediate, s.activation, s.pre_norm, s.epsilon, s.position_offset,
+        s.count_positions, output,
+    )  # fmt: skip
+
+
+def prepare(shape: EncoderShape, matrices: Tensor, vectors: Tensor) -> Tensor:
+    """A plain or 8-bit matrix arena in the form the operator likes best."""
+    s = shape
+    return torch.ops.efft.prepare(matrices, s.layers, s.hidden, s.embedding, s.intermediate, vectors)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from builder.errors import BuildError
+from builder.verdict import CosineVerdict
 from handler.archive import ArchiveFacts
 
 
@@ -39,7 +40,12 @@ def describe(path: Path) -> Iterator[str]:
     yield f"torch       built with {facts.torch.built}, loads from {facts.torch.oldest} on"
     for name, library in sorted(facts.libraries.items()):
         yield f"library     {name}: {library.device} ({', '.join(library.targets)}), sha256 {library.sha256[:16]}"
-    if p:
+    if q := facts.quantisation:
+        kept = f": {', '.join(q['bf16'])}" if q["bf16"] else ""
+        yield f"int8        {len(q['bf16'])} of {q['matrices']} matrices in bf16{kept}; chosen on {q['calibrated_on']}"
+    if "token_cosine" in p:
+        yield f"parity      {CosineVerdict(**p).figures()}"
+    elif p:
         yield (
             f"parity      error {p['error']:.2e} against float64; plain PyTorch {p['plain_error']:.2e}; "
             f"ratio {p['ratio']:.2f} (worst on {p['worst_probe']}: {p['worst_error']:.2e})"

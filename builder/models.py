@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from builder.checkpoint import Checkpoint
-from builder.encoder import PackedEncoder, pack
+from builder.encoder import PackedEncoder, PackedWeights, pack
 from builder.families import ACTIVATIONS, shape_of
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -37,7 +37,11 @@ class PackedModel(nn.Module):
 
     def forward(self, ids: Tensor, segments: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
         """See the module's docstring."""
-        logits = self.head(self.encoder(ids, segments, mask))
+        return self.answer(self.encoder(ids, segments, mask))
+
+    def answer(self, hidden: Tensor) -> tuple[Tensor, ...]:
+        """What the head makes of the encoder's output."""
+        logits = self.head(hidden)
         return logits.unbind(-1) if self.splits else (logits,)
 
 
@@ -102,14 +106,27 @@ def stock_model(checkpoint: Checkpoint, dtype: torch.dtype, *, pooling: str | No
 def packed_model(checkpoint: Checkpoint, dtype: torch.dtype, *, pooling: str | None) -> PackedModel:
     """The checkpoint with the padding-free encoder in place of the stock one. Raises BuildError on odd weights."""
     model = checkpoint.load_model()
-    family, shape = checkpoint.family, shape_of(checkpoint.config)
-    base = model if checkpoint.task == "embedding" else getattr(model, family.prefix)
-    weights = pack(base.state_dict(), family, shape, dtype)
-    output = {"sequence_classification": "first", "rerank": "first"}.get(checkpoint.task, "hidden")
+    weights = pack(encoder_of(checkpoint, model).state_dict(), checkpoint.family, shape_of(checkpoint.config), dtype)
+    return assemble(checkpoint, model, weights, pooling)
+
+
+def assemble(checkpoint: Checkpoint, model: nn.Module, weights: PackedWeights, pooling: str | None) -> PackedModel:
+    """The packed encoder of ``weights`` before the head of ``model``, which is computed in the tables' type."""
+    encoder = PackedEncoder(shape_of(checkpoint.config), weights, output_of(checkpoint, pooling))
+    head = _head(model, checkpoint, weights.word.dtype)
+    return PackedModel(encoder, head, checkpoint.task == "question_answering").eval()
+
+
+def encoder_of(checkpoint: Checkpoint, model: nn.Module) -> nn.Module:
+    """The encoder within a checkpoint's transformers model."""
+    return model if checkpoint.task == "embedding" else getattr(model, checkpoint.family.prefix)
+
+
+def output_of(checkpoint: Checkpoint, pooling: str | None) -> str:
+    """What the task's head takes from the encoder operator: ``hidden``, ``first`` or ``mean``."""
     if checkpoint.task == "embedding":
-        output = {"cls": "first", "mean": "mean"}[pooling or "mean"]
-    encoder = PackedEncoder(shape, weights, output)
-    return PackedModel(encoder, _head(model, checkpoint, dtype), checkpoint.task == "question_answering").eval()
+        return {"cls": "first", "mean": "mean"}[pooling or "mean"]
+    return {"sequence_classification": "first", "rerank": "first"}.get(checkpoint.task, "hidden")
 
 
 def _head(model: nn.Module, checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Module:

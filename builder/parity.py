@@ -2,7 +2,8 @@
 
 The criterion is the one flash-attention's tests use: against a reference in float64, the archive's error may be at
 most twice the error that plain PyTorch makes at the same type. Errors are root mean squares over all outputs of all
-probes, so that the verdict does not hang on one unlucky number.
+probes, so that the verdict does not hang on one unlucky number. int8, which plain PyTorch has not, is judged by cosines
+(``builder.int8``).
 """
 
 from __future__ import annotations
@@ -10,18 +11,24 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from builder.checkpoint import Checkpoint, load
 from builder.errors import BuildError
-from builder.families import max_positions
+from builder.int8 import judge
 from builder.models import DTYPES, stock_model
+from builder.probes import probes
+from builder.verdict import CosineVerdict
+from handler.archive import ArchiveFacts
 from handler.config import SetupConfig
+from handler.packing import Model as ServedModel
+from handler.runtime import TracedModel, load_model
 
 ALLOWED_RATIO = 2.0
 FLOOR = 2.0**-21
@@ -30,7 +37,6 @@ FLOOR = 2.0**-21
 _PER_TOKEN = ("question_answering", "token_classification", "fill_mask")
 
 Model = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ...]]
-Inputs = tuple[Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -52,30 +58,6 @@ class Verdict:
             f"parity {word}: error {self.error:.2e}, plain PyTorch at the same type {self.plain_error:.2e} "
             f"(ratio {self.ratio:.2f}, allowed {ALLOWED_RATIO:g}); worst on {self.worst_probe}: {self.worst_error:.2e}"
         )
-
-
-def probes(checkpoint: Checkpoint) -> Iterator[tuple[str, Inputs]]:
-    """Named inputs: one token, the longest sequence, a full batch of mixed lengths, pairs with segments."""
-    generator = torch.Generator().manual_seed(20)
-    longest = min(max_positions(checkpoint.config), checkpoint.max_length or 1 << 30)
-    yield "one token", _batch(checkpoint, [1], generator)
-    yield f"longest sequence ({longest} tokens)", _batch(checkpoint, [longest], generator)
-    mixed = [min(n, longest) for n in (1, 2, 3, 5, 7, 8, 11, 16, 17, 23, 31, 32, 33, 48, 64, 65, 77, 96, 100, 128)]
-    yield f"batch of {len(mixed)} mixed lengths", _batch(checkpoint, mixed, generator)
-    pairs = [min(n, longest) for n in (4, 9, 20, 33, 47, 70)]
-    yield f"{len(pairs)} pairs", _batch(checkpoint, pairs, generator, pairs=True)
-
-
-def _batch(checkpoint: Checkpoint, lengths: list[int], generator: torch.Generator, *, pairs: bool = False) -> Inputs:
-    size = (len(lengths), max(lengths))
-    pad = checkpoint.config.pad_token_id or 0
-    ids = torch.randint(pad + 1, checkpoint.config.vocab_size, size, generator=generator)
-    positions = torch.arange(size[1])
-    mask = (positions < torch.tensor(lengths)[:, None]).long()
-    segments = torch.zeros_like(ids)
-    if pairs and checkpoint.uses_segments:
-        segments = (positions >= torch.tensor(lengths)[:, None] // 2).long() * mask
-    return torch.where(mask.bool(), ids, pad), segments, mask
 
 
 def compare(checkpoint: Checkpoint, candidate: Model, data_type: str, pooling: str | None) -> Verdict:
@@ -111,37 +93,41 @@ def _numbers(outputs: tuple[Tensor, ...], keep: Tensor | None) -> Tensor:
     return torch.cat([(o if keep is None else o[keep]).reshape(-1).double() for o in outputs])
 
 
-def prove(stage: Path, config: SetupConfig) -> Verdict:
-    """Run the gate in a fresh process. Raises BuildError with the figures when it fails."""
+def prove(stage: Path, config: SetupConfig, calibrate: Path | None = None) -> Verdict | CosineVerdict:
+    """Run the gate in a fresh process; ``calibrate`` are the texts an int8 archive was made with.
+
+    Raises BuildError with the figures when it fails.
+    """
     command = [sys.executable, "-m", "builder.parity", str(stage), config.model_dump_json()]
+    command += [] if calibrate is None else [str(calibrate)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
         last = (result.stderr.strip().splitlines() or ["no message"])[-1]
         raise BuildError(f"parity FAILED: the archive's files do not run ({last})")
-    verdict = Verdict(**json.loads(result.stdout.splitlines()[-1]))
+    facts = json.loads(result.stdout.splitlines()[-1])
+    verdict = CosineVerdict(**facts) if config.data_type == "int8" else Verdict(**facts)
     if not verdict.passed:
         raise BuildError(f"{verdict.line()}; no archive was written")
     return verdict
 
 
-def worker_model(folder: Path, config: SetupConfig) -> Model:
-    """The model of an unpacked archive, loaded by the handler's own code, on the CPU."""
-    from handler.archive import ArchiveFacts
-    from handler.runtime import load_model
-
-    model = load_model(folder, ArchiveFacts.load(folder / "archive.json"), config)
-
+def _on_tensors(model: ServedModel) -> Model:
     def run(ids: Tensor, segments: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
         return tuple(torch.from_numpy(output) for output in model(ids.numpy(), segments.numpy(), mask.numpy()))
 
     return run
 
 
-def _main(stage: str, config_json: str) -> None:
+def _main(stage: str, config_json: str, calibrate: str | None = None) -> None:
     config = SetupConfig.model_validate_json(config_json)
     checkpoint = load(config)
     pooling = config.pooling or (checkpoint.pooling()[0] if checkpoint.task == "embedding" else None)
-    verdict = compare(checkpoint, worker_model(Path(stage), config), config.data_type, pooling)
+    folder = Path(stage)
+    model = load_model(folder, ArchiveFacts.load(folder / "archive.json"), config)
+    if isinstance(model, TracedModel) and config.data_type == "int8":
+        verdict: Any = judge(checkpoint, model, pooling, None if calibrate is None else Path(calibrate))
+    else:
+        verdict = compare(checkpoint, _on_tensors(model), config.data_type, pooling)
     print(json.dumps(asdict(verdict)))
 
 

@@ -1,15 +1,15 @@
 """An encoder's matrices in 8 bits: the archived form that ``efft::prepare`` takes.
 
-Weights get one symmetric scale per output; activations are rounded at run time, with a scale per token, so that no
-calibration is needed. Outliers are moved from activations into weights as in SmoothQuant (Xiao et al., 2023); what is
-particular here is that an input's magnitude is read off the LayerNorm that produces it instead of being measured, and
-that the inverse factor is applied when the operand is rounded, so that the residual stream stays as it is.
+Weights get one symmetric scale per output; activations are rounded at run time, with a scale per token. Outliers are
+moved from activations into weights as in SmoothQuant (Xiao et al., 2023), by how far each input reaches: measured
+(``builder.calibration``), or read off the LayerNorm that produces it. The inverse factor is applied when the operand is
+rounded, so that the residual stream stays as it is.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -21,6 +21,8 @@ from builder.errors import BuildError
 MatrixName = Literal["projection", "qkv", "attention_output", "intermediate", "output"]
 Matrix = tuple[int, MatrixName]
 """A layer (0 for the projection) and one of its matrices."""
+Reach = Mapping[Matrix, Tensor]
+"""The largest magnitude of each input [inputs] of a product; matrices that are absent keep their inputs as they are."""
 
 _MAGIC = b"efft-q01"
 _BF16, _S8 = 1, 3
@@ -64,52 +66,84 @@ def matrices_of(shape: Shape) -> list[Matrix]:
     return front + [(layer, name) for layer in range(shape.layers) for name in names]
 
 
-def quantise(matrices: Tensor, vectors: Tensor, shape: Shape, keep: Collection[Matrix] = ()) -> Tensor:
+def quantise(
+    matrices: Tensor, vectors: Tensor, shape: Shape, keep: Collection[Matrix] = (), reach: Reach | None = None
+) -> Tensor:
     """Round the arenas of ``kernels/include/efft/encoder.h`` to the form of ``kernels/include/efft/quantised.h``.
 
     ``matrices`` and ``vectors`` are the flat arenas in any float type; those matrices named in ``keep`` stay bf16.
+    ``reach`` says how far the products' inputs go; without it that is estimated from the LayerNorms.
     Returns uint8 [bytes]. Raises BuildError when the arenas do not fit the shape or a weight is not finite.
     """
-    names = matrices_of(shape)
-    sizes = [_size(shape, name) for _, name in names]
-    if matrices.numel() != sum(outputs * inputs for outputs, inputs in sizes):
-        raise BuildError(f"the matrix arena holds {matrices.numel()} numbers, which is not what its shape asks for")
-    if not torch.isfinite(matrices).all():
-        raise BuildError("the matrix arena holds numbers that are not finite")
-    magnitudes = _Magnitudes(shape, vectors.float())
-    writer = _Writer(shape, len(names))
-    flat = iter(torch.split(matrices.float(), [outputs * inputs for outputs, inputs in sizes]))
-    for matrix, (outputs, inputs) in zip(names, sizes, strict=True):
-        weight = next(flat).view(outputs, inputs)
-        if matrix in keep:
-            writer.add_bf16(weight)
-        else:
-            writer.add_s8(*_round(weight, magnitudes.of(matrix)))
-    return writer.finish()
+    return _Rounder(matrices, vectors, shape, reach).arena(keep)
 
 
 def most_sensitive(
-    matrices: Tensor, vectors: Tensor, shape: Shape, error: Callable[[Tensor], float], target: float
+    matrices: Tensor,
+    vectors: Tensor,
+    shape: Shape,
+    error: Callable[[Tensor], float],
+    target: float,
+    reach: Reach | None = None,
 ) -> tuple[Matrix, ...]:
-    """The fewest matrices to ``keep`` so that ``error(quantise(...)) <= target``, found greedily.
+    """Few matrices to ``keep`` so that ``error(quantise(...)) <= target``, found greedily.
 
     ``error`` takes a quantised arena and says how far the encoder strays with it. Matrices are ranked by the error
-    that each causes when it alone is rounded, and kept from the worst on. Raises BuildError when even the arena with
+    that each causes when it alone is rounded, kept from the worst on until the target holds (by bisection), and then
+    rounded after all, from the mildest on, where it holds without them too. Raises BuildError when even the arena with
     every matrix kept misses the target.
     """
-    if error(quantise(matrices, vectors, shape)) <= target:
+    rounder = _Rounder(matrices, vectors, shape, reach)
+
+    def reached(keep: Collection[Matrix]) -> float:
+        return error(rounder.arena(keep))
+
+    if reached(()) <= target:
         return ()
     every = matrices_of(shape)
+    best = reached(every)
+    if best > target:
+        raise BuildError(f"even in bf16 the encoder's error is {best:.3g}, more than {target:.3g}: 8 bits cannot pass")
+    ranked = sorted(every, key=lambda matrix: reached([other for other in every if other != matrix]), reverse=True)
+    too_few, count = 0, len(ranked)
+    while count - too_few > 1:
+        middle = (too_few + count) // 2
+        too_few, count = (too_few, middle) if reached(ranked[:middle]) <= target else (middle, count)
+    keep = ranked[:count]
+    for matrix in reversed(ranked[: count - 1]):
+        fewer = [other for other in keep if other != matrix]
+        if reached(fewer) <= target:
+            keep = fewer
+    return tuple(keep)
 
-    def alone(matrix: Matrix) -> float:
-        return error(quantise(matrices, vectors, shape, [other for other in every if other != matrix]))
 
-    ranked = sorted(every, key=alone, reverse=True)
-    for count in range(1, len(ranked) + 1):
-        reached = error(quantise(matrices, vectors, shape, ranked[:count]))
-        if reached <= target:
-            return tuple(ranked[:count])
-    raise BuildError(f"even in bf16 the encoder's error is {reached:.3g}, more than {target:.3g}: 8 bits cannot pass")
+class _Rounder:
+    """An encoder's matrices, each rounded at most once however many arenas are made of them."""
+
+    def __init__(self, matrices: Tensor, vectors: Tensor, shape: Shape, reach: Reach | None) -> None:
+        self.names = matrices_of(shape)
+        sizes = [_size(shape, name) for _, name in self.names]
+        if matrices.numel() != sum(outputs * inputs for outputs, inputs in sizes):
+            raise BuildError(f"the matrix arena holds {matrices.numel()} numbers, which is not what its shape asks for")
+        if not torch.isfinite(matrices).all():
+            raise BuildError("the matrix arena holds numbers that are not finite")
+        self.shape = shape
+        flat = torch.split(matrices, [outputs * inputs for outputs, inputs in sizes])
+        self.weights = {m: piece.view(size) for m, piece, size in zip(self.names, flat, sizes, strict=True)}
+        self.reach = _Magnitudes(shape, vectors.float()).of if reach is None else reach.get
+        self.rounded: dict[Matrix, tuple[Tensor, Tensor, Tensor]] = {}
+
+    def arena(self, keep: Collection[Matrix]) -> Tensor:
+        """The archived form with the matrices of ``keep`` in bf16, uint8 [bytes]."""
+        writer = _Writer(self.shape, len(self.names))
+        for matrix in self.names:
+            if matrix in keep:
+                writer.add_bf16(self.weights[matrix])
+                continue
+            if matrix not in self.rounded:
+                self.rounded[matrix] = _round(self.weights[matrix].float(), self.reach(matrix))
+            writer.add_s8(*self.rounded[matrix])
+        return writer.finish()
 
 
 def _size(shape: Shape, name: MatrixName) -> tuple[int, int]:

@@ -71,6 +71,8 @@ class ArchiveFacts(_Open):
     encoder: EncoderFacts
     torch: TorchFacts
     libraries: dict[str, LibraryFacts] = {}
+    quantisation: dict[str, Any] = {}
+    """Of int8 archives: what the choice was made on, how many matrices there are and which stayed bf16."""
     parity: dict[str, Any] = {}
     checkpoint: dict[str, Any] = {}
 

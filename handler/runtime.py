@@ -32,14 +32,14 @@ class TracedModel:
     """
 
     def __init__(self, module: torch.jit.ScriptModule, device: torch.device) -> None:
-        self._module = module
+        self.module = module
         self.device = device
 
     def __call__(self, ids: np.ndarray, segments: np.ndarray, mask: np.ndarray) -> Arrays:
         """See the class."""
         with torch.inference_mode():
             inputs = [torch.from_numpy(array).to(self.device) for array in (ids, segments, mask)]
-            return tuple(output.float().cpu().numpy() for output in self._module(*inputs))
+            return tuple(output.float().cpu().numpy() for output in self.module(*inputs))
 
 
 def load_model(folder: Path, facts: ArchiveFacts, config: SetupConfig, gpu: int | None = None) -> Model:
@@ -80,8 +80,11 @@ def pick_device(facts: ArchiveFacts, config: SetupConfig, gpu: int | None) -> to
     chip = "{}.{}".format(*capability)
     targets = ", ".join(target for library in cuda for target in library.targets) or "none"
     problem = f"the archive has no library for compute capability {chip} (it has: {targets})"
+    remedy = "build it again with that target"
+    if facts.data_type == "int8":
+        problem, remedy = "the archive is int8, which runs on the CPU only", "build it again in another type"
     if not config.cpu_fallback:
-        raise ArchiveError(f"{problem}; build it again with that target, or set cpu_fallback")
+        raise ArchiveError(f"{problem}; {remedy}, or set cpu_fallback")
     logger.warning("%s; serving on the CPU", problem)
     return torch.device("cpu")
 

@@ -1,0 +1,199 @@
+"""What an encoder is shown while its 8-bit form is chosen and judged: generated sequences, or texts of the user's.
+
+Static activation scales are not among the uses: the engine rounds each token with a range of its own (docs/cpu.md has
+the comparison). Inputs serve to measure how far activations reach and which matrices lose too much in 8 bits.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from builder.checkpoint import Checkpoint
+from builder.errors import BuildError
+from builder.families import max_positions, shape_of
+from builder.probes import Inputs
+from builder.quantise import Matrix, MatrixName
+
+Text = tuple[str, str | None]
+"""A text and, for pairs, the second one."""
+
+_T = TypeVar("_T")
+
+MOST_TEXTS = 64
+MOST_TOKENS = 4096
+LONGEST = 128
+"""Of a longer file texts are taken at even distances; each is cut at LONGEST tokens, pads count towards MOST_TOKENS."""
+
+_LENGTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96)
+_REPEATS = (1, 2, 3, 4, 6, 8, 12, 16)
+_DEGENERATE = ("", "a", "!!!", "...", "!!! ???", "!!! ??? ...", "1 2 3 4 5", "[ ] { } ( )")
+"""Strings whose tokens err alike in 8 bits, so that pooling does not level it out."""
+_BATCH = 16
+
+
+def read_texts(path: Path) -> list[Text]:
+    """The texts of a calibration file.
+
+    SQuAD's JSON (question and context make a pair), JSON lines with ``text`` and maybe ``text_pair``, or plain text, a
+    line each. Raises BuildError in one line for a file that cannot be read or holds no text.
+    """
+    try:
+        content = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BuildError(f"--calibrate {path.name}: {error}") from error
+    lines = [line.strip() for line in content.splitlines() if line.strip()]
+    if not lines:
+        raise BuildError(f"--calibrate {path.name}: the file holds no text")
+    if not lines[0].startswith("{"):
+        return [(line, None) for line in lines]
+    try:
+        return _squad(json.loads(content))
+    except json.JSONDecodeError:
+        return [_json_line(path, number, line) for number, line in enumerate(lines, 1)]
+    except (KeyError, TypeError):
+        if len(lines) == 1:
+            return [_json_line(path, 1, lines[0])]
+        raise BuildError(f"--calibrate {path.name}: a JSON object that is not SQuAD's") from None
+
+
+def _squad(content: Any) -> list[Text]:
+    paragraphs = [paragraph for article in content["data"] for paragraph in article["paragraphs"]]
+    return [(question["question"], p["context"]) for p in paragraphs for question in p["qas"]]
+
+
+def _json_line(path: Path, number: int, line: str) -> Text:
+    try:
+        row = json.loads(line)
+        text, pair = row["text"], row.get("text_pair")
+    except (ValueError, KeyError, TypeError) as error:
+        raise BuildError(f'--calibrate {path.name}, line {number}: expected {{"text": "..."}}') from error
+    if not isinstance(text, str) or not isinstance(pair, str | None):
+        raise BuildError(f"--calibrate {path.name}, line {number}: text and text_pair must be strings")
+    return text, pair
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Named inputs and, in words, where they come from."""
+
+    source: str
+    inputs: list[tuple[str, Inputs]]
+
+
+def calibration(checkpoint: Checkpoint, path: Path | None) -> Calibration:
+    """The texts of ``path``, a sensible few of them, or without a file what can be made up. Raises BuildError.
+
+    Made up are sequences of random ids, single ids repeated, and strings of punctuation; the same ones at every build.
+    """
+    tokenizer = checkpoint.load_tokenizer()
+    longest = min(LONGEST, max_positions(checkpoint.config), checkpoint.max_length or LONGEST)
+    if path is None:
+        rows = _generated(checkpoint, tokenizer, longest)
+        strings = [tokenizer(text, truncation=True, max_length=longest) for text in _DEGENERATE]
+        inputs = [("generated sequences", _padded(checkpoint, rows)), ("punctuation", _encoded(checkpoint, strings))]
+        return Calibration(f"{len(rows) + len(strings)} generated sequences", inputs)
+    texts = read_texts(path)
+    answers = [tokenizer(*_given(text), truncation=True, max_length=longest) for text in _spread(texts, MOST_TEXTS)]
+    tokens = sum(len(answer.input_ids) for answer in answers)
+    answers = _spread(answers, len(answers) * MOST_TOKENS // max(tokens, MOST_TOKENS))
+    answers.sort(key=lambda answer: len(answer.input_ids))
+    batches = []
+    for start in range(0, len(answers), _BATCH):
+        part = answers[start : start + _BATCH]
+        batches.append((f"texts {start + 1} to {start + len(part)} by length", _encoded(checkpoint, part)))
+    return Calibration(f"{len(answers)} of {len(texts)} texts", batches)
+
+
+def _spread(items: Sequence[_T], most: int) -> list[_T]:
+    """At most so many of the items, at even distances."""
+    count = min(most, len(items))
+    return [items[index * len(items) // count] for index in range(count)]
+
+
+def _generated(checkpoint: Checkpoint, tokenizer: Any, longest: int) -> list[list[int]]:
+    """Random ids between the special tokens, of many lengths, and single ids repeated, as in "!!!"."""
+    frame = tokenizer("").input_ids
+    before, after = frame[: len(frame) // 2], frame[len(frame) // 2 :]
+    special = set(tokenizer.all_special_ids)
+    size = min(len(tokenizer), checkpoint.config.vocab_size)
+    ordinary = torch.tensor([index for index in range(size) if index not in special])
+    generator = torch.Generator().manual_seed(20)
+    room = longest - len(frame)
+
+    def draw(count: int) -> list[int]:
+        return ordinary[torch.randint(len(ordinary), (count,), generator=generator)].tolist()
+
+    mixed = [draw(min(length, room)) for length in _LENGTHS]
+    repeated = [draw(1) * min(length, room) for length in _REPEATS]
+    return [before + row + after for row in mixed + repeated]
+
+
+def _padded(checkpoint: Checkpoint, rows: Sequence[list[int]]) -> Inputs:
+    pad = checkpoint.config.pad_token_id or 0
+    length = max(map(len, rows))
+    ids = torch.tensor([row + [pad] * (length - len(row)) for row in rows])
+    mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in rows])
+    return ids, torch.zeros_like(ids), mask
+
+
+def _encoded(checkpoint: Checkpoint, rows: Sequence[Any]) -> Inputs:
+    """The tokenizer's answers as one batch."""
+    ids, segments, mask = _padded(checkpoint, [row.input_ids for row in rows])
+    if checkpoint.uses_segments:
+        for index, row in enumerate(rows):
+            segments[index, : len(row.input_ids)] = torch.tensor(row.token_type_ids)
+    return ids, segments, mask
+
+
+def _given(text: Text) -> list[str]:
+    return [part for part in text if part is not None]
+
+
+def measured_reach(checkpoint: Checkpoint, base: nn.Module, batches: Sequence[Inputs]) -> dict[Matrix, Tensor]:
+    """How far the inputs of the products behind a LayerNorm go: matrix -> largest magnitude, fp32 [inputs].
+
+    ``base`` is the checkpoint's encoder as transformers has it. Inputs of the other products have no outliers that a
+    factor would have to move.
+    """
+    family, shape = checkpoint.family, shape_of(checkpoint.config)
+    watched: dict[Matrix, str] = {(0, "projection"): family.projection} if shape.projects else {}
+    parts: tuple[tuple[MatrixName, str], ...] = (
+        ("qkv", family.layer.query),
+        ("intermediate", family.layer.intermediate),
+    )
+    for layer in range(shape.layers):
+        watched |= {(layer, name): f"{family.layer_prefix}.{layer}.{path}" for name, path in parts}
+    reach: dict[Matrix, Tensor] = {}
+    valid = torch.empty(0)
+
+    def watch(matrix: Matrix) -> Any:
+        def hook(_module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+            largest = arguments[0][valid].abs().amax(0)
+            reach[matrix] = torch.maximum(reach[matrix], largest) if matrix in reach else largest
+
+        return hook
+
+    hooks = [base.get_submodule(path).register_forward_pre_hook(watch(matrix)) for matrix, path in watched.items()]
+    try:
+        for inputs in batches:
+            valid = inputs[2].bool()
+            hidden_states(checkpoint, base, inputs)
+    finally:
+        for handle in hooks:
+            handle.remove()
+    return reach
+
+
+def hidden_states(checkpoint: Checkpoint, base: nn.Module, inputs: Inputs) -> Tensor:
+    """The last hidden state [B, S, H] of the checkpoint's own encoder."""
+    ids, segments, mask = inputs
+    extra = {"token_type_ids": segments} if checkpoint.uses_segments else {}
+    with torch.inference_mode():
+        return base(input_ids=ids, attention_mask=mask, return_dict=False, **extra)[0]
