@@ -73,6 +73,8 @@ class ArchiveFacts(_Open):
     libraries: dict[str, LibraryFacts] = {}
     parity: dict[str, Any] = {}
     checkpoint: dict[str, Any] = {}
+    tuned: dict[str, Any] = {}
+    """What ``builder tune`` measured, and on which processor."""
 
     @classmethod
     def load(cls, path: Path | str) -> ArchiveFacts:
