@@ -180,7 +180,7 @@ def _server_settings(config: SetupConfig) -> dict[str, Any]:
         "minWorkers": config.workers,
         "maxWorkers": config.workers,
         "batchSize": config.batch_size,
-        "maxBatchDelay": config.max_batch_delay,
+        "maxBatchDelay": max(1, config.max_batch_delay),  # TorchServe takes 0 for its default, 100
         "responseTimeout": config.response_timeout,
         "startupTimeout": config.startup_timeout,
     }

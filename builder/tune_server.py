@@ -149,7 +149,7 @@ def collect(waiting: queue.Queue[Any], batch_size: int, max_batch_delay: int) ->
     """One batch as TorchServe collects it; None in the queue ends it, and stays there for the other workers.
 
     TorchServe's ``Model.pollBatch``: wait for the first request, then for each further one no longer than what is
-    left of the delay in whole milliseconds; a delay of 0 therefore still joins two.
+    left of the delay in whole milliseconds, at least 1.
     """
     batch = []
     delay = max_batch_delay
@@ -160,7 +160,7 @@ def collect(waiting: queue.Queue[Any], batch_size: int, max_batch_delay: int) ->
         if len(batch) == batch_size or (len(batch) > 1 and delay <= 0):
             return batch
         try:
-            item = waiting.get(timeout=delay / 1e3) if delay > 0 else waiting.get_nowait()
+            item = waiting.get(timeout=delay / 1e3)
         except queue.Empty:
             return batch
         now = _milliseconds()

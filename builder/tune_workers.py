@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+import statistics
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -30,12 +31,15 @@ from handler.threads import available_cores
 Goal = Literal["latency", "throughput"]
 GOALS: tuple[Goal, ...] = ("latency", "throughput")
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
-DELAYS = (0, 1, 2)
-"""Milliseconds; TorchServe joins at most two requests at 0."""
+DELAYS = (1, 2, 5)
+"""Milliseconds. TorchServe takes 0 for its default, 100."""
 LOAD = 0.5
 """The rate at which latencies are compared, as a share of what one worker with all threads can do."""
+ROUNDS = 3
 TIE = 0.03
 """Relative differences up to this are noise: the setting with less memory or the smaller batch wins."""
+BUSY = 0.5
+"""Load average per core above which others compute so much that figures say little."""
 _SETTINGS = "model-config.yaml"
 _MEMORY_PER_WORKER = 3.0
 """Resident bytes of a loading worker, at most, as a multiple of its archive; Python and torch come on top."""
@@ -103,7 +107,7 @@ def variants(setting: Setting, goal: Goal) -> Iterator[Setting]:
     if goal == "throughput":
         yield from (replace(setting, batch_size=size) for size in BATCHES)
     else:
-        yield replace(setting, batch_size=1, max_batch_delay=0)
+        yield replace(setting, batch_size=1, max_batch_delay=1)
         yield from (replace(setting, max_batch_delay=delay) for delay in DELAYS)
 
 
@@ -126,14 +130,16 @@ def tune(
         config = SetupConfig.load(folder / "setup_config.json")
         bodies = make_requests(mix, folder, facts, min(facts.max_positions, config.max_length or facts.max_positions))
         settings = yaml.safe_load((folder / _SETTINGS).read_text(encoding="utf-8")) or {}
-        start = Setting(1, 1, settings.get("batchSize", config.batch_size), settings.get("maxBatchDelay", 2))
+        start = Setting(1, 1, settings.get("batchSize", config.batch_size), max(1, settings.get("maxBatchDelay", 1)))
         most = int(available_memory() // (_MEMORY_BASE + _MEMORY_PER_WORKER * archive.stat().st_size))
+        if os.getloadavg()[0] > BUSY * available_cores():
+            report(f"although the machine is busy (load average {os.getloadavg()[0]:.1f}): the figures say little")
         bench = _Bench(folder, settings, bodies, seconds, pin, report)
         result = bench.run(start, divisions(available_cores(), most), goal)
         content = {**settings, **server_settings(result.best.setting, pin)}
         tuned = {
-            "goal": goal, "mix": mix if not Path(mix).is_file() else Path(mix).name, "processor": processor(),
-            "cores": available_cores(), "rate": round(result.rate, 2), "pinned": pin,
+            "goal": goal, "mix": Path(mix).name, "processor": processor(), "cores": available_cores(),
+            "load_average": round(os.getloadavg()[0], 2), "rate": round(result.rate, 2), "pinned": pin,
             "best": result.best.row(), "measured": [figures.row() for figures in result.measured],
         }  # fmt: skip
         facts.model_copy(update={"tuned": tuned}).save(folder / "archive.json")
@@ -166,10 +172,10 @@ class _Bench:
         for workers, threads in divisions:
             setting = replace(start, workers=workers, threads=threads)
             with self._pool(setting) as pool:
-                measured.append(self._measure(pool, setting))
+                measured += self._measure(pool, [setting])
         best = choose(measured, goal)
         with self._pool(best.setting) as pool:
-            tried = [self._measure(pool, setting) for setting in variants(best.setting, goal)]
+            tried = self._measure(pool, list(variants(best.setting, goal)))
             placements = tuple(pool.placements)
         best = choose(tried, goal)
         return Result(best, (*measured, *tried), self._rate, placements)
@@ -177,15 +183,25 @@ class _Bench:
     def _pool(self, setting: Setting) -> Pool:
         return Pool(self._folder, {**self._settings, **server_settings(setting, self._pin)})
 
-    def _measure(self, pool: Pool, setting: Setting) -> Figures:
-        self._report(
-            f"{setting.workers} x {setting.threads}, batch {setting.batch_size}, delay {setting.max_batch_delay} ms"
-        )
-        throughput = pool.saturate(self._bodies, setting.batch_size, self._seconds)
-        if not self._rate:
-            self._rate = LOAD * throughput
-        latency = pool.offer(self._bodies, self._rate, setting.batch_size, setting.max_batch_delay, self._seconds)
-        return Figures(setting, throughput, latency.p50, latency.p95)
+    def _measure(self, pool: Pool, settings: Sequence[Setting]) -> list[Figures]:
+        """Medians over rounds in which each setting has its turn, so that a disturbance does not hit one only."""
+        rounds: list[list[tuple[float, float, float]]] = [[] for _ in settings]
+        seconds = self._seconds / ROUNDS
+        for number in range(ROUNDS):
+            for figures, setting in zip(rounds, settings, strict=True):
+                if not number:
+                    self._report(
+                        f"{setting.workers} x {setting.threads}, batch {setting.batch_size}, "
+                        f"delay {setting.max_batch_delay} ms"
+                    )
+                throughput = pool.saturate(self._bodies, setting.batch_size, seconds)
+                self._rate = self._rate or LOAD * throughput
+                latency = pool.offer(self._bodies, self._rate, setting.batch_size, setting.max_batch_delay, seconds)
+                figures.append((throughput, latency.p50, latency.p95))
+        return [
+            Figures(setting, *(statistics.median(column) for column in zip(*figures, strict=True)))
+            for figures, setting in zip(rounds, settings, strict=True)
+        ]
 
 
 def server_settings(setting: Setting, pin: bool) -> dict[str, Any]:

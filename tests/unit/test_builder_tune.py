@@ -66,11 +66,11 @@ def test_a_goals_variants_keep_the_division() -> None:
         assert setting in tried
         assert len(tried) == len(set(tried))
         assert {(s.workers, s.threads) for s in tried} == {(2, 4)}
-    assert {s.max_batch_delay for s in variants(setting, "latency")} == {0, 1, 2}
+    assert {s.max_batch_delay for s in variants(setting, "latency")} == {1, 2, 5}
 
 
 @pytest.mark.parametrize(
-    ("size", "delay", "expected"), [(1, 50, 1), (4, 50, 4), (9, 50, 5), (9, 0, 2)], ids=["one", "full", "rest", "zero"]
+    ("size", "delay", "expected"), [(1, 50, 1), (4, 50, 4), (9, 50, 5)], ids=["one", "full", "rest"]
 )
 def test_batches_are_collected_as_torchserve_does(size: int, delay: int, expected: int) -> None:
     waiting: queue.Queue[Any] = queue.Queue()
@@ -80,6 +80,12 @@ def test_batches_are_collected_as_torchserve_does(size: int, delay: int, expecte
     while collect(waiting, size, delay):
         pass
     assert waiting.get_nowait() is None, "the end stays for the other workers"
+
+
+def test_a_batch_that_does_not_fill_is_sent_after_the_delay() -> None:
+    waiting: queue.Queue[Any] = queue.Queue()
+    waiting.put(1)
+    assert collect(waiting, 4, 1) == [1]
 
 
 @pytest.mark.parametrize("mix", MIXES)
