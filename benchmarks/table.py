@@ -118,17 +118,27 @@ def _accuracy(result: dict[str, Any]) -> list[Table]:
 
 def _serving(result: dict[str, Any]) -> list[Table]:
     """One line for each server and offered rate."""
-    header = ["server", "offered/s", "achieved/s", "share of engine", "p50 ms", "p95 ms", "p99 ms", "failed", "stages"]
+    header = ["server", "offered/s", "achieved/s", "share of engine", "p50 ms", "p95 ms", "p99 ms"]
+    header += ["failed", "stages", "processor time"]
     lines = []
     for row in result["rows"]:
         share = f"{100 * row['engine_share']:.0f} %" if "engine_share" in row else "-"
-        stages = ", ".join(f"{name} {value:.2f}" for name, value in row["stages_ms"].items()) or "-"
+        stages, used = (
+            ", ".join(f"{name.replace('_', ' ')} {value:.2f}" for name, value in row.get(key, {}).items()) or "-"
+            for key in ("stages_ms", "processor_ms")
+        )
         latencies = [f"{row[name]:.1f}" for name in ("p50", "p95", "p99")]
-        rates = [f"{row['offered']:g}", f"{row['achieved']:.1f}"]
-        lines.append([row["server"], *rates, share, *latencies, str(row["failed"]), stages])
+        rates = [f"{row['offered']:.4g}", f"{row['achieved']:.1f}"]
+        lines.append([row["server"], *rates, share, *latencies, str(row["failed"]), stages, used])
     engines = ", ".join(f"{name} {rate:.0f}" for name, rate in result["engine_rate"].items())
-    title = f"serving {result['settings']['data']}, {result['settings']['data_type']}; stages in ms"
-    return [Table(title, header, lines, [f"the engine alone, sequences/s: {engines}"])]
+    notes = [f"the engine alone, sequences/s: {engines}"] if engines else []
+    if "at_p95" in result:
+        rates = {name: "none" if rate is None else f"{rate:.1f}" for name, rate in result["at_p95"].items()}
+        found = ", ".join(f"{name} {rate}" for name, rate in rates.items())
+        notes.append(f"requests/s at a p95 of at most {result['settings']['p95']:g} ms: {found}")
+    what = f"{result['settings']['data']}, {result['settings']['data_type']}"
+    title = f"serving {what}; stages (of a batch) and processor time (of a request) in ms"
+    return [Table(title, header, lines, notes)]
 
 
 _KINDS: dict[str, Callable[[dict[str, Any]], list[Table]]] = {

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -208,7 +208,7 @@ def _server_settings(config: SetupConfig) -> dict[str, Any]:
         "minWorkers": config.workers,
         "maxWorkers": config.workers,
         "batchSize": config.batch_size,
-        "maxBatchDelay": config.max_batch_delay,
+        "maxBatchDelay": max(1, config.max_batch_delay),  # TorchServe takes 0 for its default, 100
         "responseTimeout": config.response_timeout,
         "startupTimeout": config.startup_timeout,
     }
@@ -237,20 +237,25 @@ def _pack(stage: Path, name: str, output: Path) -> Path:
         last = (result.stderr.strip().splitlines() or ["no message"])[-1]
         raise BuildError(f"torch-model-archiver failed: {last}")
     reproducible = folder / f"{name}.reproducible"
-    _rewrite(raw, reproducible)
+    rewrite(raw, reproducible)
     return reproducible.replace(output / f"{name}.mar")
 
 
-def _rewrite(source: Path, target: Path) -> None:
+def rewrite(source: Path, target: Path, contents: Mapping[str, bytes] | None = None) -> None:
     """Copy a zip with sorted entries and neither dates nor modes of the building machine.
 
-    Entries stay uncompressed: weights do not compress, and a worker starts sooner.
+    ``contents`` replace those of the entries they name. Entries stay uncompressed: weights do not compress, and a
+    worker starts sooner.
     """
+    contents = contents or {}
     with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as new:
         for name in sorted(old.namelist()):
             entry = zipfile.ZipInfo(name, _DATE)
             entry.external_attr = 0o644 << 16
             entry.file_size = old.getinfo(name).file_size
+            if name in contents:
+                new.writestr(entry, contents[name])
+                continue
             if name == "MAR-INF/MANIFEST.json":
                 manifest = json.loads(old.read(name))
                 manifest["createdOn"] = "01/01/1980 00:00:00"

@@ -12,6 +12,7 @@ from typing import Any, get_args
 
 from pydantic import ValidationError
 
+from builder import tune_command
 from builder.errors import BuildError
 from handler.config import TASKS, ConfigError, DataType, SetupConfig, first_problem
 
@@ -65,12 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     archiving.add_argument("--gemm-config", type=Path, help="a gemm_config.json for the CUDA library, made by tune")
     archiving.set_defaults(run=_archive)
 
-    tuning = commands.add_parser("tune", help="time cuBLASLt's algorithms for a checkpoint on this machine's GPU")
-    tuning.add_argument("--model", required=True, help="a local Hugging Face folder or a hub name")
-    tuning.add_argument("--data-type", choices=("fp32", "bf16", "fp16"), default="fp16")
-    tuning.add_argument("--tf32", action="store_true", help="for fp32 under torch.backends.cuda.matmul.allow_tf32")
-    tuning.add_argument("--output", type=Path, default=Path("gemm_config.json"))
-    tuning.set_defaults(run=_tune)
+    tune_command.add_parser(commands)
 
     inspecting = commands.add_parser("inspect", help="print what an archive holds")
     inspecting.add_argument("archive", type=Path)
@@ -138,24 +134,6 @@ def _archive(options: argparse.Namespace) -> None:
         bar.set_description_str("done")
     print(verdict.line())
     print(path)
-
-
-def _tune(options: argparse.Namespace) -> None:
-    import torch
-
-    from builder import ops, tune
-    from builder.checkpoint import load
-    from builder.compile import compile_cpu, compile_cuda
-    from builder.families import shape_of
-    from builder.models import DTYPES
-
-    if not torch.cuda.is_available():
-        raise BuildError("tuning needs a GPU and a CUDA build of torch; torch sees none here")
-    shape = shape_of(load(SetupConfig(model_name=options.model)).config)
-    ops.load(compile_cpu())
-    torch.ops.load_library(str(compile_cuda()))
-    tune.write(tune.tune(shape, DTYPES[options.data_type], tf32=options.tf32), options.output)
-    print(options.output)
 
 
 def _inspect(options: argparse.Namespace) -> None:

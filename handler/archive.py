@@ -75,6 +75,8 @@ class ArchiveFacts(_Open):
     """Of int8 archives: what the choice was made on, how many matrices there are and which stayed bf16."""
     parity: dict[str, Any] = {}
     checkpoint: dict[str, Any] = {}
+    tuned: dict[str, Any] = {}
+    """What ``builder tune`` measured, and on which processor."""
 
     @classmethod
     def load(cls, path: Path | str) -> ArchiveFacts:

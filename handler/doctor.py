@@ -15,6 +15,7 @@ import torch
 from handler.archive import ArchiveError
 from handler.config import ConfigError
 from handler.predictor import Predictor
+from handler.threads import read_server_settings
 
 
 def main(arguments: list[str] | None = None, out: TextIO = sys.stdout) -> int:
@@ -46,13 +47,14 @@ def extracted(archive: Path, folder: Path) -> Path:
 
 def examine(folder: Path, gpu: int | None, out: TextIO) -> None:
     """Load, warm up and ask one question, with a line for each thing found. Raises ArchiveError or ConfigError."""
-    predictor = Predictor.load(folder, gpu)
+    predictor = Predictor.load(folder, gpu, read_server_settings(folder))
     facts = predictor.facts
     out.write(f"archive   {facts.name}: {facts.task}, {facts.family}, {facts.mode}, {facts.data_type}\n")
     out.write(f"torch     {torch.__version__} (built with {facts.torch.built}, oldest {facts.torch.oldest})\n")
     for name, library in sorted(facts.libraries.items()):
         out.write(f"library   {name}: {', '.join(library.targets) or library.device}\n")
-    out.write(f"device    {predictor.model.device}, {torch.get_num_threads()} threads\n")
+    out.write(f"device    {predictor.model.device}\n")
+    out.write(f"threads   {predictor.placement}\n")
     health = predictor.canary.check()
     if not health["healthy"]:
         raise ArchiveError(f"a known request failed: {health['reason']}")

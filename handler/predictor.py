@@ -24,10 +24,11 @@ from handler.explain import Explainer
 from handler.html import page
 from handler.metrics import Metrics
 from handler.packing import Arrays, Model, Packer
-from handler.runtime import load_model
+from handler.runtime import load_model, set_threads
 from handler.schemas import Request
 from handler.tasks import TASKS
 from handler.tasks.base import Job
+from handler.threads import Placement, ThreadSettings, place
 from handler.tokenizer import Tokenizer
 from handler.warm_up import warm_up
 
@@ -63,6 +64,7 @@ class Predictor:
         self.model = model
         self.task = TASKS[facts.task](facts, config, tokenizer)
         self.explainer: Explainer | None = None
+        self.placement = Placement(torch.get_num_threads())
         self.canary = Canary(self, canary_request(facts.task, tokenizer.token(facts.mask_id)))
         self._decoder = Decoder(self.task.request, config.limits, config.allow_overrides)
         self._packer = Packer(
@@ -76,14 +78,20 @@ class Predictor:
         self._next_canary = 0.0
 
     @classmethod
-    def load(cls, folder: Path | str, gpu: int | None = None) -> Predictor:
-        """From an extracted archive. Raises ArchiveError or ConfigError in one line that says what to do."""
+    def load(cls, folder: Path | str, gpu: int | None = None, settings: Mapping[str, Any] | None = None) -> Predictor:
+        """From an extracted archive. ``settings``: the content of ``model-config.yaml``, for threads and their cores.
+
+        Raises ArchiveError or ConfigError in one line that says what to do.
+        """
         folder = Path(folder)
         facts = ArchiveFacts.load(folder / "archive.json")
         config = SetupConfig.load(folder / "setup_config.json")
         path = folder / "tokenizer.json"
         if not path.exists():
             raise ArchiveError("tokenizer.json is missing from the archive; build it again")
+        # Before anything is computed: the threads that libraries start from here on inherit the worker's cores.
+        placement = place(ThreadSettings.of(settings, config))
+        set_threads(placement)
         model = load_model(folder, facts, config, gpu)
         length = min(facts.max_positions, config.max_length or facts.max_positions)
         try:
@@ -91,6 +99,7 @@ class Predictor:
         except Exception as error:  # the library raises Exception itself
             raise ArchiveError(f"tokenizer.json cannot be read ({error}); build the archive again") from error
         predictor = cls(facts, config, tokenizer, model)
+        predictor.placement = placement
         predictor.explainer = Explainer(folder, facts, predictor.task, model.device)
         if config.warm_up:
             predictor.warm_up()
@@ -112,7 +121,8 @@ class Predictor:
         return {
             **facts,
             "device": str(self.model.device),
-            "threads": torch.get_num_threads(),
+            "threads": self.placement.threads,
+            "cores": self.placement.cores,
             "max_length": self.task.tokenizer.max_length,
             "canary": health,
             "totals": dict(self.metrics.totals),

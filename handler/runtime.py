@@ -1,10 +1,9 @@
-"""Loads an archive's model: libraries, device, threads, weights."""
+"""Loads an archive's model: libraries, device, weights."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
-import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,6 +16,7 @@ from handler import gemm_config
 from handler.archive import ArchiveError, ArchiveFacts
 from handler.config import SetupConfig
 from handler.packing import Arrays, Model
+from handler.threads import Placement
 
 logger = logging.getLogger(__name__)
 
@@ -43,13 +43,12 @@ class TracedModel:
 
 
 def load_model(folder: Path, facts: ArchiveFacts, config: SetupConfig, gpu: int | None = None) -> Model:
-    """The archive's model on the best device allowed, its weights prepared, the process's threads set.
+    """The archive's model on the best device allowed, its weights prepared.
 
     ``gpu``: the device index the server assigned, None for the CPU. Raises ArchiveError in one line that says what
     to do.
     """
     check_torch(facts.torch.oldest)
-    set_threads(config)
     device = pick_device(facts, config, gpu)
     if facts.mode == "ori":
         from handler.original import OriginalModel
@@ -104,22 +103,10 @@ def fits(capability: tuple[int, int], targets: Iterable[str]) -> bool:
     return bool(plain) and 10 * major + minor >= max(plain)
 
 
-def set_threads(config: SetupConfig) -> int:
-    """Divide the cores among the workers, so that they do not fight over them; returns the threads of this one."""
-    threads = config.threads or max(1, available_cores() // config.workers)
-    torch.set_num_threads(threads)
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true" if threads > 1 else "false")
-    return threads
-
-
-def available_cores() -> int:
-    """Cores this process may use: its affinity, and the container's quota (cgroup v2 cpu.max)."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return max(1, min(cores, math.ceil(int(quota) / int(period))))
-    except (OSError, ValueError):
-        return cores
+def set_threads(placement: Placement) -> None:
+    """Let torch and the tokenizer run as many threads as the worker has been given."""
+    torch.set_num_threads(placement.threads)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true" if placement.threads > 1 else "false")
 
 
 def _load_libraries(folder: Path, facts: ArchiveFacts, device: torch.device) -> None:

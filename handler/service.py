@@ -31,7 +31,8 @@ class EncoderService:
         """Load the archive that TorchServe has extracted."""
         properties = context.system_properties
         try:
-            self._predictor = Predictor.load(properties["model_dir"], properties.get("gpu_id"))
+            settings = context.model_yaml_config
+            self._predictor = Predictor.load(properties["model_dir"], properties.get("gpu_id"), settings)
         except (ArchiveError, ConfigError) as error:
             logger.error("%s cannot be served: %s", context.model_name, error)
             raise RuntimeError(str(error)) from None

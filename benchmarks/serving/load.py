@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,9 @@ from benchmarks.machine import ROOT
 
 WARM_UP = 2.0
 """Seconds at the beginning of every run that do not count."""
+
+REFUSED = 900
+"""Requests of each of the two bursts that warm a front end up; TorchServe's queue holds 1,000."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,8 @@ class Point:
     p95: float
     p99: float
     requests: int
+    generator_ms: float = 0.0
+    """The load generator's own processor time for a request, which it takes from the same machine."""
 
     @property
     def saturated(self) -> bool:
@@ -61,9 +66,27 @@ def arrivals(rate: float, seconds: float, seed: int) -> list[float]:
 def offer(target: Target, bodies: Sequence[str], rate: float, seconds: float, seed: int = 0) -> Point:
     """Run locust for ``seconds`` after a warm-up. Raises ValueError with locust's last line when it fails."""
     times = arrivals(rate, seconds, seed)
+    samples, cpu = _run(target, bodies, times)
+    return replace(summarise(samples, len(times), rate, seconds), generator_ms=1e3 * cpu / len(times))
+
+
+def burst(target: Target, bodies: Sequence[str], number: int) -> float:
+    """Send ``number`` requests at once; the seconds until the last good answer.
+
+    Raises ValueError where fewer than all are answered.
+    """
+    answers, _ = _run(target, bodies, [0.0] * number)
+    samples = [(due, latency) for due, latency, status in answers if status == 200]
+    if len(samples) < number:
+        raise ValueError(f"of {number} requests sent at once {number - len(samples)} were not answered")
+    return max(due + latency for due, latency in samples)
+
+
+def _run(target: Target, bodies: Sequence[str], times: Sequence[float]) -> tuple[list[tuple[float, float, int]], float]:
+    """One run of locust: (due, latency in seconds, status) of each answered request, and the processor time of all."""
     with tempfile.TemporaryDirectory() as folder:
         samples, plan = Path(folder) / "samples.json", Path(folder) / "plan.json"
-        facts = {"arrivals": times, "bodies": list(bodies), "path": target.path, "headers": target.headers}
+        facts = {"arrivals": list(times), "bodies": list(bodies), "path": target.path, "headers": target.headers}
         plan.write_text(json.dumps({**facts, "samples": str(samples)}))
         command = [
             sys.executable, "-m", "locust", "-f", str(Path(__file__).with_name("locustfile.py")), "--headless",
@@ -73,7 +96,8 @@ def offer(target: Target, bodies: Sequence[str], rate: float, seconds: float, se
         result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
         if not samples.exists():
             raise ValueError(f"locust: {(result.stderr.strip().splitlines() or ['no message'])[-1]}")
-        return summarise(json.loads(samples.read_text()), len(times), rate, seconds)
+        written = json.loads(samples.read_text())
+        return [(due, latency, status) for due, latency, status in written["samples"]], written["processor_seconds"]
 
 
 def summarise(samples: Sequence[Sequence[Any]], sent: int, rate: float, seconds: float) -> Point:

@@ -48,6 +48,10 @@ class Served(ABC):
         """The server's own figures by name, summed over labels; empty where it has none."""
         return {}
 
+    def processor_seconds(self) -> dict[str, float]:
+        """Processor time so far of the server's parts by name; empty where it cannot be told."""
+        return {}
+
 
 class TorchServe(Served):
     """One archive on a TorchServe of its own."""
@@ -74,6 +78,15 @@ class TorchServe(Served):
         """See Served."""
         answer = requests.get(f"http://127.0.0.1:{PORTS[2]}/metrics", headers=self.server.headers(), timeout=10)
         return parse_metrics(answer.text)
+
+    def processor_seconds(self) -> dict[str, float]:
+        """The Java front end's, and that of the workers together."""
+        front_end = self.server.process()
+        if front_end is None:
+            return {}
+        workers = (psutil.Process(pid).cpu_times() for pid in self.server.worker_pids())
+        own = front_end.cpu_times()
+        return {"front_end": own.user + own.system, "workers": sum(times.user + times.system for times in workers)}
 
 
 def parse_metrics(text: str) -> dict[str, float]:

@@ -5,13 +5,18 @@ import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 
-from benchmarks.serving.command import stages, sweep
-from benchmarks.serving.load import WARM_UP, Target, arrivals, offer, summarise
+from benchmarks.serving import inputs, search
+from benchmarks.serving.command import _named, find, stages, sweep
+from benchmarks.serving.load import WARM_UP, Target, arrivals, burst, exercise, offer, summarise
 from benchmarks.serving.servers import Served, parse_metrics
+from benchmarks.workloads import DISTRIBUTIONS
+from tests.unit.handler_fakes import save_tokenizer
 
 
 class Echo(BaseHTTPRequestHandler):
@@ -21,7 +26,7 @@ class Echo(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        good = body["text"] == "good" and self.headers["Authorization"] == "Bearer key"
+        good = body.get("text") == "good" and self.headers["Authorization"] == "Bearer key"
         self.send_response(200 if good else 400)
         self.send_header("Content-Length", "0")
         self.end_headers()
@@ -51,6 +56,20 @@ def test_locust_offers_the_rate_and_counts_failures(target: Target) -> None:
     assert 0 < point.p50 <= point.p95 <= point.p99 < 1000
     assert 35 <= point.requests <= 55
     assert point.achieved == pytest.approx(30, rel=0.25)
+    assert point.generator_ms > 0
+
+
+@pytest.mark.skipif(importlib.util.find_spec("locust") is None, reason="make bench installs locust")
+def test_refused_requests_are_no_failure_of_the_warm_up(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.serving.load.REFUSED", 5)
+    exercise(Target(target.url, target.path, {}))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("locust") is None, reason="make bench installs locust")
+def test_a_burst_lasts_until_the_last_answer_and_all_must_be_good(target: Target) -> None:
+    assert 0 < burst(target, ['{"text": "good"}'], 20) < 30
+    with pytest.raises(ValueError, match="of 20 requests sent at once 10 were not answered"):
+        burst(target, ['{"text": "good"}', '{"text": "bad"}'], 20)
 
 
 def test_arrivals_are_sorted_seeded_and_as_many_as_the_rate_says() -> None:
@@ -88,20 +107,86 @@ def test_stages_give_the_mean_wait_and_the_handlers_times() -> None:
     assert stages(before, before) == {}
 
 
+class Idle(Served):
+    """A server that is not there."""
+
+    target = Target("http://127.0.0.1:1", "/", {})  # type: ignore[assignment]
+
+    def __enter__(self) -> Idle:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        pass
+
+
+def _answered(limit: float, latency: float = 0.001) -> Any:
+    """An ``offer`` of a server that answers ``limit`` requests a second, late ones as soon as more are offered."""
+
+    def offered(target: Target, bodies: Any, rate: float, seconds: float, seed: int = 0) -> Any:
+        late = latency if rate <= limit else 5.0
+        answers = [(WARM_UP + i * seconds / (rate * seconds), late, 200) for i in range(int(rate * seconds))]
+        return summarise(answers, sent=int(rate * seconds), rate=rate, seconds=seconds)
+
+    return offered
+
+
 def test_a_sweep_stops_when_the_server_falls_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Idle(Served):
-        target = Target("http://127.0.0.1:1", "/", {})  # type: ignore[assignment]
-
-        def __enter__(self) -> Idle:
-            return self
-
-        def __exit__(self, *_: Any) -> None:
-            pass
-
-    def fake(target: Target, bodies: Any, rate: float, seconds: float, seed: int = 0) -> Any:
-        answered = [(WARM_UP + i * seconds / 40, 0.001, 200) for i in range(int(min(rate, 20) * seconds))]
-        return summarise(answered, sent=int(rate * seconds), rate=rate, seconds=seconds)
-
-    monkeypatch.setattr("benchmarks.serving.command.offer", fake)
+    monkeypatch.setattr("benchmarks.serving.command.exercise", lambda target: None)
+    monkeypatch.setattr("benchmarks.serving.command.offer", _answered(20))
     rows = list(sweep(Idle(), [{"text": "a"}], [40, 10, 20, 80], seconds=2))
     assert [row["offered"] for row in rows] == [10, 20, 40]
+
+
+def test_the_search_closes_in_on_the_greatest_rate_within_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.serving.command.exercise", lambda target: None)
+    monkeypatch.setattr("benchmarks.serving.command.offer", _answered(71, latency=0.08))
+    monkeypatch.setattr("benchmarks.serving.command.burst", lambda target, bodies, number: number / 100)
+    rows = list(find(Idle(), [{"text": "a"}], limit=100, seconds=2))
+    assert [row["offered"] for row in rows] == pytest.approx([67.5, 86.25, 76.875, 72.1875])
+    assert [search.within(row, 100) for row in rows] == [True, False, False, False]
+    assert not any(search.within(row, 79) for row in find(Idle(), [{"text": "a"}], limit=79, seconds=2))
+
+
+def test_capacity_is_that_of_a_burst_some_seconds_long() -> None:
+    sent: list[int] = []
+
+    def lasting(number: int) -> float:
+        sent.append(number)
+        return 0.5 + number / 50
+
+    assert search.capacity(lasting) == pytest.approx(sent[1] / lasting(sent[1]))
+    assert sent[0] == search.FIRST_BURST < sent[1]
+
+
+def test_texts_have_the_lengths_that_are_drawn(tmp_path: Path) -> None:
+    file = save_tokenizer(tmp_path / "tokenizer.json")
+    texts = ["the cat sat on a mat", "who is it", "two"]
+    assert inputs.texts_of("data", texts, file, 24) == texts
+    drawn = inputs.texts_of("uniform", texts, file, 24)
+    assert drawn == inputs.texts_of("uniform", texts, file, 24)
+    tokenizer = tokenizers.Tokenizer.from_file(str(file))
+    lengths = [len(tokenizer.encode(text)) for text in drawn]
+    assert sorted(lengths) == sorted(DISTRIBUTIONS["uniform"](inputs.TEXTS, 24))
+    assert inputs.mean_tokens(drawn, file) == pytest.approx(sum(lengths) / len(lengths))
+
+
+def test_a_size_becomes_a_checkpoint_and_a_folder_stays_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = {"num_hidden_layers": 1, "hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8}
+    monkeypatch.setitem(inputs.SIZES, "small", {**small, "vocab_size": 60})
+    save_tokenizer(tmp_path / "tokenizer.json")
+    made = inputs.checkpoint("small", tmp_path, tmp_path)
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {file.name for file in made.iterdir()}
+    assert inputs.checkpoint(str(made), tmp_path, tmp_path) == made
+    with pytest.raises(ValueError, match="no model in nowhere"):
+        inputs.checkpoint("nowhere", tmp_path, tmp_path)
+
+
+def test_servers_are_named_with_their_type() -> None:
+    assert [_named(name, "fp32") for name in ("ths", "thsext:bf16", "litserve")] == [
+        "ths:fp32",
+        "thsext:bf16",
+        "litserve",
+    ]
+    for wrong in ("triton", "thsext:int3"):
+        with pytest.raises(ValueError, match="there are ori, ths, thsext"):
+            _named(wrong, "fp32")

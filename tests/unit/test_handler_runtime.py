@@ -15,7 +15,7 @@ from handler.archive import ArchiveError, LibraryFacts
 from handler.config import SetupConfig
 from handler.doctor import main as doctor
 from handler.predictor import Predictor
-from handler.runtime import available_cores, check_torch, fits, load_model, pick_device, set_threads
+from handler.runtime import check_torch, fits, load_model, pick_device
 from tests.unit.handler_fakes import PooledLogits, TokenOutputs, facts, save_archive
 
 CONFIG = SetupConfig(model_name="fake")
@@ -61,16 +61,6 @@ def test_an_old_torch_is_named() -> None:
     check_torch("2.10")
     with pytest.raises(ArchiveError, match="too old for this archive; install torch 99.1 or newer"):
         check_torch("99.1")
-
-
-def test_threads_are_divided_among_workers() -> None:
-    before = torch.get_num_threads()
-    try:
-        assert set_threads(CONFIG.model_copy(update={"workers": 1000})) == 1
-        assert set_threads(CONFIG.model_copy(update={"threads": 3})) == torch.get_num_threads() == 3
-        assert set_threads(CONFIG) == available_cores()
-    finally:
-        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("missing", ["model.pt", "archive.json", "tokenizer.json"])

@@ -1,0 +1,259 @@
+"""Find how an archive is best served on this machine: workers x threads, batch size and batch delay.
+
+Every division of the cores is measured with as many worker processes (:mod:`builder.tune_server`), first with a queue
+that never empties, then with requests that come at random times at a rate all divisions have in common. The winner
+goes into the archive's ``model-config.yaml``, the figures into its ``archive.json``.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import statistics
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from builder.archive import rewrite
+from builder.errors import BuildError
+from builder.inspection import read_facts
+from builder.tune_mix import make_requests
+from builder.tune_server import Pool
+from handler.config import SetupConfig
+from handler.threads import available_cores
+
+Goal = Literal["latency", "throughput"]
+GOALS: tuple[Goal, ...] = ("latency", "throughput")
+BATCHES = (1, 2, 4, 8, 16, 32, 64)
+DELAYS = (1, 2, 5)
+"""Milliseconds. TorchServe takes 0 for its default, 100."""
+LOAD = 0.5
+"""The rate at which latencies are compared, as a share of what one worker with all threads can do."""
+ROUNDS = 3
+TIE = 0.03
+"""Relative differences up to this are noise: the setting with less memory or the smaller batch wins."""
+BUSY = 0.5
+"""Load average per core above which others compute so much that figures say little."""
+_SETTINGS = "model-config.yaml"
+_MEMORY_PER_WORKER = 3.0
+"""Resident bytes of a loading worker, at most, as a multiple of its archive; Python and torch come on top."""
+_MEMORY_BASE = 400 << 20
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One way to serve. ``max_batch_delay`` in milliseconds."""
+
+    workers: int
+    threads: int
+    batch_size: int
+    max_batch_delay: int
+
+
+@dataclass(frozen=True)
+class Figures:
+    """A setting's throughput in requests/s when saturated, and latencies in milliseconds at the common rate."""
+
+    setting: Setting
+    throughput: float
+    p50: float
+    p95: float
+
+    def row(self) -> dict[str, Any]:
+        """Flat and rounded, as the archive keeps it."""
+        figures = {name: round(getattr(self, name), 2) for name in ("throughput", "p50", "p95")}
+        return {**asdict(self.setting), **figures}
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was measured. ``rate``: the common rate in requests/s; ``placements``: how the chosen workers ran."""
+
+    best: Figures
+    measured: tuple[Figures, ...]
+    rate: float
+    placements: tuple[str, ...]
+
+
+def divisions(cores: int, most_workers: int) -> list[tuple[int, int]]:
+    """(workers, threads) that use all of the cores, from one worker with all of them on.
+
+    ``most_workers``: what the memory has room for, at least one.
+    """
+    return [(n, cores // n) for n in range(1, cores + 1) if cores % n == 0 and n <= max(1, most_workers)]
+
+
+def choose(measured: Sequence[Figures], goal: Goal) -> Figures:
+    """The best for a goal; of those within TIE of it, the one that comes first in ``measured``."""
+
+    def cost(figures: Figures) -> float:
+        return figures.p95 if goal == "latency" else 1 / figures.throughput
+
+    limit = (1 + TIE) * min(map(cost, measured))
+    return next(figures for figures in measured if cost(figures) <= limit)
+
+
+def variants(setting: Setting, goal: Goal) -> Iterator[Setting]:
+    """The batching to try for a division, the smallest batch or shortest delay first.
+
+    A delay does not matter to a queue that never empties, a batch's size hardly to one that often is.
+    """
+    if goal == "throughput":
+        yield from (replace(setting, batch_size=size) for size in BATCHES)
+    else:
+        yield replace(setting, batch_size=1, max_batch_delay=1)
+        yield from (replace(setting, max_batch_delay=delay) for delay in DELAYS)
+
+
+def tune(
+    archive: Path, mix: str, goal: Goal, seconds: float, *, pin: bool = True, report: Callable[[str], None]
+) -> Result:
+    """Measure an archive and write the best setting for ``goal`` into it.
+
+    ``mix``: a name of :data:`builder.tune_mix.MIXES` or a file; ``seconds`` of each measurement; ``pin``: whether
+    workers keep to cores of their own; ``report`` is told each step. Raises BuildError, and then the archive is as
+    it was.
+    """
+    facts = read_facts(archive)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        with zipfile.ZipFile(archive) as packed:
+            packed.extractall(folder)
+        if not (folder / "handler" / "threads.py").exists():
+            raise BuildError(f"{archive.name} was built before its workers could be given threads; build it again")
+        config = SetupConfig.load(folder / "setup_config.json")
+        bodies = make_requests(mix, folder, facts, min(facts.max_positions, config.max_length or facts.max_positions))
+        settings = yaml.safe_load((folder / _SETTINGS).read_text(encoding="utf-8")) or {}
+        start = Setting(1, 1, settings.get("batchSize", config.batch_size), max(1, settings.get("maxBatchDelay", 1)))
+        most = int(available_memory() // (_MEMORY_BASE + _MEMORY_PER_WORKER * archive.stat().st_size))
+        if os.getloadavg()[0] > BUSY * available_cores():
+            report(f"although the machine is busy (load average {os.getloadavg()[0]:.1f}): the figures say little")
+        bench = _Bench(folder, settings, bodies, seconds, pin, report)
+        result = bench.run(start, divisions(available_cores(), most), goal)
+        content = {**settings, **server_settings(result.best.setting, pin)}
+        tuned = {
+            "goal": goal, "mix": Path(mix).name, "processor": processor(), "cores": available_cores(),
+            "load_average": round(os.getloadavg()[0], 2), "rate": round(result.rate, 2), "pinned": pin,
+            "best": result.best.row(), "measured": [figures.row() for figures in result.measured],
+        }  # fmt: skip
+        facts.model_copy(update={"tuned": tuned}).save(folder / "archive.json")
+        changed = {
+            _SETTINGS: yaml.safe_dump(content, sort_keys=True).encode(),
+            "archive.json": (folder / "archive.json").read_bytes(),
+        }
+    replace_files(archive, changed)
+    return result
+
+
+class _Bench:
+    """Measures settings of one extracted archive."""
+
+    def __init__(
+        self, folder: Path, settings: dict[str, Any], bodies: Sequence[bytes], seconds: float, pin: bool,
+        report: Callable[[str], None],
+    ) -> None:  # fmt: skip
+        self._folder = folder
+        self._settings = settings
+        self._bodies = bodies
+        self._seconds = seconds
+        self._pin = pin
+        self._report = report
+        self._rate = 0.0
+
+    def run(self, start: Setting, divisions: Sequence[tuple[int, int]], goal: Goal) -> Result:
+        """Every division with the batching of ``start``, then the batching of the best one."""
+        measured = []
+        for workers, threads in divisions:
+            setting = replace(start, workers=workers, threads=threads)
+            with self._pool(setting) as pool:
+                measured += self._measure(pool, [setting])
+        best = choose(measured, goal)
+        with self._pool(best.setting) as pool:
+            tried = self._measure(pool, list(variants(best.setting, goal)))
+            placements = tuple(pool.placements)
+        best = choose(tried, goal)
+        return Result(best, (*measured, *tried), self._rate, placements)
+
+    def _pool(self, setting: Setting) -> Pool:
+        return Pool(self._folder, {**self._settings, **server_settings(setting, self._pin)})
+
+    def _measure(self, pool: Pool, settings: Sequence[Setting]) -> list[Figures]:
+        """Medians over rounds in which each setting has its turn, so that a disturbance does not hit one only."""
+        rounds: list[list[tuple[float, float, float]]] = [[] for _ in settings]
+        seconds = self._seconds / ROUNDS
+        for number in range(ROUNDS):
+            for figures, setting in zip(rounds, settings, strict=True):
+                if not number:
+                    self._report(
+                        f"{setting.workers} x {setting.threads}, batch {setting.batch_size}, "
+                        f"delay {setting.max_batch_delay} ms"
+                    )
+                throughput = pool.saturate(self._bodies, setting.batch_size, seconds)
+                self._rate = self._rate or LOAD * throughput
+                latency = pool.offer(self._bodies, self._rate, setting.batch_size, setting.max_batch_delay, seconds)
+                figures.append((throughput, latency.p50, latency.p95))
+        return [
+            Figures(setting, *(statistics.median(column) for column in zip(*figures, strict=True)))
+            for figures, setting in zip(rounds, settings, strict=True)
+        ]
+
+
+def server_settings(setting: Setting, pin: bool) -> dict[str, Any]:
+    """The keys of ``model-config.yaml`` that a setting decides."""
+    return {
+        "minWorkers": setting.workers,
+        "maxWorkers": setting.workers,
+        "batchSize": setting.batch_size,
+        "maxBatchDelay": setting.max_batch_delay,
+        "handler": {"threads": setting.threads, "pin": pin},
+    }
+
+
+def replace_files(archive: Path, contents: dict[str, bytes]) -> None:
+    """Exchange files of an archive; it is either the old one or the new one, whatever happens."""
+    with tempfile.TemporaryDirectory(prefix=f".{archive.stem}.", dir=archive.parent) as temporary:
+        target = Path(temporary) / archive.name
+        rewrite(archive, target, contents)
+        shutil.copymode(archive, target)
+        os.replace(target, archive)
+
+
+def processor() -> str:
+    """The processor's name, with its family and model: virtual machines tend to give several the same name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    entries = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in reversed(lines))}
+    name = entries.get("model name", platform.machine())
+    if "cpu family" not in entries:
+        return name
+    return f"{name} (family {entries['cpu family']} model {entries.get('model', '?')})"
+
+
+def available_memory() -> int:
+    """Bytes that can be had without swapping; generous where the system does not say."""
+    try:
+        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        return int(lines["MemAvailable"].split()[0]) << 10
+    except (OSError, KeyError, ValueError):
+        return 1 << 50
+
+
+def table(result: Result) -> str:
+    """The figures as a small table, the chosen setting marked."""
+    header = ["workers", "threads", "batch", "delay ms", "requests/s", "p50 ms", "p95 ms", ""]
+    rows = [header]
+    for figures in result.measured:
+        values = [str(value) for value in asdict(figures.setting).values()]
+        values += [f"{value:.1f}" for value in (figures.throughput, figures.p50, figures.p95)]
+        rows.append([*values, "<-" if figures is result.best else ""])
+    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
+    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join([*lines, f"p50 and p95 at {result.rate:.1f} requests/s"])

@@ -1,0 +1,65 @@
+"""A tuned archive on a server of its own: its workers keep to cores of their own, also after one has died."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+import requests
+import yaml
+
+from builder.tune_workers import Setting, replace_files, server_settings
+from deploy.server import Server
+from tests.e2e.conftest import free_ports, run
+
+CORES = sorted(os.sched_getaffinity(0))
+NAME = "roberta_like"
+
+
+def _cores(server: Server) -> dict[int, set[int]]:
+    """What every thread of each worker may run on, by process id."""
+    found = {}
+    for pid in server.worker_pids():
+        threads = [os.sched_getaffinity(int(thread)) for thread in os.listdir(f"/proc/{pid}/task")]
+        found[pid] = set.union(*threads)
+    return found
+
+
+def _restarted(server: Server, survivors: set[int], timeout: float = 120) -> dict[int, set[int]]:
+    """The workers' cores once a new one has taken its place."""
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        cores = _cores(server)
+        if len(cores) > len(survivors) and all(len(own) == 1 for own in cores.values()):
+            return cores
+        time.sleep(0.5)
+    raise AssertionError(f"no new worker with a core of its own within {timeout} s")
+
+
+@pytest.mark.skipif(len(CORES) < 2, reason="needs two cores")
+def test_a_tuned_archives_workers_keep_to_cores_of_their_own(store: Path, tmp_path: Path) -> None:
+    archive = Path(shutil.copy(store / f"{NAME}.mar", tmp_path))
+    out = run("builder", "tune", str(archive), "--mix", "short", "--seconds", "0.3")
+    assert "best for throughput" in out
+    # Which division wins is the machine's affair; that of two workers is served here.
+    two = {**server_settings(Setting(2, 1, 8, 1), pin=True), "responseTimeout": 120, "startupTimeout": 300}
+    replace_files(archive, {"model-config.yaml": yaml.safe_dump(two).encode()})
+    ports = free_ports(5)
+    folder = tmp_path / "server"
+    with Server(folder, tmp_path, ports=tuple(ports[:3]), grpc_ports=tuple(ports[3:])) as server:
+        server.start([NAME])
+        cores = _cores(server)
+        assert sorted(len(own) for own in cores.values()) == [1, 1]
+        first, second = cores
+        assert cores[first].isdisjoint(cores[second])
+        os.kill(first, 9)
+        again = _restarted(server, {second})
+        assert again[second] == cores[second]
+        (new,) = set(again) - {second}
+        assert again[new].isdisjoint(again[second])
+        url = f"{server.url}/predictions/{NAME}"
+        answer = requests.post(url, json={"text": "where is the parcel"}, headers=server.headers(), timeout=60)
+        assert answer.status_code == 200
