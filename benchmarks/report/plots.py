@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +20,30 @@ from matplotlib.ticker import LogLocator, NullFormatter
 _COLOURS = {
     "thsext": "#cf222e", "ths": "#0550ae", "ori": "#6e7781", "compile": "#8250df", "packed": "#bf8700",
     "openvino": "#1a7f37", "onnxruntime": "#0a7ea4", "ctranslate2": "#953800", "litserve": "#bc4c00",
-    "infinity": "#116329",
+    "infinity": "#116329", "openvino-weights": "#57ab5a",
 }  # fmt: skip
 _DPI = 110
 Rows = list[dict[str, Any]]
 
 
-def draw(result: dict[str, Any], folder: Path, stem: str) -> list[Image]:
-    """Write every plot a result has data for; returns them in the page's order."""
+def draw(result: dict[str, Any], folder: Path, stem: str, only: Collection[str] | None = None) -> list[Image]:
+    """Write every plot a result has data for, or those named ``only``; returns them in the page's order."""
     images = []
     for name, plot in _PLOTS.get(result["kind"], {}).items():
-        drawn = plot(result)
+        drawn = plot(result) if only is None or name in only else None
         if drawn is not None:
             images.append(_save(*drawn, folder / f"{stem}-{name}.png"))
     return images
+
+
+def has(result: dict[str, Any], names: Collection[str]) -> bool:
+    """Whether a result has the data for every plot of these names."""
+    for name in names:
+        drawn = _PLOTS[result["kind"]][name](result)
+        if drawn is None:
+            return False
+        plt.close(drawn[0])
+    return True
 
 
 def _save(figure: Figure, description: str, path: Path) -> Image:
@@ -55,7 +65,7 @@ def latency(result: dict[str, Any]) -> tuple[Figure, str] | None:
             points = sorted((int(r["workload"].split("x")[0]), r) for r in own if r["lengths"] == group[0]["lengths"])
             batches = [batch for batch, _ in points]
             axes.plot(batches, [r["median_ms"] for _, r in points], **_style(engine))
-            spread = [[r["lower_ms"] for _, r in points], [r["upper_ms"] for _, r in points]]
+            spread = [[r.get(end, r["median_ms"]) for _, r in points] for end in ("lower_ms", "upper_ms")]
             axes.fill_between(batches, *spread, color=_colour(engine), alpha=0.15, linewidth=0)
         axes.set(xscale="log", yscale="log", title=f"{model} {data_type}", xlabel="batch size, length 128")
         axes.set_xticks(batches, [str(b) for b in batches])
@@ -93,7 +103,11 @@ def floor(result: dict[str, Any]) -> tuple[Figure, str] | None:
 def padding(result: dict[str, Any]) -> tuple[Figure, str] | None:
     """Speed-up over ths by padding share, for sizes measured with several length distributions."""
     found = _groups(_timed(result)).items()
-    groups = {key: group for key, group in found if len(_shares(group, _most_varied(group))) > 1}
+    groups = {
+        key: group
+        for key, group in found
+        if len(_shares(group, _most_varied(group))) > 1 and any(row["engine"] == BASELINE for row in group)
+    }
     if not groups:
         return None
     figure, panels = _panels(len(groups))
@@ -106,7 +120,7 @@ def padding(result: dict[str, Any]) -> tuple[Figure, str] | None:
                 for r in own
                 if r["workload"] == size and column(r) in base
             )
-            axes.plot(*zip(*points, strict=True), **_style(engine))
+            axes.plot([share for share, _ in points], [factor for _, factor in points], **_style(engine))
         axes.set(title=f"{model} {data_type}, {size}", xlabel="padding, % of the padded tensor")
         axes.set_ylim(bottom=0)
     panels[0].set_ylabel(f"speed-up over {BASELINE}")
