@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import sys
 import time
@@ -20,6 +21,7 @@ from benchmarks.measuring import Group, Setting
 from benchmarks.models import Source, load_source
 from benchmarks.timing import CLOCKS
 from benchmarks.workloads import DISTRIBUTIONS, Workload, make_workload
+from builder.errors import BuildError
 from builder.families import shape_of
 
 PADDING = ("full", "half", "uniform", "rand_r")
@@ -33,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--models", nargs="+", default=["minilm", "base"], help="minilm, base, large or folders")
     parser.add_argument("--workloads", nargs="+", default=["1x32", "1x128", "8x128", "32x128"], metavar="BxS")
     parser.add_argument("--lengths", nargs="+", choices=DISTRIBUTIONS, help="default: uniform, on a GPU rand_r")
-    parser.add_argument("--padding", metavar="BxS", default="8x128", help="size measured with every share of padding, or none")
+    parser.add_argument("--padding", metavar="BxS", default="8x128", help="size with every share of padding, or none")
     parser.add_argument("--types", nargs="+", choices=("fp32", "bf16", "fp16", "int8"), default=["fp32"])
     parser.add_argument("--engines", nargs="+", metavar="NAME", help=f"{', '.join(ENGINES)}, each also with {LOOP}")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
@@ -54,6 +56,9 @@ def run(options: argparse.Namespace) -> None:
     distributions = options.lengths or ["rand_r" if options.device == "cuda" else "uniform"]
     workloads = choose_workloads(options.workloads, distributions, options.padding)
     names = check_names(options.engines or everything())
+    for name in dict.fromkeys(name.removesuffix(LOOP) for name in names):
+        with contextlib.suppress(BuildError):  # building the engine meets it again and notes it
+            ENGINES[name].prepare(options.device)
     sources = {model: load_source(model) for model in options.models}
     before = measure(tuple(options.types), setting.device, setting.synchronize)
     groups = [Group(source, data_type, setting) for source in sources.values() for data_type in options.types]

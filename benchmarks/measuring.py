@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import machine
-from benchmarks.deviation import deviation
+from benchmarks.deviation import Deviation, deviation
 from benchmarks.engines import ENGINES, LOOP, Engine, Loop
 from benchmarks.models import Source, reference
 from benchmarks.timing import CLOCKS, interleave
@@ -19,6 +19,8 @@ from benchmarks.workloads import Batch, Workload, make_batch
 
 QUANTISED = ("int8",)
 """Types without a plain PyTorch form to compare errors with."""
+PLAIN = "ori"
+"""The engine whose error the others' are compared with."""
 
 
 @dataclass(frozen=True)
@@ -106,21 +108,26 @@ class Group:
     ) -> tuple[dict[str, dict[str, Any]], dict[str, Callable[[], Any]]]:
         """A row for every engine, and the calls of those whose output is right."""
         expected = self._reference(batch)
-        plain = None if self.data_type in QUANTISED else self._plain_error(batch, expected)
         rows: dict[str, dict[str, Any]] = {}
         calls: dict[str, Callable[[], Any]] = {}
+        found: dict[str, Deviation] = {}
         for name, engine in engines.items():
             try:
-                call = engine.bind(batch)
-                found = deviation(engine.valid(call(), batch), expected, batch.workload.lengths)
+                calls[name] = engine.bind(batch)
+                found[name] = deviation(engine.valid(calls[name](), batch), expected, batch.workload.lengths)
             except Exception as error:  # as in build()
                 rows[name] = {"engine": name, "refused": first_line(error)}
-                continue
-            refusal = found.refusal(self.data_type, plain)
-            rows[name] = {"engine": name, "refused": refusal, "plain_error": plain, **asdict(found)}
-            if refusal is None:
-                calls[name] = call
-        return rows, calls
+        plain = None
+        if self.data_type not in QUANTISED:
+            plain = found[PLAIN].error if PLAIN in found else self._plain_error(batch, expected)
+        for name, one in found.items():
+            rows[name] = {
+                "engine": name,
+                "refused": one.refusal(self.data_type, plain),
+                "plain_error": plain,
+                **asdict(one),
+            }
+        return rows, {name: calls[name] for name in found if rows[name]["refused"] is None}
 
     def _reference(self, batch: Batch) -> Tensor:
         key = self.source.name, batch.workload
@@ -130,7 +137,7 @@ class Group:
 
     def _plain_error(self, batch: Batch, expected: Tensor) -> float:
         setting = self.setting
-        eager = self.engines.get("ori") or ENGINES["ori"](self.source, self.data_type, setting.device, setting.threads)
+        eager = ENGINES[PLAIN](self.source, self.data_type, setting.device, setting.threads)
         return deviation(eager.valid(eager.bind(batch)(), batch), expected, batch.workload.lengths).error
 
 

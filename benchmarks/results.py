@@ -43,7 +43,9 @@ def current(kind: str, folder: Path = RESULTS) -> list[dict[str, Any]]:
 
 
 _PLACE = ("kind", "gpu", "processor", "processor_model", "threads")
-_FIGURE = ("model", "data_type", "workload", "lengths", "kind", "engine", "server", "offered", "connections")
+_FIGURE = (
+    "model", "data_type", "workload", "lengths", "kind", "engine", "server", "offered", "connections", "batch", "tokens",
+)  # fmt: skip
 
 
 def _place(result: dict[str, Any]) -> tuple[str, ...]:

@@ -86,20 +86,25 @@ def _grid(title: str, rows: list[dict[str, Any]]) -> Table:
     engines = list(dict.fromkeys(row["engine"] for row in rows))
     cells = {(row["engine"], column(row)): row for row in rows}
     floors = {column(row): row["floor_ms"] for row in rows}
-    lines = [["floor", *(_milliseconds(floors[c]) if floors[c] else "-" for c in columns)]]
+    cell = {c: _milliseconds(floors[c]) if floors[c] else "-" for c in columns}
+    lines = [["floor", *cell.values()]] if any(floors.values()) else []
     for engine in engines:
         lines.append([engine, *(_cell(cells.get((engine, c)), cells.get((BASELINE, c))) for c in columns)])
-    title = f"{title}: milliseconds (median) / ratio to the floor / speed-up over {BASELINE}"
+    title += ": milliseconds (median)" + (" / ratio to the floor" if any(floors.values()) else "")
+    title += f" / speed-up over {BASELINE}" if BASELINE in engines else ""
     return Table(title, ["engine", *columns], lines, _refusals(rows))
 
 
 def _refusals(rows: list[dict[str, Any]]) -> list[str]:
-    """Why rows have no time, one line for each engine and reason."""
+    """Why rows have no time, in as few lines as say it."""
     refused: dict[tuple[str, str], list[str]] = {}
     for row in rows:
         if row["refused"]:
             refused.setdefault((row["engine"], row["refused"]), []).append(column(row))
-    return [f"not timed: {engine}, {', '.join(where)}: {why}" for (engine, why), where in refused.items()]
+    engines: dict[tuple[str, str], list[str]] = {}
+    for (engine, why), where in refused.items():
+        engines.setdefault((", ".join(where), why), []).append(engine)
+    return [f"not timed: {', '.join(names)}; {where}: {why}" for (where, why), names in engines.items()]
 
 
 def against_best(result: dict[str, Any]) -> list[Table]:
@@ -140,9 +145,12 @@ def _against_best(data_type: str, rows: list[dict[str, Any]], columns: list[str]
 def _cell(row: dict[str, Any] | None, baseline: dict[str, Any] | None) -> str:
     if row is None or "median_ms" not in row:
         return "-"
-    ratio = f"{row['floor_ratio']:.2f}" if "floor_ratio" in row else "-"
-    faster = f"{baseline['median_ms'] / row['median_ms']:.2f}x" if baseline and "median_ms" in baseline else "-"
-    return f"{_milliseconds(row['median_ms'])} / {ratio} / {faster}"
+    parts = [_milliseconds(row["median_ms"])]
+    if "floor_ratio" in row:
+        parts.append(f"{row['floor_ratio']:.2f}")
+    if baseline and "median_ms" in baseline:
+        parts.append(f"{baseline['median_ms'] / row['median_ms']:.2f}x")
+    return " / ".join(parts)
 
 
 def _milliseconds(value: float) -> str:
@@ -196,9 +204,20 @@ def _soak(result: dict[str, Any]) -> list[Table]:
     return [Table("soak: closed loop, mixed lengths, both samples", header, lines)]
 
 
+def _handler(result: dict[str, Any]) -> list[Table]:
+    """One line for each batch size."""
+    header = ["batch", "tokens", "microseconds a request", "stages"]
+    lines = []
+    for row in result["rows"]:
+        stages = ", ".join(f"{name} {value:.1f}" for name, value in row["stages"].items())
+        lines.append([str(row["batch"]), str(row["tokens"]), f"{row['microseconds']:.1f}", stages])
+    return [Table("the handler's own time, without the model", header, lines)]
+
+
 _KINDS: dict[str, Callable[[dict[str, Any]], list[Table]]] = {
     "encoder": _encoder,
     "accuracy": _accuracy,
     "serving": _serving,
     "soak": _soak,
+    "handler": _handler,
 }

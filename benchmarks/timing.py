@@ -17,6 +17,8 @@ PAUSE = 0.005
 """Seconds between two engines: thread pools that spin after their work (OpenMP's, ONNX Runtime's) go to sleep in it."""
 SHORT = 0.05
 """A call shorter than this, in seconds, is preceded by an unmeasured one: the other engines emptied the caches."""
+LONG = 0.5
+"""A call longer than this, in seconds, is estimated by one run."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ def interleave(
     turn = sum(t * (2 if t < SHORT else 1) + PAUSE for t in estimates.values())
     warm = time.perf_counter() - start
     if warm + MIN_ROUNDS * turn > limit:
-        raise TimeoutError(f"{MIN_ROUNDS} rounds would take {MIN_ROUNDS * turn:.1f} s, longer than was left")
+        raise TimeoutError(f"{MIN_ROUNDS} rounds would take longer than was left of the run's time")
     rounds = min(MAX_ROUNDS, max(MIN_ROUNDS, int((seconds - warm) / turn))) if calls else 0
     taken: dict[str, list[float]] = {name: [] for name in calls}
     order = list(calls)
@@ -84,9 +86,14 @@ def interleave(
 
 
 def _warm(call: Call, synchronize: Call) -> float:
-    """Run until the time no longer falls (compilers, caches and allocators settle); the last time in seconds."""
-    last = once(call, synchronize)
+    """Run until the time no longer falls (compilers, caches and allocators settle); the last time in seconds.
+
+    A long call settles within itself, and one of it costs enough.
+    """
+    last = current = once(call, synchronize)
     for _ in range(4):
+        if last > LONG:
+            break
         current = once(call, synchronize)
         if current > 0.9 * last:
             break

@@ -42,6 +42,11 @@ class Engine(ABC):
         absent = [package for package in packages if importlib.util.find_spec(package) is None]
         return f"{', '.join(absent)} not installed" if absent else None
 
+    @classmethod
+    def prepare(cls, device: str) -> None:
+        """What is done once for all models, such as compiling. Raises BuildError when it fails."""
+        return None
+
     @abstractmethod
     def __init__(self, source: Source, data_type: str, device: str, threads: int) -> None: ...
 

@@ -78,10 +78,15 @@ class Fused(_Module):
             return "no int8 on cuda"
         return super().absent(data_type, device)
 
-    def __init__(self, source: Source, data_type: str, device: str, threads: int) -> None:
+    @classmethod
+    def prepare(cls, device: str) -> None:
+        """Compile the kernels, if that was not done before, and load them."""
         ops.load(compile_cpu())
         if device == "cuda":
             torch.ops.load_library(str(compile_cuda()))
+
+    def __init__(self, source: Source, data_type: str, device: str, threads: int) -> None:
+        self.prepare(device)
         shape = shape_of(source.config)
         dtype = DTYPES.get(data_type, torch.bfloat16)
         weights = pack(source.model.state_dict(), family_of(source.config), shape, dtype)

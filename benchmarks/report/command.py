@@ -23,6 +23,7 @@ _TITLES = {
     "accuracy-sst2": "Accuracy: SST-2",
     "accuracy-conll": "Accuracy: CoNLL-2003",
     "soak": "Soak",
+    "handler": "The handler's own time",
 }
 
 

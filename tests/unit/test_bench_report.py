@@ -56,8 +56,9 @@ def write(folder: Path, *found: dict[str, Any]) -> str:
 def test_the_page_has_every_plot_it_refers_to_and_nothing_from_elsewhere(tmp_path: Path) -> None:
     html = write(tmp_path, ENCODER, SERVING)
     files = re.findall(r'<img src="([^"]+)"', html)
-    assert len(files) == 4
-    for name in files:
+    narrow = re.findall(r'<source media="[^"]+" srcset="([^"]+)"', html)
+    assert len(files) == len(narrow) == 4
+    for name in files + narrow:
         assert (tmp_path / "out" / name).read_bytes().startswith(b"\x89PNG")
     assert "http" not in html
     assert "<script" not in html
@@ -98,18 +99,19 @@ def test_results_of_every_kind_have_a_section(tmp_path: Path) -> None:
         "milliseconds": {"50": 1.0, "95": 2.0, "99": 3.0}, "worker_mib": [900, 903], "worker_growth": 0.003,
         "java_mib": [300, 301], "java_growth": 0.001,
     }  # fmt: skip
-    html = write(tmp_path, ENCODER, SERVING, accuracy, {"kind": "soak", **FACTS, "rows": [run]})
-    assert html.count("<section") == 4
+    own = {"batch": 32, "tokens": 64, "microseconds": 97.5, "stages": {"decode": 3.0}}
+    others = [{"kind": "soak", **FACTS, "rows": [run]}, {"kind": "handler", **FACTS, "rows": [own]}]
+    html = write(tmp_path, ENCODER, SERVING, accuracy, *others)
+    assert html.count("<section") == 5
+    assert "97.5" in html
     assert "+0.3 %" in html
 
 
 def test_the_readme_figures_come_from_the_newest_run_that_has_them(tmp_path: Path) -> None:
     partial = {**ENCODER, "date": "2030-01-01T00:00:00+00:00", "rows": ROWS[:1] + ROWS[3:4]}
     write(tmp_path, ENCODER, partial)
-    assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == [
-        "encoder-latency.png",
-        "encoder-padding.png",
-    ]
+    names = sorted(path.name for path in (tmp_path / "figures").iterdir())
+    assert names == ["encoder-latency.png", "encoder-padding.png"]
 
 
 def test_a_type_without_the_baseline_has_no_padding_plot(tmp_path: Path) -> None:
