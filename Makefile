@@ -71,12 +71,13 @@ format: setup  ## rewrite the sources in the project's format
 gpu-check: setup  ## on a machine with a GPU: build, every operator and encoder, memory safety, speed beside peers
 	@$(BIN)/python -m benchmarks.gpu_check
 
-bench: $(VENV)/.bench  ## the encoder benchmark on this machine, its plots and its report
-	@$(BIN)/python -m benchmarks encoder $(BENCH)
+bench: $(VENV)/.bench  ## the encoder benchmark on this machine in 8 minutes, its plots and its report
+	@$(BIN)/python -m benchmarks encoder --minutes 8 --engines ori ths ths+loop thsext compile packed $(BENCH)
 	@$(BIN)/python -m benchmarks report
 
-bench-peers: $(VENV)/.bench $(VENV)/.peers  ## the same with every peer engine that pip offers
-	@$(BIN)/python -m benchmarks encoder --types fp32 bf16 int8 $(BENCH)
+bench-peers: $(VENV)/.bench $(VENV)/.peers  ## every engine that pip offers, in fp32, bf16 and int8, in 25 minutes
+	@$(BIN)/python -m benchmarks encoder --minutes 25 --types fp32 bf16 int8 --padding none \
+	  --workloads 1x16 1x32 1x128 1x384 8x128 8x384 32x128 $(BENCH)
 	@$(BIN)/python -m benchmarks report
 
 report: $(VENV)/.bench  ## draw plots and one HTML page from benchmarks/results

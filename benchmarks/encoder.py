@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import sys
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from benchmarks import machine, memory, results, table
-from benchmarks.deviation import deviation
-from benchmarks.engines import ENGINES, LOOP, Engine, Loop
-from benchmarks.floor import Ceilings, measure
-from benchmarks.models import Source, load_source, reference
-from benchmarks.timing import interleave
-from benchmarks.workloads import DISTRIBUTIONS, Batch, Workload, make_batch, make_workload
+from benchmarks.budget import Budget, weight
+from benchmarks.engines import ENGINES, LOOP, everything
+from benchmarks.floor import Ceilings, measure, operations
+from benchmarks.measuring import Group, Setting
+from benchmarks.models import Source, load_source
+from benchmarks.timing import CLOCKS
+from benchmarks.workloads import DISTRIBUTIONS, Workload, make_workload
+from builder.errors import BuildError
 from builder.families import shape_of
 
-QUANTISED = ("int8",)
-"""Types without a plain PyTorch form to compare errors with."""
 PADDING = ("full", "half", "uniform", "rand_r")
 """Length distributions from no padding to the most."""
+MEMORY_SHARE = 0.2
+"""Of a group's time after building, at most: peak memory is measured in processes that build once more."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,56 +35,54 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--models", nargs="+", default=["minilm", "base"], help="minilm, base, large or folders")
     parser.add_argument("--workloads", nargs="+", default=["1x32", "1x128", "8x128", "32x128"], metavar="BxS")
     parser.add_argument("--lengths", nargs="+", choices=DISTRIBUTIONS, help="default: uniform, on a GPU rand_r")
-    parser.add_argument("--padding", metavar="BxS", default="8x128", help="size measured with every share of padding")
+    parser.add_argument("--padding", metavar="BxS", default="8x128", help="size with every share of padding, or none")
     parser.add_argument("--types", nargs="+", choices=("fp32", "bf16", "fp16", "int8"), default=["fp32"])
     parser.add_argument("--engines", nargs="+", metavar="NAME", help=f"{', '.join(ENGINES)}, each also with {LOOP}")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, default=machine.threads_available())
-    parser.add_argument("--seconds", type=float, default=10, help="measuring time of one workload in one type")
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: processor time, for one thread")
+    parser.add_argument("--minutes", type=float, default=8, help="the whole run, from compiling to memory")
     parser.add_argument("--no-memory", dest="memory", action="store_false", help="do not measure peak memory")
     parser.add_argument("--output", type=Path, default=results.RESULTS, help="folder for the JSON")
 
 
-@dataclass(frozen=True)
-class Setting:
-    """What every measurement of a run shares."""
-
-    device: str
-    threads: int
-    seconds: float
-
-    def synchronize(self) -> None:
-        """Wait until the device is idle."""
-        if self.device == "cuda":
-            torch.cuda.synchronize()
-
-
 def run(options: argparse.Namespace) -> None:
-    """Measure, print the tables, write the JSON."""
+    """Measure, print the tables, write the JSON. Raises ValueError for options that do not fit."""
+    end = time.monotonic() + 60 * options.minutes
+    if options.clock == "cpu" and (options.threads, options.device) != (1, "cpu"):
+        raise ValueError("--clock cpu adds up all threads' time: it takes --threads 1 and --device cpu")
     torch.set_num_threads(options.threads)
-    setting = Setting(options.device, options.threads, options.seconds)
+    setting = Setting(options.device, options.threads, options.clock)
     distributions = options.lengths or ["rand_r" if options.device == "cuda" else "uniform"]
     workloads = choose_workloads(options.workloads, distributions, options.padding)
-    names = check_names(options.engines or list(ENGINES))
+    names = check_names(options.engines or everything())
+    for name in dict.fromkeys(name.removesuffix(LOOP) for name in names):
+        with contextlib.suppress(BuildError):  # building the engine meets it again and notes it
+            ENGINES[name].prepare(options.device)
+    sources = {model: load_source(model) for model in options.models}
     before = measure(tuple(options.types), setting.device, setting.synchronize)
-    rows, absent, shapes = [], [], {}
-    for model in options.models:
-        source = load_source(model)
-        shapes[source.name] = shape_of(source.config)
-        for data_type in options.types:
-            found, missing = _measure(source, data_type, names, workloads, setting)
-            rows += found
-            absent += missing
+    groups = [Group(source, data_type, setting) for source in sources.values() for data_type in options.types]
+    budget = Budget(end, [sum(_weights(group.source, workloads)) for group in groups])
+    size = make_workload(options.workloads[-1], distributions[0])
+    peaks = []
+    for group, model in zip(groups, [m for m in sources for _ in options.types], strict=True):
+        until = budget.next()
+        _measure(group, names, workloads, until, options.memory)
+        peaks += _memory(group, model, size, until) if options.memory else []
     ceilings = before.merged(measure(tuple(options.types), setting.device, setting.synchronize))
-    _add_floors(rows, ceilings, shapes, workloads)
+    rows = [row for group in groups for row in group.rows]
+    _add_floors(rows, ceilings, {s.name: shape_of(s.config) for s in sources.values()}, workloads)
     result = {
         **machine.facts(options.device, options.threads),
-        "settings": {"seconds": options.seconds, "interleaved": True, "statistic": "median and quartiles of calls"},
+        "settings": {
+            "minutes": options.minutes, "clock": options.clock, "interleaved": True,
+            "statistic": "median and quartiles of calls", "others": round(setting.watch.others, 3),
+        },
         "ceilings": asdict(ceilings),
         "rows": rows,
-        "absent": absent,
-        "memory": _memory(options, rows, distributions[0]) if options.memory else [],
-    }
+        "absent": [entry for group in groups for entry in group.absent],
+        "memory": peaks,
+    }  # fmt: skip
     path = results.save("encoder", result, options.output)
     table.print_all(results.load(path))
     print(path)
@@ -107,87 +107,24 @@ def check_names(names: list[str]) -> list[str]:
     return names
 
 
-def _measure(
-    source: Source, data_type: str, names: list[str], workloads: list[Workload], setting: Setting
-) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
-    engines, absent = build(source, data_type, names, setting)
-    rows = []
+def _weights(source: Source, workloads: list[Workload]) -> list[float]:
+    shape = shape_of(source.config)
+    return [weight(operations(shape, workload)) for workload in workloads]
+
+
+def _measure(group: Group, names: list[str], workloads: list[Workload], end: float, with_memory: bool) -> None:
+    """Build a model's engines in one type, time every workload, let the engines go, all until ``end``."""
+    print(f"{group.source.name} {group.data_type}: building", file=sys.stderr)
+    group.build(names)
+    left = max(0.0, end - time.monotonic())
+    reserve = min(sum(group.building.values()), MEMORY_SHARE * left) if with_memory else 0.0
+    budget = Budget(end - reserve, _weights(group.source, workloads))
     for workload in workloads:
-        batch = make_batch(workload, source.config.vocab_size, setting.device)
-        print(f"{source.name} {data_type} {workload.name} {workload.distribution}", file=sys.stderr)
-        rows += [
-            {"model": source.name, "data_type": data_type, **describe(workload), **row}
-            for row in _workload(engines, source, batch, data_type, setting)
-        ]
-    del engines
+        print(f"{group.source.name} {group.data_type} {workload.name} {workload.distribution}", file=sys.stderr)
+        group.measure(workload, budget.next(), budget.end)
+    group.engines.clear()
     gc.collect()
     torch.compiler.reset()
-    return rows, absent
-
-
-def describe(workload: Workload) -> dict[str, Any]:
-    """A workload as a result row carries it."""
-    return {
-        "workload": workload.name,
-        "lengths": workload.distribution,
-        "tokens": workload.tokens,
-        "padding_share": round(workload.padding_share, 4),
-    }
-
-
-def build(
-    source: Source, data_type: str, names: list[str], setting: Setting
-) -> tuple[dict[str, Engine], list[dict[str, str]]]:
-    """The engines that can run, by name, and the others with the reason why not."""
-    engines: dict[str, Engine] = {}
-    absent = []
-    for base in dict.fromkeys(name.removesuffix(LOOP) for name in names):
-        reason = ENGINES[base].absent(data_type, setting.device)
-        if reason is None:
-            try:
-                engines[base] = ENGINES[base](source, data_type, setting.device, setting.threads)
-            except Exception as error:  # a peer that fails to convert must not end the run; its reason is reported
-                reason = first_line(error)
-        if reason is not None:
-            absent.append({"engine": base, "model": source.name, "data_type": data_type, "reason": reason})
-    chosen = {name: engines[name.removesuffix(LOOP)] for name in names if name.removesuffix(LOOP) in engines}
-    return {name: Loop(e) if name.endswith(LOOP) else e for name, e in chosen.items()}, absent
-
-
-def first_line(error: Exception) -> str:
-    """An exception as one line of at most 200 characters."""
-    text = (str(error).strip().splitlines() or [""])[0]
-    return f"{type(error).__name__}: {text}"[:200]
-
-
-def _workload(
-    engines: dict[str, Engine], source: Source, batch: Batch, data_type: str, setting: Setting
-) -> list[dict[str, Any]]:
-    """Check every engine's output, then time those that are right."""
-    expected = reference(source, batch, setting.device)
-    plain = None if data_type in QUANTISED else _plain_error(source, batch, data_type, expected, setting)
-    calls: dict[str, Callable[[], Any]] = {}
-    rows: dict[str, dict[str, Any]] = {}
-    for name, engine in engines.items():
-        try:
-            call = engine.bind(batch)
-            found = deviation(engine.valid(call(), batch), expected, batch.workload.lengths)
-        except Exception as error:  # as in build()
-            rows[name] = {"engine": name, "refused": first_line(error)}
-            continue
-        refusal = found.refusal(data_type, plain)
-        rows[name] = {"engine": name, "refused": refusal, "plain_error": plain, **asdict(found)}
-        if refusal is None:
-            calls[name] = call
-    for name, timing in interleave(calls, setting.seconds, setting.synchronize).items():
-        rows[name] |= {"median_ms": timing.median, "lower_ms": timing.lower, "upper_ms": timing.upper}
-        rows[name]["rounds"] = timing.rounds
-    return list(rows.values())
-
-
-def _plain_error(source: Source, batch: Batch, data_type: str, expected: Tensor, setting: Setting) -> float:
-    eager = ENGINES["ori"](source, data_type, setting.device, setting.threads)
-    return deviation(eager.valid(eager.bind(batch)(), batch), expected, batch.workload.lengths).error
 
 
 def _add_floors(
@@ -201,17 +138,15 @@ def _add_floors(
             row["floor_ratio"] = row["median_ms"] / row["floor_ms"]
 
 
-def _memory(options: argparse.Namespace, rows: list[dict[str, Any]], lengths: str) -> list[dict[str, Any]]:
-    """Peak memory of each engine that was timed, at the last workload of each model and type."""
+def _memory(group: Group, model: str, size: Workload, until: float) -> list[dict[str, Any]]:
+    """Peak memory of each engine that was timed, as far as the run's time allows."""
     measured = []
-    size = options.workloads[-1]
-    for model in options.models:
-        name = load_source(model).name if "/" in model else model
-        for data_type in options.types:
-            engines = {r["engine"] for r in rows if (r["model"], r["data_type"]) == (name, data_type) and "rounds" in r}
-            for engine in [e for e in ENGINES if e in engines]:
-                print(f"memory of {engine}, {name} {data_type}", file=sys.stderr)
-                peak = memory.peak_mib(engine, model, data_type, options.device, options.threads, size, lengths)
-                entry = {"engine": engine, "model": name, "data_type": data_type, "workload": size}
-                measured.append({**entry, "peak_mib": round(peak, 1)})
+    for engine in [name for name in ENGINES if name in {row["engine"] for row in group.rows if "rounds" in row}]:
+        entry = {"engine": engine, "model": group.source.name, "data_type": group.data_type, "workload": size.name}
+        if time.monotonic() > until:
+            break
+        print(f"memory of {engine}, {group.source.name} {group.data_type}", file=sys.stderr)
+        device, threads = group.setting.device, group.setting.threads
+        peak = memory.peak_mib(engine, model, group.data_type, device, threads, size.name, size.distribution)
+        measured.append({**entry, "peak_mib": round(peak, 1)})
     return measured

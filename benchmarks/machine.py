@@ -6,10 +6,12 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,6 +25,34 @@ _ISA = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile")
 def threads_available() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Watch:
+    """How busy other processes keep the machine's cores while something runs here."""
+
+    def __init__(self) -> None:
+        self.foreign = self.elapsed = 0.0
+
+    def __enter__(self) -> Watch:
+        self.before = self._read()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        busy, own, now = (after - before for after, before in zip(self._read(), self.before, strict=True))
+        self.foreign += max(0.0, busy - own)
+        self.elapsed += now
+
+    @property
+    def others(self) -> float:
+        """Cores that other processes, and other guests of the same host, took on average."""
+        return self.foreign / self.elapsed if self.elapsed else 0.0
+
+    @staticmethod
+    def _read() -> tuple[float, float, float]:
+        times = psutil.cpu_times()._asdict()
+        idle = times["idle"] + times.get("iowait", 0.0)
+        counted_twice = times.get("guest", 0.0) + times.get("guest_nice", 0.0)
+        return sum(times.values()) - idle - counted_twice, sum(os.times()[:4]), time.monotonic()
 
 
 def facts(device: str, threads: int) -> dict[str, Any]:

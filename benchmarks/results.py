@@ -30,13 +30,32 @@ def load(path: Path) -> dict[str, Any]:
     return result
 
 
-def newest(kind: str, folder: Path = RESULTS) -> list[dict[str, Any]]:
-    """The newest result of a kind for each device, CPU first."""
-    latest: dict[str, dict[str, Any]] = {}
-    for result in sorted((load(path) for path in folder.glob("*.json")), key=lambda r: r["date"]):
-        if result["kind"] == kind:
-            latest[result["device"]["kind"]] = result
-    return [latest[device] for device in sorted(latest)]
+def current(kind: str, folder: Path = RESULTS) -> list[dict[str, Any]]:
+    """The results of a kind that count, CPU first: all but those of which a newer one of the same machine, with the
+    same settings of the machine, has every figure."""
+    found = [result for result in (load(path) for path in sorted(folder.glob("*.json"))) if result["kind"] == kind]
+    found.sort(key=lambda result: result["date"], reverse=True)
+    kept: list[dict[str, Any]] = []
+    for result in found:
+        if not any(_place(newer) == _place(result) and _figures(newer) >= _figures(result) for newer in kept):
+            kept.append(result)
+    return sorted(kept, key=lambda result: (_place(result), result["date"]))
+
+
+_PLACE = ("kind", "gpu", "processor", "processor_model", "threads")
+_FIGURE = (
+    "model", "data_type", "workload", "lengths", "kind", "engine", "server", "offered", "connections", "batch", "tokens",
+)  # fmt: skip
+
+
+def _place(result: dict[str, Any]) -> tuple[str, ...]:
+    settings = result.get("settings", {})
+    return (*(str(result["device"].get(name, "")) for name in _PLACE), settings.get("clock", "wall"))
+
+
+def _figures(result: dict[str, Any]) -> set[tuple[Any, ...]]:
+    data = result.get("settings", {}).get("data")
+    return {(data, *(row.get(name) for name in _FIGURE)) for row in result["rows"]}
 
 
 def key(row: dict[str, Any], fields: Iterable[str]) -> tuple[Any, ...]:

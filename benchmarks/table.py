@@ -8,6 +8,8 @@ from typing import Any
 
 BASELINE = "ths"
 """The engine that speed-ups are over: TorchScript as TorchServe users have it today."""
+OURS = "thsext"
+"""The engine that is compared with its best peer."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,12 @@ def device_line(result: dict[str, Any]) -> str:
     sets = ", ".join(device.get("instruction_sets", []))
     name = device.get("gpu") or f"{device['processor']} ({device.get('processor_model', '')}; {sets})"
     commit = result["commit"] + (" (modified)" if result["modified"] else "")
-    where = f"{name}, {device['threads']} threads, load average {device['load_average']} at the end"
+    settings = result.get("settings", {})
+    clock = ", processor time" if settings.get("clock") == "cpu" else ""
+    load = f"load average {device['load_average']} at the end"
+    if "others" in settings:
+        load = f"other processes took {settings['others']:.2f} cores meanwhile"
+    where = f"{name}, threads: {device['threads']}{clock}, {load}"
     return f"{where}; torch {versions['torch']}; commit {commit}; {result['date']}"
 
 
@@ -79,20 +86,71 @@ def _grid(title: str, rows: list[dict[str, Any]]) -> Table:
     engines = list(dict.fromkeys(row["engine"] for row in rows))
     cells = {(row["engine"], column(row)): row for row in rows}
     floors = {column(row): row["floor_ms"] for row in rows}
-    lines = [["floor", *(_milliseconds(floors[c]) if floors[c] else "-" for c in columns)]]
+    cell = {c: _milliseconds(floors[c]) if floors[c] else "-" for c in columns}
+    lines = [["floor", *cell.values()]] if any(floors.values()) else []
     for engine in engines:
         lines.append([engine, *(_cell(cells.get((engine, c)), cells.get((BASELINE, c))) for c in columns)])
-    refused = [f"not timed: {r['engine']}, {column(r)}: {r['refused']}" for r in rows if r["refused"]]
-    title = f"{title}: milliseconds (median) / ratio to the floor / speed-up over {BASELINE}"
-    return Table(title, ["engine", *columns], lines, refused)
+    title += ": milliseconds (median)" + (" / ratio to the floor" if any(floors.values()) else "")
+    title += f" / speed-up over {BASELINE}" if BASELINE in engines else ""
+    return Table(title, ["engine", *columns], lines, _refusals(rows))
+
+
+def _refusals(rows: list[dict[str, Any]]) -> list[str]:
+    """Why rows have no time, in as few lines as say it."""
+    refused: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        if row["refused"]:
+            refused.setdefault((row["engine"], row["refused"]), []).append(column(row))
+    engines: dict[tuple[str, str], list[str]] = {}
+    for (engine, why), where in refused.items():
+        engines.setdefault((", ".join(where), why), []).append(engine)
+    return [f"not timed: {', '.join(names)}; {where}: {why}" for (where, why), names in engines.items()]
+
+
+def against_best(result: dict[str, Any]) -> list[Table]:
+    """For each model: floor, best peer, ours and their ratios, by type and workload.
+
+    Raises ValueError when the result is no encoder's.
+    """
+    if result["kind"] != "encoder":
+        raise ValueError(f"a result of kind {result['kind']} has no engines to compare")
+    models: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for row in result["rows"]:
+        models.setdefault(row["model"], {}).setdefault(row["data_type"], []).append(row)
+    tables = []
+    for model, types in models.items():
+        columns = list(dict.fromkeys(column(row) for rows in types.values() for row in rows))
+        lines = [line for data_type, rows in types.items() for line in _against_best(data_type, rows, columns)]
+        tables.append(Table(f"{model}, milliseconds (median)", [model, *columns], lines))
+    return tables
+
+
+def _against_best(data_type: str, rows: list[dict[str, Any]], columns: list[str]) -> list[list[str]]:
+    lines = [[f"{name} {data_type}"] for name in ("floor", "best peer", OURS)]
+    lines += [[f"{OURS} / {name}, {data_type}"] for name in ("best peer", "floor")]
+    for name in columns:
+        timed = {r["engine"]: r for r in rows if column(r) == name and "median_ms" in r}
+        floors = [r["floor_ms"] for r in rows if column(r) == name and r["floor_ms"]]
+        ours = timed.pop(OURS, {}).get("median_ms")
+        best = min(timed.values(), key=lambda r: r["median_ms"], default=None)
+        peer = best["median_ms"] if best else None
+        floor = floors[0] if floors else None
+        cells = [floor and _milliseconds(floor), best and f"{_milliseconds(peer)} {best['engine']}"]
+        cells += [ours and _milliseconds(ours), *(ours and other and f"{ours / other:.2f}" for other in (peer, floor))]
+        for line, cell in zip(lines, cells, strict=True):
+            line.append(cell or "-")
+    return [line for line in lines if set(line[1:]) != {"-"}]
 
 
 def _cell(row: dict[str, Any] | None, baseline: dict[str, Any] | None) -> str:
     if row is None or "median_ms" not in row:
         return "-"
-    ratio = f"{row['floor_ratio']:.2f}" if "floor_ratio" in row else "-"
-    faster = f"{baseline['median_ms'] / row['median_ms']:.2f}x" if baseline and "median_ms" in baseline else "-"
-    return f"{_milliseconds(row['median_ms'])} / {ratio} / {faster}"
+    parts = [_milliseconds(row["median_ms"])]
+    if "floor_ratio" in row:
+        parts.append(f"{row['floor_ratio']:.2f}")
+    if baseline and "median_ms" in baseline:
+        parts.append(f"{baseline['median_ms'] / row['median_ms']:.2f}x")
+    return " / ".join(parts)
 
 
 def _milliseconds(value: float) -> str:
@@ -141,8 +199,35 @@ def _serving(result: dict[str, Any]) -> list[Table]:
     return [Table(title, header, lines, notes)]
 
 
+def _soak(result: dict[str, Any]) -> list[Table]:
+    """One line for each run."""
+    header = ["minutes", "connections", "requests", "answers", "p50 ms", "p95 ms", "p99 ms"]
+    header += ["workers MiB, first, last", "growth", "Java's growth", "same workers throughout"]
+    lines = []
+    for row in result["rows"]:
+        answers = ", ".join(f"{status}: {count}" for status, count in row["answers"].items())
+        growth = [f"{100 * row[name]:+.1f} %" for name in ("worker_growth", "java_growth")]
+        latencies = [str(row["milliseconds"][p]) for p in ("50", "95", "99")]
+        memory = f"{row['worker_mib'][0]}, {row['worker_mib'][-1]}"
+        counts = [f"{row['minutes']:g}", str(row["connections"]), str(row["requests"])]
+        lines.append([*counts, answers, *latencies, memory, *growth, "yes" if row["same_workers"] else "no"])
+    return [Table("soak: closed loop, mixed lengths, both samples", header, lines)]
+
+
+def _handler(result: dict[str, Any]) -> list[Table]:
+    """One line for each batch size."""
+    header = ["batch", "tokens", "microseconds a request", "stages"]
+    lines = []
+    for row in result["rows"]:
+        stages = ", ".join(f"{name} {value:.1f}" for name, value in row["stages"].items())
+        lines.append([str(row["batch"]), str(row["tokens"]), f"{row['microseconds']:.1f}", stages])
+    return [Table("the handler's own time, without the model", header, lines)]
+
+
 _KINDS: dict[str, Callable[[dict[str, Any]], list[Table]]] = {
     "encoder": _encoder,
     "accuracy": _accuracy,
     "serving": _serving,
+    "soak": _soak,
+    "handler": _handler,
 }

@@ -26,16 +26,26 @@ class Engine(ABC):
     devices: ClassVar[tuple[str, ...]] = ("cpu",)
     packages: ClassVar[tuple[str, ...]] = ()
     """Python packages that must be installed; each is imported only when the engine is made."""
+    looped: ClassVar[bool] = False
+    """Whether a benchmark of everything also runs it one sequence at a time: it pads, and that may cost it more."""
 
     @classmethod
     def absent(cls, data_type: str, device: str) -> str | None:
         """Why the engine cannot run here in this type, None when it can."""
-        missing = [package for package in cls.packages if importlib.util.find_spec(package) is None]
-        if missing:
-            return f"{', '.join(missing)} not installed"
         if device not in cls.devices:
             return f"not for {device}"
-        return None if data_type in cls.types else f"no {data_type}"
+        return cls.missing(cls.packages) if data_type in cls.types else f"no {data_type}"
+
+    @staticmethod
+    def missing(packages: tuple[str, ...]) -> str | None:
+        """Which of some packages are not installed, None when all are."""
+        absent = [package for package in packages if importlib.util.find_spec(package) is None]
+        return f"{', '.join(absent)} not installed" if absent else None
+
+    @classmethod
+    def prepare(cls, device: str) -> None:
+        """What is done once for all models, such as compiling. Raises BuildError when it fails."""
+        return None
 
     @abstractmethod
     def __init__(self, source: Source, data_type: str, device: str, threads: int) -> None: ...
@@ -65,6 +75,11 @@ def register(kind: type[Engine]) -> type[Engine]:
 
 LOOP = "+loop"
 """Suffix of an engine's name that runs a batch one sequence at a time."""
+
+
+def everything() -> list[str]:
+    """The names of all engines, those that pad also one sequence at a time."""
+    return [name + suffix for name, kind in ENGINES.items() for suffix in (("", LOOP) if kind.looped else ("",))]
 
 
 class Loop(Engine):

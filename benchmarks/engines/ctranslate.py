@@ -26,6 +26,7 @@ class CTranslate2(Engine):
     name = "ctranslate2"
     types = ("fp32", "int8")
     packages = ("ctranslate2",)
+    looped = True
 
     def __init__(self, source: Source, data_type: str, device: str, threads: int) -> None:
         import ctranslate2

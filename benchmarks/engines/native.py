@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from benchmarks.engines.base import Engine, register
 from benchmarks.models import DTYPES, Source
-from benchmarks.workloads import Batch
+from benchmarks.workloads import Batch, make_batch, make_workload
 from builder import ops
 from builder.compile import compile_cpu, compile_cuda
 from builder.encoder import PackedEncoder, pack
@@ -55,6 +55,7 @@ class TorchScript(_Module):
     """The stock encoder traced, saved and loaded as an archive of kind ths is."""
 
     name = "ths"
+    looped = True
 
     def __init__(self, source: Source, data_type: str, device: str, threads: int) -> None:
         self.module = _through_file(source.as_type(DTYPES[data_type]), source, device)
@@ -77,10 +78,15 @@ class Fused(_Module):
             return "no int8 on cuda"
         return super().absent(data_type, device)
 
-    def __init__(self, source: Source, data_type: str, device: str, threads: int) -> None:
+    @classmethod
+    def prepare(cls, device: str) -> None:
+        """Compile the kernels, if that was not done before, and load them."""
         ops.load(compile_cpu())
         if device == "cuda":
             torch.ops.load_library(str(compile_cuda()))
+
+    def __init__(self, source: Source, data_type: str, device: str, threads: int) -> None:
+        self.prepare(device)
         shape = shape_of(source.config)
         dtype = DTYPES.get(data_type, torch.bfloat16)
         weights = pack(source.model.state_dict(), family_of(source.config), shape, dtype)
@@ -98,6 +104,7 @@ class Compiled(_Module):
     """torch.compile: on a CPU dynamic shapes and frozen weights, on a GPU static shapes and CUDA graphs."""
 
     name = "compile"
+    looped = True
 
     def __init__(self, source: Source, data_type: str, device: str, threads: int) -> None:
         from torch._inductor import config
@@ -108,6 +115,9 @@ class Compiled(_Module):
             {"dynamic": True} if device == "cpu" else {"dynamic": False, "mode": "reduce-overhead"}
         )
         self.module = torch.compile(source.as_type(DTYPES[data_type], device), **options)
+        if device == "cpu":
+            for size in ("1x8", "2x16"):  # one sequence is a case of its own; all other shapes are one
+                self.bind(make_batch(make_workload(size, "half"), source.config.vocab_size))()
 
     def bind(self, batch: Batch) -> Callable[[], Tensor]:
         """As the base class, without inference mode: freezing refuses its tensors."""

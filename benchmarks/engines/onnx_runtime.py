@@ -22,6 +22,7 @@ class OnnxRuntime(Engine):
     name = "onnxruntime"
     types = ("fp32", "int8")
     packages = ("onnxruntime", "onnx")
+    looped = True
 
     def __init__(self, source: Source, data_type: str, device: str, threads: int) -> None:
         import onnxruntime

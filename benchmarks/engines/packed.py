@@ -39,25 +39,28 @@ class _Layer:
 @register
 class Packed(Engine):
     """Valid tokens only: oneDNN-prepacked products and attention per sequence on a CPU; on a GPU attention on
-    cumulative lengths (``varlen_attn``), all of it one captured CUDA graph."""
+    cumulative lengths (``varlen_attn``), all of it one captured CUDA graph.
+
+    int8: weights with a scale per output, each product's input rounded when it runs, the rest in bf16.
+    """
 
     name = "packed"
-    types = ("fp32", "bf16", "fp16")
+    types = ("fp32", "bf16", "fp16", "int8")
     devices = ("cpu", "cuda")
 
     @classmethod
     def absent(cls, data_type: str, device: str) -> str | None:
         """As the base class; the types are those that the products and varlen_attn take."""
-        wrong = {"cpu": "fp16", "cuda": "fp32"}.get(device)
-        return f"no {data_type} on {device}" if data_type == wrong else super().absent(data_type, device)
+        wrong = {"cpu": ("fp16",), "cuda": ("fp32", "int8")}.get(device, ())
+        return f"no {data_type} on {device}" if data_type in wrong else super().absent(data_type, device)
 
     def __init__(self, source: Source, data_type: str, device: str, threads: int) -> None:
-        model = source.as_type(DTYPES[data_type], device).model
+        model = source.as_type(DTYPES.get(data_type, torch.bfloat16), device).model
         if source.config.model_type != "bert":
             raise ValueError("the packed engine is written for BERT")
         self.heads = source.config.num_attention_heads
         self.embeddings = model.embeddings
-        linear = _prepacked if device == "cpu" else _plain
+        linear = _plain if device != "cpu" else _rounded if data_type == "int8" else _prepacked
         with torch.inference_mode():
             self.layers = [_Layer(layer, linear, self.heads) for layer in model.encoder.layer]
 
@@ -129,6 +132,24 @@ def _prepacked(weight: Tensor, bias: Tensor, activation: str) -> Linear:
     packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
     algorithm = "none" if activation == "gelu" else ""
     return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, bias, activation, [], algorithm)
+
+
+def _rounded(weight: Tensor, bias: Tensor, activation: str) -> Linear:
+    """oneDNN's product of 8-bit numbers; the input's range is taken anew at every call."""
+    scales = weight.detach().float().abs().amax(1) / 127
+    integers = (weight.detach().float() / scales[:, None]).round().to(torch.int8)
+    packed = torch.ops.onednn.qlinear_prepack(integers, None)
+    zeros, offset = torch.zeros_like(scales, dtype=torch.int32), bias.detach().float()
+    algorithm = "none" if activation == "gelu" else ""
+
+    def call(x: Tensor) -> Tensor:
+        rounded = torch.quantize_per_tensor_dynamic(x.float(), torch.quint8, False)
+        given = rounded.int_repr(), rounded.q_scale(), rounded.q_zero_point()
+        return torch.ops.onednn.qlinear_pointwise(
+            *given, packed, scales, zeros, offset, 1.0, 0, x.dtype, activation, [], algorithm
+        )
+
+    return call
 
 
 def _plain(weight: Tensor, bias: Tensor, activation: str) -> Linear:

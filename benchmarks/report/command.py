@@ -1,4 +1,4 @@
-"""Reads the newest results of each kind and device and writes ``index.html`` with its plots beside it."""
+"""Reads the results that count and writes ``index.html`` with its plots beside it, and the README's plots."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from benchmarks.report import plots
 from benchmarks.report.page import Section, page
 
 DEFAULT = Path(__file__).parents[1] / "results" / "report"
+FIGURES = Path(__file__).parents[2] / "docs" / "figures"
+_README = ("latency", "padding")
+"""The plots that the README shows, drawn from the newest run that has all of them."""
 _TITLES = {
     "encoder": "Encoder",
     "serving": "Serving",
@@ -19,30 +22,46 @@ _TITLES = {
     "accuracy-mrpc": "Accuracy: MRPC",
     "accuracy-sst2": "Accuracy: SST-2",
     "accuracy-conll": "Accuracy: CoNLL-2003",
+    "soak": "Soak",
+    "handler": "The handler's own time",
 }
-_DEVICES = {"cpu": "CPU", "cuda": "GPU"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The subcommand's options."""
     parser.add_argument("--results", type=Path, default=results.RESULTS, help="folder with the JSON files")
     parser.add_argument("--output", type=Path, default=DEFAULT, help="folder for the page and its plots")
+    parser.add_argument("--figures", type=Path, default=FIGURES, help="folder for the README's plots")
 
 
 def run(options: argparse.Namespace) -> None:
     """Write the page. Raises ValueError when there is no result."""
-    found = [(kind, result) for kind in _TITLES for result in results.newest(kind, options.results)]
+    found = [(kind, result) for kind in _TITLES for result in results.current(kind, options.results)]
     if not found:
         raise ValueError(f"no results in {options.results}; run make bench first")
     options.output.mkdir(parents=True, exist_ok=True)
-    sections = [section(kind, result, options.output) for kind, result in found]
+    sections = [section(kind, result, options.output, f"{index}-{kind}") for index, (kind, result) in enumerate(found)]
     path = options.output / "index.html"
     path.write_text(page(sections), encoding="utf-8")
+    draw_figures([result for kind, result in found if kind == "encoder"], options.figures)
     print(path)
 
 
-def section(kind: str, result: dict[str, Any], folder: Path) -> Section:
-    """One result: its plots, written into ``folder``, and its tables."""
-    device = result["device"]["kind"]
-    images = plots.draw(result, folder, f"{kind}-{device}")
-    return Section(f"{_TITLES[kind]}, {_DEVICES[device]}", table.device_line(result), images, table.of(result))
+def section(kind: str, result: dict[str, Any], folder: Path, stem: str) -> Section:
+    """One result: its plots, written into ``folder`` under names that begin with ``stem``, and its tables."""
+    device = result["device"]
+    place = f"{device.get('gpu') or device['processor']}, threads: {device['threads']}"
+    title = f"{_TITLES[kind]}: {place}, {result['date'][:16].replace('T', ' ')}"
+    tables = table.of(result)
+    if kind == "encoder":
+        tables += table.against_best(result)
+    return Section(title, table.device_line(result), plots.draw(result, folder, stem), tables)
+
+
+def draw_figures(encoders: list[dict[str, Any]], folder: Path) -> None:
+    """Write the README's plots, small ones, from the newest result that has all of them; without one, nothing."""
+    for result in sorted(encoders, key=lambda r: r["date"], reverse=True):
+        if plots.has(result, _README):
+            folder.mkdir(parents=True, exist_ok=True)
+            plots.draw(result, folder, "encoder", _README)
+            return

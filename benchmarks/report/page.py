@@ -10,13 +10,21 @@ from benchmarks.table import Table
 
 
 @dataclass(frozen=True)
-class Image:
-    """A plot's file name, beside the page, and what it shows in words."""
+class Picture:
+    """A PNG's file name, beside the page, and its size in pixels."""
 
     file: str
-    description: str
     width: int
     height: int
+
+
+@dataclass(frozen=True)
+class Image:
+    """A plot for wide and for narrow screens, and what it shows in words."""
+
+    wide: Picture
+    narrow: Picture
+    description: str
 
 
 @dataclass(frozen=True)
@@ -40,7 +48,7 @@ body { margin: 0 auto; max-width: 72rem; padding: 1rem; font: 16px/1.5 system-ui
 h1 { font-size: 1.6rem; } h2 { margin-top: 2.5rem; border-bottom: 1px solid #d0d7de; font-size: 1.3rem; }
 h3 { font-size: 1rem; margin: 1.5rem 0 .4rem; } nav a { margin-right: 1rem; }
 .origin, .note { color: #57606a; font-size: .875rem; overflow-wrap: anywhere; }
-figure { margin: 1rem 0; } img { width: 100%; min-width: 38rem; max-width: 56rem; height: auto; }
+figure { margin: 1rem 0; } img { width: 100%; max-width: 56rem; height: auto; }
 figcaption { color: #57606a; font-size: .875rem; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: .875rem; }
 th, td { padding: .25rem .6rem; border: 1px solid #d0d7de; text-align: left; white-space: nowrap; }
@@ -85,9 +93,12 @@ def _section(section: Section) -> str:
 
 def _figure(image: Image) -> str:
     text = escape(image.description)
-    size = f'width="{image.width}" height="{image.height}"'
-    # On a telephone a plot keeps its size and scrolls: shrunk to the screen its labels could not be read.
-    picture = f'<div class="scroll"><img src="{image.file}" {size} alt="{text}"></div>'
+    wide, narrow = image.wide, image.narrow
+    size = f'width="{wide.width}" height="{wide.height}"'
+    other = (
+        f'<source media="(max-width: 40rem)" srcset="{narrow.file}" width="{narrow.width}" height="{narrow.height}">'
+    )
+    picture = f'<picture>{other}<img src="{wide.file}" {size} alt="{text}"></picture>'
     return f"<figure>{picture}<figcaption>{text}</figcaption></figure>"
 
 

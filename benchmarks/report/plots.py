@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 
-from benchmarks.report.page import Image
+from benchmarks.report.page import Image, Picture
 from benchmarks.table import BASELINE, column
 
 matplotlib.use("Agg")  # before pyplot: no display is needed or looked for
@@ -20,45 +20,69 @@ from matplotlib.ticker import LogLocator, NullFormatter
 _COLOURS = {
     "thsext": "#cf222e", "ths": "#0550ae", "ori": "#6e7781", "compile": "#8250df", "packed": "#bf8700",
     "openvino": "#1a7f37", "onnxruntime": "#0a7ea4", "ctranslate2": "#953800", "litserve": "#bc4c00",
-    "infinity": "#116329",
+    "infinity": "#116329", "openvino-weights": "#57ab5a",
 }  # fmt: skip
 _DPI = 110
+_WIDTHS = ((2, ""), (1, "-narrow"))
+"""Panels in a row, and what a file's name ends with."""
 Rows = list[dict[str, Any]]
 
 
-def draw(result: dict[str, Any], folder: Path, stem: str) -> list[Image]:
-    """Write every plot a result has data for; returns them in the page's order."""
+def draw(result: dict[str, Any], folder: Path, stem: str, only: Collection[str] | None = None) -> list[Image]:
+    """Write every plot a result has data for, or those named ``only``; returns them in the page's order.
+
+    For the page each is written twice: with two panels in a row, and with one for narrow screens.
+    """
     images = []
     for name, plot in _PLOTS.get(result["kind"], {}).items():
-        drawn = plot(result)
-        if drawn is not None:
-            images.append(_save(*drawn, folder / f"{stem}-{name}.png"))
+        if only is not None and name not in only:
+            continue
+        files = []
+        for columns, suffix in _WIDTHS if only is None else _WIDTHS[:1]:
+            drawn = plot(result, columns)
+            if drawn is None:
+                break
+            files.append(_save(drawn[0], folder / f"{stem}-{name}{suffix}.png"))
+            description = drawn[1]
+        if files:
+            images.append(Image(files[0], files[-1], description))
     return images
 
 
-def _save(figure: Figure, description: str, path: Path) -> Image:
+def has(result: dict[str, Any], names: Collection[str]) -> bool:
+    """Whether a result has the data for every plot of these names."""
+    for name in names:
+        drawn = _PLOTS[result["kind"]][name](result, 2)
+        if drawn is None:
+            return False
+        plt.close(drawn[0])
+    return True
+
+
+def _save(figure: Figure, path: Path) -> Picture:
     figure.savefig(path, dpi=_DPI, metadata={"Software": None})
     width, height = (round(inches * _DPI) for inches in figure.get_size_inches())
     plt.close(figure)
-    return Image(path.name, description, width, height)
+    return Picture(path.name, width, height)
 
 
-def latency(result: dict[str, Any]) -> tuple[Figure, str] | None:
+def latency(result: dict[str, Any], columns: int) -> tuple[Figure, str] | None:
     """Milliseconds by batch size at one length, a panel for each model and type."""
     rows = [row for row in _timed(result) if row["workload"].endswith("x128")]
     groups = {key: group for key, group in _groups(rows).items() if len({r["workload"] for r in group}) > 1}
     if not groups:
         return None
-    figure, panels = _panels(len(groups))
+    figure, panels = _panels(len(groups), columns)
     for axes, ((model, data_type), group) in zip(panels, groups.items(), strict=True):
         for engine, own in _by_engine(group).items():
             points = sorted((int(r["workload"].split("x")[0]), r) for r in own if r["lengths"] == group[0]["lengths"])
             batches = [batch for batch, _ in points]
             axes.plot(batches, [r["median_ms"] for _, r in points], **_style(engine))
-            spread = [[r["lower_ms"] for _, r in points], [r["upper_ms"] for _, r in points]]
+            spread = [[r.get(end, r["median_ms"]) for _, r in points] for end in ("lower_ms", "upper_ms")]
             axes.fill_between(batches, *spread, color=_colour(engine), alpha=0.15, linewidth=0)
         axes.set(xscale="log", yscale="log", title=f"{model} {data_type}", xlabel="batch size, length 128")
-        axes.set_xticks(batches, [str(b) for b in batches])
+        sizes = sorted({int(row["workload"].split("x")[0]) for row in group})
+        axes.set_xticks(sizes, [str(size) for size in sizes])
         axes.minorticks_off()
         _plain_numbers(axes)
     panels[0].set_ylabel("milliseconds")
@@ -66,22 +90,22 @@ def latency(result: dict[str, Any]) -> tuple[Figure, str] | None:
     return figure, "Latency by batch size: medians, quartiles shaded; both axes logarithmic; lower is better."
 
 
-def floor(result: dict[str, Any]) -> tuple[Figure, str] | None:
+def floor(result: dict[str, Any], columns: int) -> tuple[Figure, str] | None:
     """Times over the machine's floor, a panel for each model and type."""
     rows = [row for row in _timed(result) if "floor_ratio" in row]
     groups = _groups(rows)
     if not groups:
         return None
-    figure, panels = _panels(len(groups))
+    figure, panels = _panels(len(groups), columns)
     for axes, ((model, data_type), group) in zip(panels, groups.items(), strict=True):
-        columns = list(dict.fromkeys(column(row) for row in group))
+        sizes = list(dict.fromkeys(column(row) for row in group))
         engines = _by_engine(group)
         width = 0.8 / len(engines)
         for index, (engine, own) in enumerate(engines.items()):
-            places = [columns.index(column(row)) + (index - (len(engines) - 1) / 2) * width for row in own]
+            places = [sizes.index(column(row)) + (index - (len(engines) - 1) / 2) * width for row in own]
             axes.bar(places, [row["floor_ratio"] for row in own], width, color=_colour(engine), label=engine)
         axes.axhline(1, color="#1b1f24", linewidth=1)
-        axes.set_xticks(range(len(columns)), [c.split()[0] for c in columns])
+        axes.set_xticks(range(len(sizes)), [size.split()[0] for size in sizes], fontsize=8)
         axes.set(yscale="log", title=f"{model} {data_type}")
         _plain_numbers(axes)
     panels[0].set_ylabel("time / floor")
@@ -90,13 +114,17 @@ def floor(result: dict[str, Any]) -> tuple[Figure, str] | None:
     return figure, text
 
 
-def padding(result: dict[str, Any]) -> tuple[Figure, str] | None:
+def padding(result: dict[str, Any], columns: int) -> tuple[Figure, str] | None:
     """Speed-up over ths by padding share, for sizes measured with several length distributions."""
     found = _groups(_timed(result)).items()
-    groups = {key: group for key, group in found if len(_shares(group, _most_varied(group))) > 1}
+    groups = {
+        key: group
+        for key, group in found
+        if len(_shares(group, _most_varied(group))) > 1 and any(row["engine"] == BASELINE for row in group)
+    }
     if not groups:
         return None
-    figure, panels = _panels(len(groups))
+    figure, panels = _panels(len(groups), columns)
     for axes, ((model, data_type), group) in zip(panels, groups.items(), strict=True):
         base = {column(row): row["median_ms"] for row in group if row["engine"] == BASELINE}
         size = _most_varied(group)
@@ -106,7 +134,7 @@ def padding(result: dict[str, Any]) -> tuple[Figure, str] | None:
                 for r in own
                 if r["workload"] == size and column(r) in base
             )
-            axes.plot(*zip(*points, strict=True), **_style(engine))
+            axes.plot([share for share, _ in points], [factor for _, factor in points], **_style(engine))
         axes.set(title=f"{model} {data_type}, {size}", xlabel="padding, % of the padded tensor")
         axes.set_ylim(bottom=0)
     panels[0].set_ylabel(f"speed-up over {BASELINE}")
@@ -114,11 +142,11 @@ def padding(result: dict[str, Any]) -> tuple[Figure, str] | None:
     return figure, f"Speed-up over {BASELINE} by padding share: the lengths within one padded size vary."
 
 
-def throughput(result: dict[str, Any]) -> tuple[Figure, str] | None:
+def throughput(result: dict[str, Any], columns: int) -> tuple[Figure, str] | None:
     """Achieved rate and 95th percentile by offered rate."""
     if not result["rows"]:
         return None
-    figure, panels = _panels(2)
+    figure, panels = _panels(2, columns)
     by_server: dict[str, Rows] = {}
     for row in result["rows"]:
         by_server.setdefault(row["server"], []).append(row)
@@ -135,7 +163,7 @@ def throughput(result: dict[str, Any]) -> tuple[Figure, str] | None:
     return figure, "Throughput by rate, open loop: a curve that leaves the dotted line has fallen behind."
 
 
-_PLOTS: dict[str, dict[str, Callable[[dict[str, Any]], tuple[Figure, str] | None]]] = {
+_PLOTS: dict[str, dict[str, Callable[[dict[str, Any], int], tuple[Figure, str] | None]]] = {
     "encoder": {"latency": latency, "floor": floor, "padding": padding},
     "serving": {"throughput": throughput},
 }
@@ -168,9 +196,9 @@ def _shares(rows: Rows, size: str) -> set[float]:
     return {row["padding_share"] for row in rows if row["workload"] == size}
 
 
-def _panels(count: int) -> tuple[Figure, list[Axes]]:
-    """Panels in rows of two, so that the page stays readable on a telephone."""
-    columns = min(2, count)
+def _panels(count: int, most: int) -> tuple[Figure, list[Axes]]:
+    """Panels in rows of ``most``."""
+    columns = min(most, count)
     lines = -(-count // columns)
     figure, axes = plt.subplots(lines, columns, figsize=(4.2 * columns + 0.4, 3.4 * lines + 0.8), squeeze=False)
     panels = list(axes.flat)
@@ -194,9 +222,11 @@ def _legend(figure: Figure, panels: Iterable[Axes]) -> None:
     for panel in panels:
         for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
-    figure.legend(handles.values(), handles.keys(), loc="lower center", ncols=min(5, len(handles)), frameon=False)
-    lines = -(-len(handles) // 5)
-    figure.tight_layout(rect=(0, 0.06 * lines + 0.02, 1, 1))
+    width, height = figure.get_size_inches()
+    columns = min(len(handles), int(width / 1.5))
+    lines = -(-len(handles) // columns)
+    figure.legend(handles.values(), handles.keys(), loc="lower center", ncols=columns, frameon=False, fontsize=9)
+    figure.tight_layout(rect=(0, (0.22 * lines + 0.1) / height, 1, 1))
 
 
 def _style(engine: str) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import time
 from argparse import ArgumentParser
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,13 @@ import torch
 import transformers
 
 from benchmarks import compare, encoder, results, table
+from benchmarks.budget import Budget
 from benchmarks.deviation import Deviation, deviation
 from benchmarks.engines import ENGINES, Loop
 from benchmarks.floor import Ceilings, operations
+from benchmarks.measuring import Group, Setting
 from benchmarks.models import Source, reference
-from benchmarks.timing import MIN_ROUNDS, Timing, interleave
+from benchmarks.timing import CLOCKS, MIN_ROUNDS, Timing, interleave
 from benchmarks.workloads import Batch, Workload, make_batch, make_workload
 from builder.families import shape_of
 
@@ -33,45 +36,90 @@ def batch() -> Batch:
     return make_batch(make_workload("4x24", "uniform"), 100)
 
 
+WORKLOAD = make_workload("4x24", "uniform")
+
+
+def measured(source: Source, data_type: str, names: list[str], seconds: float = 0.1) -> Group:
+    group = Group(source, data_type, Setting("cpu", 2))
+    group.build(names)
+    now = time.monotonic()
+    group.measure(WORKLOAD, now + seconds, now + 600)
+    return group
+
+
 @pytest.mark.parametrize("name", ["ori", "ths", "thsext", "packed", "packed+loop"])
 @pytest.mark.parametrize("data_type", ["fp32", "bf16"])
-def test_every_native_engine_computes_the_encoder(source: Source, batch: Batch, name: str, data_type: str) -> None:
-    setting = encoder.Setting("cpu", 2, 0.1)
-    engines, absent = encoder.build(source, data_type, [name], setting)
-    assert absent == []
-    rows = encoder._workload(engines, source, batch, data_type, setting)
-    assert [row["engine"] for row in rows] == [name]
-    assert rows[0]["refused"] is None
-    assert rows[0]["median_ms"] > 0
+def test_every_native_engine_computes_the_encoder(source: Source, name: str, data_type: str) -> None:
+    group = measured(source, data_type, [name])
+    assert group.absent == []
+    assert [row["engine"] for row in group.rows] == [name]
+    assert group.rows[0]["refused"] is None
+    assert group.rows[0]["median_ms"] > 0
 
 
-def test_the_fused_engine_runs_in_8_bits(source: Source, batch: Batch) -> None:
-    setting = encoder.Setting("cpu", 2, 0.1)
-    engines, absent = encoder.build(source, "int8", ["thsext"], setting)
-    assert absent == []
-    (row,) = encoder._workload(engines, source, batch, "int8", setting)
-    assert row["refused"] is None
-    assert row["error"] > 1e-4  # it is rounded, not fp32 under another name
+@pytest.mark.parametrize("name", ["thsext", "packed"])
+def test_8_bits_are_computed_and_seen(source: Source, name: str) -> None:
+    group = measured(source, "int8", [name])
+    assert group.absent == []
+    assert group.rows[0]["refused"] is None
+    assert group.rows[0]["error"] > 1e-4  # it is rounded, not fp32 under another name
 
 
-def test_a_wrong_output_is_not_timed(source: Source, batch: Batch) -> None:
+def test_a_wrong_output_is_not_timed(source: Source) -> None:
     class Wrong(ENGINES["ori"]):  # type: ignore[misc, name-defined]
         def valid(self, output: Any, batch: Batch) -> torch.Tensor:
             return 1.001 * super().valid(output, batch)
 
-    setting = encoder.Setting("cpu", 2, 0.1)
-    (row,) = encoder._workload({"wrong": Wrong(source, "fp32", "cpu", 2)}, source, batch, "fp32", setting)
-    assert "allowed" in row["refused"]
-    assert "median_ms" not in row
+    group = Group(source, "fp32", Setting("cpu", 2))
+    group.engines = {"wrong": Wrong(source, "fp32", "cpu", 2)}
+    group.measure(WORKLOAD, time.monotonic() + 0.1, time.monotonic() + 600)
+    assert "allowed" in group.rows[0]["refused"]
+    assert "median_ms" not in group.rows[0]
 
 
 def test_an_engine_that_is_not_installed_is_absent_with_the_reason(
     source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ENGINES["openvino"], "packages", ("no_such_package",))
-    engines, absent = encoder.build(source, "fp32", ["openvino"], encoder.Setting("cpu", 2, 0.1))
-    assert engines == {}
-    assert absent[0]["reason"] == "no_such_package not installed"
+    group = Group(source, "fp32", Setting("cpu", 2))
+    group.build(["openvino"])
+    assert group.engines == {}
+    assert group.absent[0]["reason"] == "no_such_package not installed"
+
+
+def test_one_sequence_has_no_loop(source: Source) -> None:
+    group = Group(source, "fp32", Setting("cpu", 2))
+    group.build(["ori", "ori+loop"])
+    for size in ("1x8", "2x8"):
+        group.measure(make_workload(size, "uniform"), time.monotonic(), time.monotonic() + 600)
+    assert [(row["workload"], row["engine"]) for row in group.rows] == [
+        ("1x8", "ori"),
+        ("2x8", "ori"),
+        ("2x8", "ori+loop"),
+    ]
+
+
+def test_what_no_time_is_left_for_is_named_and_not_timed(source: Source) -> None:
+    group = Group(source, "fp32", Setting("cpu", 2))
+    group.build(["ori"])
+    now = time.monotonic()
+    group.measure(WORKLOAD, now, now)
+    assert group.rows[0]["refused"] == "the run's time was over"
+    group.measure(WORKLOAD, now, time.monotonic() + 1e-3)
+    assert "rounds would take" in group.rows[1]["refused"]
+    assert not any("median_ms" in row for row in group.rows)
+
+
+def test_a_budget_gives_later_parts_what_earlier_ones_leave() -> None:
+    now = 0.0
+    budget = Budget(100, [1, 1, 2], lambda: now)
+    assert budget.next() == 25
+    now = 10
+    assert budget.next() == 10 + 90 / 3
+    now = 70
+    assert budget.next() == 100
+    with pytest.raises(IndexError):
+        budget.next()
 
 
 def test_the_loop_runs_each_sequence_without_padding(source: Source, batch: Batch) -> None:
@@ -113,8 +161,6 @@ def test_refusal(error: float, pooled: float, plain: float | None, accepted: boo
 
 
 def test_interleave_runs_each_engine_equally_often_and_times_it() -> None:
-    import time
-
     counts = {"slow": 0, "fast": 0}
 
     def call(name: str, seconds: float) -> None:
@@ -125,6 +171,30 @@ def test_interleave_runs_each_engine_equally_often_and_times_it() -> None:
     assert timings["slow"].rounds == timings["fast"].rounds >= MIN_ROUNDS
     assert 10 <= timings["slow"].lower <= timings["slow"].median <= timings["slow"].upper
     assert 2 <= timings["fast"].median < timings["slow"].median
+
+
+def test_interleave_refuses_what_takes_too_long() -> None:
+    calls = []
+
+    def call() -> None:
+        calls.append(1)
+        time.sleep(0.01)
+
+    with pytest.raises(TimeoutError, match="rounds would take"):
+        interleave({"slow": call}, seconds=1, limit=0.02)
+    assert len(calls) <= 5  # to estimate, not to measure
+
+
+def test_processor_time_counts_work_and_not_sleep() -> None:
+    timings = interleave({"asleep": lambda: time.sleep(0.02)}, seconds=0.1, clock=CLOCKS["cpu"])
+    assert timings["asleep"].median < 10
+
+
+def test_processor_time_is_for_one_thread(tmp_path: Path) -> None:
+    parser = ArgumentParser()
+    encoder.add_arguments(parser)
+    with pytest.raises(ValueError, match="--threads 1"):
+        encoder.run(parser.parse_args(["--clock", "cpu", "--threads", "2", "--output", str(tmp_path)]))
 
 
 def test_timing_summarises_in_milliseconds() -> None:
@@ -152,7 +222,7 @@ def test_a_run_writes_a_result_that_the_table_and_compare_read(
     monkeypatch.setattr(encoder, "measure", lambda *_: Ceilings({"fp32": 1e11}, 1e10))
     parser = ArgumentParser()
     encoder.add_arguments(parser)
-    arguments = "--models tiny --workloads 1x8 4x16 --engines ths packed --seconds 0.05 --no-memory --output"
+    arguments = "--models tiny --workloads 1x8 4x16 --engines ths packed --minutes 1 --no-memory --output"
     encoder.run(parser.parse_args([*arguments.split(), str(tmp_path)]))
     printed = capsys.readouterr().out
     (path,) = tmp_path.glob("*.json")
@@ -163,7 +233,7 @@ def test_a_run_writes_a_result_that_the_table_and_compare_read(
     assert "1.00x" in printed
     assert all(one == two for _, one, two in compare.differences(result, result))
     assert len(compare.differences(result, result)) == 2
-    assert results.newest("encoder", tmp_path)[0]["date"] == result["date"]
+    assert results.current("encoder", tmp_path)[0]["date"] == result["date"]
 
 
 def test_a_file_that_is_no_result_is_refused(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("matplotlib", reason="make bench installs matplotlib")
 
-from benchmarks import report
+from benchmarks import report, table
 from benchmarks.encoder import choose_workloads
 
 FACTS = {
@@ -49,15 +49,16 @@ SERVING = {
 def write(folder: Path, *found: dict[str, Any]) -> str:
     for index, result in enumerate(found):
         (folder / f"{index}.json").write_text(json.dumps(result))
-    report.run(Namespace(results=folder, output=folder / "out"))
+    report.run(Namespace(results=folder, output=folder / "out", figures=folder / "figures"))
     return (folder / "out" / "index.html").read_text(encoding="utf-8")
 
 
 def test_the_page_has_every_plot_it_refers_to_and_nothing_from_elsewhere(tmp_path: Path) -> None:
     html = write(tmp_path, ENCODER, SERVING)
     files = re.findall(r'<img src="([^"]+)"', html)
-    assert len(files) == 4
-    for name in files:
+    narrow = re.findall(r'<source media="[^"]+" srcset="([^"]+)"', html)
+    assert len(files) == len(narrow) == 4
+    for name in files + narrow:
         assert (tmp_path / "out" / name).read_bytes().startswith(b"\x89PNG")
     assert "http" not in html
     assert "<script" not in html
@@ -68,16 +69,74 @@ def test_what_comes_from_results_is_escaped(tmp_path: Path) -> None:
     assert "&lt;Chip&gt; &amp; Co" in write(tmp_path, ENCODER)
 
 
-def test_the_newest_result_of_a_device_wins(tmp_path: Path) -> None:
-    older = {**ENCODER, "date": "2025-01-01T00:00:00+00:00", "commit": "old"}
-    html = write(tmp_path, ENCODER, older)
-    assert "commit abc" in html
-    assert "commit old" not in html
+def test_a_newer_result_replaces_only_what_it_covers_on_the_same_machine(tmp_path: Path) -> None:
+    def at(year: int, commit: str, **changes: Any) -> dict[str, Any]:
+        return {**ENCODER, "date": f"{year}-01-01T00:00:00+00:00", "commit": commit, **changes}
+
+    faster = {**ENCODER["device"], "processor": "Other"}
+    one = {**ENCODER["device"], "threads": 1}
+    html = write(
+        tmp_path,
+        at(2020, "replaced"),
+        at(2021, "elsewhere", device=faster),
+        at(2021, "single", device=one),
+        at(2022, "wider", rows=[*ROWS, encoder_row("packed", "1x128", "uniform", 0.0, 3.0)]),
+        at(2023, "newest"),
+    )
+    assert "commit replaced" not in html
+    for commit in ("elsewhere", "single", "wider", "newest"):
+        assert f"commit {commit}" in html
+    anchors = re.findall(r'<section id="([^"]+)"', html)
+    assert len(set(anchors)) == len(anchors) == 4
+
+
+def test_results_of_every_kind_have_a_section(tmp_path: Path) -> None:
+    row = {"kind": "ths", "data_type": "fp32", "accuracy": 90.0, "ms_per_example": 1.0, "different_predictions": 0}
+    settings = {"task": "labels", "data": "tickets.tsv", "examples": 9, "batch": 3}
+    accuracy = {"kind": "accuracy-labels", **FACTS, "settings": settings, "rows": [row]}
+    run = {
+        "minutes": 20.0, "connections": 32, "requests": 9, "answers": {"200": 9}, "same_workers": True,
+        "milliseconds": {"50": 1.0, "95": 2.0, "99": 3.0}, "worker_mib": [900, 903], "worker_growth": 0.003,
+        "java_mib": [300, 301], "java_growth": 0.001,
+    }  # fmt: skip
+    own = {"batch": 32, "tokens": 64, "microseconds": 97.5, "stages": {"decode": 3.0}}
+    others = [{"kind": "soak", **FACTS, "rows": [run]}, {"kind": "handler", **FACTS, "rows": [own]}]
+    html = write(tmp_path, ENCODER, SERVING, accuracy, *others)
+    assert html.count("<section") == 5
+    assert "97.5" in html
+    assert "+0.3 %" in html
+
+
+def test_the_readme_figures_come_from_the_newest_run_that_has_them(tmp_path: Path) -> None:
+    partial = {**ENCODER, "date": "2030-01-01T00:00:00+00:00", "rows": ROWS[:1] + ROWS[3:4]}
+    write(tmp_path, ENCODER, partial)
+    names = sorted(path.name for path in (tmp_path / "figures").iterdir())
+    assert names == ["encoder-latency.png", "encoder-padding.png"]
+
+
+def test_a_type_without_the_baseline_has_no_padding_plot(tmp_path: Path) -> None:
+    rows = [{**row, "data_type": "int8"} for row in ROWS if row["engine"] == "thsext"]
+    write(tmp_path, {**ENCODER, "rows": rows})
+    assert not [path for path in (tmp_path / "out").iterdir() if "padding" in path.name]
+
+
+def test_ours_is_compared_with_the_best_of_the_others() -> None:
+    rows = [
+        encoder_row("ths", "1x128", "uniform", 0.0, 4.0),
+        encoder_row("packed", "1x128", "uniform", 0.0, 2.5),
+        encoder_row("thsext", "1x128", "uniform", 0.0, 2.0),
+        {**encoder_row("openvino", "1x128", "uniform", 0.0, 1.0), "refused": "wrong"},
+    ]
+    del rows[3]["median_ms"]
+    (found,) = table.against_best({**ENCODER, "rows": rows})
+    assert [line[1] for line in found.lines] == ["1", "2.5 packed", "2", "0.80", "2.00"]
+    with pytest.raises(ValueError, match="kind serving"):
+        table.against_best(SERVING)
 
 
 def test_no_result_is_said_plainly(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="run make bench"):
-        report.run(Namespace(results=tmp_path, output=tmp_path / "out"))
+        report.run(Namespace(results=tmp_path, output=tmp_path / "out", figures=tmp_path / "figures"))
 
 
 def test_one_size_is_measured_with_every_share_of_padding() -> None:

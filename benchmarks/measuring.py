@@ -1,0 +1,157 @@
+"""One model in one type: its engines, each checked before it is timed, all timed in turns."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks import machine
+from benchmarks.deviation import Deviation, deviation
+from benchmarks.engines import ENGINES, LOOP, Engine, Loop
+from benchmarks.models import Source, reference
+from benchmarks.timing import CLOCKS, interleave
+from benchmarks.workloads import Batch, Workload, make_batch
+
+QUANTISED = ("int8",)
+"""Types without a plain PyTorch form to compare errors with."""
+PLAIN = "ori"
+"""The engine whose error the others' are compared with."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What every measurement of a run shares."""
+
+    device: str
+    threads: int
+    clock: str = "wall"
+    watch: machine.Watch = field(default_factory=machine.Watch)
+    references: dict[tuple[str, Workload], Tensor] = field(default_factory=dict)
+    """The float64 outputs seen so far, by model and workload: every type is compared with the same."""
+
+    def synchronize(self) -> None:
+        """Wait until the device is idle."""
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+
+
+class Group:
+    """A model in one type with all engines that can run it."""
+
+    def __init__(self, source: Source, data_type: str, setting: Setting) -> None:
+        self.source, self.data_type, self.setting = source, data_type, setting
+        self.engines: dict[str, Engine] = {}
+        self.absent: list[dict[str, str]] = []
+        """Engines that cannot run here, with the reason."""
+        self.building: dict[str, float] = {}
+        """Seconds that each engine took to build."""
+        self.rows: list[dict[str, Any]] = []
+
+    def build(self, names: list[str]) -> None:
+        """Make the engines of these names; one that fails is noted with its reason and ends nothing."""
+        built: dict[str, Engine] = {}
+        for base in dict.fromkeys(name.removesuffix(LOOP) for name in names):
+            start = time.monotonic()
+            reason = ENGINES[base].absent(self.data_type, self.setting.device)
+            if reason is None:
+                try:
+                    arguments = self.source, self.data_type, self.setting.device, self.setting.threads
+                    built[base] = ENGINES[base](*arguments)
+                except Exception as error:  # whatever a peer's converter raises
+                    reason = first_line(error)
+            if reason is not None:
+                entry = {"engine": base, "model": self.source.name, "data_type": self.data_type}
+                self.absent.append({**entry, "reason": reason})
+            self.building[base] = time.monotonic() - start
+        for name in names:
+            base = name.removesuffix(LOOP)
+            if base in built:
+                self.engines[name] = Loop(built[base]) if name.endswith(LOOP) else built[base]
+
+    def measure(self, workload: Workload, until: float, limit: float) -> None:
+        """Check and time the engines on a workload and add the rows: about until ``until``, in any case until
+        ``limit`` (both on the monotonic clock); where even the fewest rounds do not fit, the rows say so."""
+        batch = make_batch(workload, self.source.config.vocab_size, self.setting.device)
+        rows: dict[str, dict[str, Any]] = {}
+        calls: dict[str, Callable[[], Any]] = {}
+        names = [n for n in self.engines if workload.batch > 1 or not n.endswith(LOOP)]
+        late = ""
+        try:
+            if time.monotonic() >= limit:
+                raise TimeoutError("the run's time was over")
+            rows, calls = self._check({name: self.engines[name] for name in names}, batch)
+            with self.setting.watch:
+                now = time.monotonic()
+                timings = interleave(
+                    calls, until - now, limit=limit - now,
+                    synchronize=self.setting.synchronize, clock=CLOCKS[self.setting.clock],
+                )  # fmt: skip
+        except TimeoutError as error:
+            timings, late = {}, str(error)
+        for name in names:
+            row = rows.get(name, {"engine": name, "refused": None})
+            if name in timings:
+                found = timings[name]
+                row |= {"median_ms": found.median, "lower_ms": found.lower, "upper_ms": found.upper}
+                row["rounds"] = found.rounds
+            else:
+                row["refused"] = row["refused"] or late
+            self.rows.append({"model": self.source.name, "data_type": self.data_type, **describe(workload), **row})
+
+    def _check(
+        self, engines: dict[str, Engine], batch: Batch
+    ) -> tuple[dict[str, dict[str, Any]], dict[str, Callable[[], Any]]]:
+        """A row for every engine, and the calls of those whose output is right."""
+        expected = self._reference(batch)
+        rows: dict[str, dict[str, Any]] = {}
+        calls: dict[str, Callable[[], Any]] = {}
+        found: dict[str, Deviation] = {}
+        for name, engine in engines.items():
+            try:
+                calls[name] = engine.bind(batch)
+                found[name] = deviation(engine.valid(calls[name](), batch), expected, batch.workload.lengths)
+            except Exception as error:  # as in build()
+                rows[name] = {"engine": name, "refused": first_line(error)}
+        plain = None
+        if self.data_type not in QUANTISED:
+            plain = found[PLAIN].error if PLAIN in found else self._plain_error(batch, expected)
+        for name, one in found.items():
+            rows[name] = {
+                "engine": name,
+                "refused": one.refusal(self.data_type, plain),
+                "plain_error": plain,
+                **asdict(one),
+            }
+        return rows, {name: calls[name] for name in found if rows[name]["refused"] is None}
+
+    def _reference(self, batch: Batch) -> Tensor:
+        key = self.source.name, batch.workload
+        if key not in self.setting.references:
+            self.setting.references[key] = reference(self.source, batch, self.setting.device)
+        return self.setting.references[key]
+
+    def _plain_error(self, batch: Batch, expected: Tensor) -> float:
+        setting = self.setting
+        eager = ENGINES[PLAIN](self.source, self.data_type, setting.device, setting.threads)
+        return deviation(eager.valid(eager.bind(batch)(), batch), expected, batch.workload.lengths).error
+
+
+def describe(workload: Workload) -> dict[str, Any]:
+    """A workload as a result row carries it."""
+    return {
+        "workload": workload.name,
+        "lengths": workload.distribution,
+        "tokens": workload.tokens,
+        "padding_share": round(workload.padding_share, 4),
+    }
+
+
+def first_line(error: Exception) -> str:
+    """An exception as one line of at most 200 characters."""
+    text = (str(error).strip().splitlines() or [""])[0]
+    return f"{type(error).__name__}: {text}"[:200]
