@@ -44,7 +44,8 @@ def current(kind: str, folder: Path = RESULTS) -> list[dict[str, Any]]:
 
 _PLACE = ("kind", "gpu", "processor", "processor_model", "threads")
 _FIGURE = (
-    "model", "data_type", "workload", "lengths", "kind", "engine", "server", "offered", "connections", "batch", "tokens",
+    "model", "data_type", "workload", "lengths", "kind", "engine", "server", "offered", "connections", "batch",
+    "tokens",
 )  # fmt: skip
 
 
