@@ -78,6 +78,10 @@ class ArchiveFacts(_Open):
     tuned: dict[str, Any] = {}
     """What ``builder tune`` measured, and on which processor."""
 
+    def label(self, index: int) -> str:
+        """A label's name, or its number where the checkpoint names none."""
+        return self.labels[index] if index < len(self.labels) else f"LABEL_{index}"
+
     @classmethod
     def load(cls, path: Path | str) -> ArchiveFacts:
         """Read and validate a file. Raises ArchiveError with one line that says what to do."""

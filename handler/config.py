@@ -67,6 +67,22 @@ class Limits(_Strict):
     """An answer's size; must stay below the server's max_response_size, beyond which TorchServe drops the worker."""
 
 
+class Explanations(_Strict):
+    """What explanations may cost: a worker that explains answers nothing else meanwhile."""
+
+    batch_tokens: Positive = 1024
+    """Most tokens of one pass. Far fewer than of a prediction, as what each layer computed is kept for the gradients:
+    about 0.5 MB a token in BERT-base's sizes."""
+    max_inputs: Positive = 4
+    """Inputs of one request."""
+    max_windows: Positive = 16
+    """Windows of one text, the best of which is explained."""
+    steps: Positive = 50
+    """Points of the integral; the convergence delta says how well they did."""
+    seconds: Positive = 30
+    """Longest time that the explanations of one batch may take; at most half of ``response_timeout`` is used."""
+
+
 class SetupConfig(_Strict):
     """One archive's settings.
 
@@ -97,6 +113,7 @@ class SetupConfig(_Strict):
     model_parallel: Literal[False] = False
     captum_explanation: bool = False
     """Archive the differentiable twin of the encoder, so that /explanations answers."""
+    explanations: Explanations = Explanations()
     embedding_name: str | None = None
     """Accepted for the parent example's sake; the embedding layer is found without it."""
 
@@ -169,6 +186,11 @@ class SetupConfig(_Strict):
         if self.max_length is not None and self.stride >= self.max_length:
             raise ValueError(f"stride {self.stride} must be smaller than max_length {self.max_length}")
         return self
+
+    @property
+    def explanation_seconds(self) -> float:
+        """What the explanations of one batch may take, so that the server does not give the worker up."""
+        return min(float(self.explanations.seconds), self.response_timeout / 2)
 
     @classmethod
     def load(cls, path: Path | str) -> SetupConfig:

@@ -24,9 +24,15 @@ def _section(explanation: dict[str, Any]) -> str:
     if "error" in explanation:
         return f"<p>{escape(explanation['error']['message'])}</p>"
     if "tokens" not in explanation:
-        return "\n".join(_section(side) for side in explanation.values())
+        sides = [_section(side) for side in explanation.values() if isinstance(side, dict)]
+        return "\n".join([*sides, *_cut(explanation)])
     head = f"{escape(explanation['target'])} <small>convergence delta {explanation['delta']:.4f}</small>"
-    return f"<h2>{head}</h2>\n<p>{_words(explanation['tokens'])}</p>"
+    return "\n".join([f"<h2>{head}</h2>\n<p>{_words(explanation['tokens'])}</p>", *_cut(explanation)])
+
+
+def _cut(explanation: dict[str, Any]) -> list[str]:
+    dropped = explanation.get("dropped_tokens")
+    return [f"<p><small>{dropped} tokens more were cut off.</small></p>"] if dropped else []
 
 
 def _words(tokens: list[dict[str, Any]]) -> str:

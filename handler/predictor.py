@@ -100,7 +100,7 @@ class Predictor:
             raise ArchiveError(f"tokenizer.json cannot be read ({error}); build the archive again") from error
         predictor = cls(facts, config, tokenizer, model)
         predictor.placement = placement
-        predictor.explainer = Explainer(folder, facts, predictor.task, model.device)
+        predictor.explainer = Explainer(folder, facts, predictor.task, model.device, predictor.metrics)
         if config.warm_up:
             predictor.warm_up()
         return predictor
@@ -133,24 +133,46 @@ class Predictor:
         self.metrics.set("canary", float(health["healthy"]))
         return health
 
-    def explain(self, row: Mapping[str, Any], content_type: str | None = None, *, html: bool = False) -> Reply:
-        """Explain one row's answers; ``html`` gives a page with the words coloured."""
+    def deadline(self) -> float:
+        """After which, on the monotonic clock, a batch that begins now is to begin no pass."""
+        return time.monotonic() + SHARE_OF_TIMEOUT * self.config.response_timeout
+
+    def explanation_deadline(self) -> float:
+        """When the explanations of a batch that begins now must be done."""
+        return time.monotonic() + self.config.explanation_seconds
+
+    def explain(
+        self,
+        row: Mapping[str, Any],
+        content_type: str | None = None,
+        *,
+        html: bool = False,
+        deadline: float | None = None,
+    ) -> Reply:
+        """Explain one row's answers; ``html`` gives a page with the words coloured.
+
+        ``deadline``: of :meth:`explanation_deadline`, one for all rows of a batch; None: a fresh one.
+        """
+        deadline = self.explanation_deadline() if deadline is None else deadline
         call = self._decode(row, content_type)
+        most = self.config.explanations.max_inputs
+        if isinstance(call, Call) and len(call.items) > most:
+            call = RequestError("too_many", f"{len(call.items)} inputs, at most {most} are explained in one request")
         if isinstance(call, RequestError):
             return self._reply(call, [])
-        reply = self._reply(call, [self._explained(item) for item in call.items])
+        reply = self._reply(call, [self._explained(item, deadline) for item in call.items])
         if (html or call.options.get("format") == "html") and reply.status == 200:
             explanations = reply.payload if isinstance(reply.payload, list) else [reply.payload]
             return Reply(200, "OK", page(explanations), "text/html; charset=utf-8")
         return reply
 
-    def _explained(self, item: Request | RequestError) -> Any:
+    def _explained(self, item: Request | RequestError, deadline: float) -> Any:
         if isinstance(item, RequestError):
             return item
         try:
             if self.explainer is None:
                 raise RequestError("unsupported", "this predictor has no explanations")
-            return self.explainer.explain(item)
+            return self.explainer.explain(item, deadline)
         except RequestError as error:
             return error
         except Exception as error:
@@ -163,9 +185,17 @@ class Predictor:
             raise RequestError(**reply.payload["error"])
         return reply.payload
 
-    def predict(self, rows: Many[Mapping[str, Any]], content_types: Many[str | None] | None = None) -> list[Reply]:
-        """Answer a server's batch: one reply for each row, whatever the other rows hold."""
-        deadline = time.monotonic() + SHARE_OF_TIMEOUT * self.config.response_timeout
+    def predict(
+        self,
+        rows: Many[Mapping[str, Any]],
+        content_types: Many[str | None] | None = None,
+        deadline: float | None = None,
+    ) -> list[Reply]:
+        """Answer a server's batch: one reply for each row, whatever the other rows hold.
+
+        ``deadline``: of :meth:`deadline`, taken where the batch began; None: it begins now.
+        """
+        deadline = self.deadline() if deadline is None else deadline
         types = content_types or [None] * len(rows)
         with self.metrics.stage("decode"):
             calls = [self._decode(row, type) for row, type in zip(rows, types, strict=True)]

@@ -28,9 +28,9 @@ class SequenceClassification(Task[ClassificationRequest]):
         scores = self.scores(logits)
         count = job.request.top_k or self.config.top_k or (len(scores) if self._multi_label() else 0)
         first, *rest = ranked = best(scores, count or 1)
-        answer: dict[str, Any] = {"label": self.label(first), "score": float(scores[first])}
+        answer: dict[str, Any] = {"label": self.facts.label(first), "score": float(scores[first])}
         if count and (rest or job.request.top_k):
-            answer["labels"] = [{"label": self.label(i), "score": float(scores[i])} for i in ranked]
+            answer["labels"] = [{"label": self.facts.label(i), "score": float(scores[i])} for i in ranked]
         return with_dropped(answer, job)
 
     def scores(self, logits: np.ndarray) -> np.ndarray:
@@ -40,10 +40,6 @@ class SequenceClassification(Task[ClassificationRequest]):
         if self._multi_label() or len(logits) == 1:
             return sigmoid(logits)
         return softmax(logits)
-
-    def label(self, index: int) -> str:
-        """The label\'s name, or its number where the checkpoint names none."""
-        return self.facts.labels[index] if index < len(self.facts.labels) else f"LABEL_{index}"
 
     def _multi_label(self) -> bool:
         return self.facts.problem_type == "multi_label_classification"

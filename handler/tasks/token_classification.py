@@ -81,8 +81,7 @@ class TokenClassification(Task[TokenRequest]):
 
     def _labelled(self, piece: Piece) -> Found:
         index = int(piece.scores.argmax())
-        label = self.facts.labels[index] if index < len(self.facts.labels) else f"LABEL_{index}"
-        return Found(label, float(piece.scores[index]), piece.start, piece.end, piece.index)
+        return Found(self.facts.label(index), float(piece.scores[index]), piece.start, piece.end, piece.index)
 
     def _pieces(self, encoding: Encoding, scores: np.ndarray, text: str) -> list[Piece]:
         pieces = []
