@@ -17,23 +17,42 @@ from tokenizers import normalizers, pre_tokenizers
 CAPACITY = 100_000
 """Words remembered; some 30 MB when full."""
 LONGEST_WORD = 40
+"""Characters; longer ones are rarely words, and seldom come again."""
+NEW_WORDS = 8
+"""Words of one text that are looked up on their own; each costs some 8 us, so a text of many is left to the tokenizer."""
 _PLAIN = re.compile(r"[\t\n\r -~]*")
+# Each of at most NEW_WORDS words, which a fresh cache takes.
 _PROBES = (
-    "a", "The quick brown fox, jumps over: the (lazy) dog!", "unbelievably o'clock x-ray 3.14 C++ a_b @home #1 50%",
+    "a", "The quick brown fox, jumps over: (lazy) dogs!", "unbelievably o'clock x-ray 3.14 C++", "a_b @home #1 50% off",
     " leading\tand\r\ntrailing ", "MiXeD CaSe ABC", string.punctuation, "supercalifragilisticexpialidocious" * 2,
 )  # fmt: skip
 
 
 class _Words(dict[str, list[int]]):
-    """Word, with the punctuation that touches it -> token ids, filled from the tokenizer itself."""
+    """Word, with the punctuation that touches it -> token ids, filled from the tokenizer itself.
+
+    Two generations: when the young one has grown to half the capacity it becomes the old one, whose words move back
+    as they come again. Those that do not are forgotten with it, while a word in use costs nothing to keep.
+    """
 
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
         super().__init__()
         self._backend = backend
+        self._old: dict[str, list[int]] = {}
+        self.allowed = NEW_WORDS
+        """Words that may yet be looked up; KeyError is raised at one more."""
 
     def __missing__(self, word: str) -> list[int]:
-        ids = self._backend.encode(word, add_special_tokens=False).ids
-        if len(self) < CAPACITY and len(word) <= LONGEST_WORD:
+        ids = self._old.get(word)
+        if ids is None:
+            if self.allowed == 0:
+                raise KeyError(word)
+            self.allowed -= 1
+            ids = self._backend.encode(word, add_special_tokens=False).ids
+        if len(word) <= LONGEST_WORD:
+            if len(self) >= CAPACITY // 2:
+                self._old = dict(self)
+                self.clear()
             self[word] = ids
         return ids
 
@@ -91,7 +110,11 @@ class WordCache:
             return None
         if self._lowercase:
             text = text.lower()
-        return list(chain.from_iterable(map(self._words.__getitem__, text.split())))
+        self._words.allowed = NEW_WORDS
+        try:
+            return list(chain.from_iterable(map(self._words.__getitem__, text.split())))
+        except KeyError:
+            return None
 
 
 def _around(encoding: tokenizers.Encoding, parts: list[list[int]]) -> list[tuple[list[int], list[int]]]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Encoding, Tokenizer, models, pre_tokenizers
 
+from handler import word_cache
 from handler.word_cache import WordCache
 from tests.unit.handler_fakes import save_tokenizer
 
@@ -67,3 +69,53 @@ def test_other_tokenizers_are_refused(tmp_path: Path) -> None:
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel()
     assert WordCache.of(bpe) is None
     assert WordCache.of(Tokenizer.from_file(str(save_tokenizer(tmp_path / "tokenizer.json")))) is not None
+
+
+class Counted:
+    """A tokenizer that counts what it is asked for."""
+
+    def __init__(self, backend: Tokenizer) -> None:
+        self._backend = backend
+        self.calls = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backend, name)
+
+    def encode(self, *texts: str, **options: Any) -> Encoding:
+        self.calls += 1
+        return self._backend.encode(*texts, **options)
+
+
+def test_a_full_cache_keeps_learning_and_keeps_what_is_in_use(
+    backend: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(word_cache, "CAPACITY", 20)
+    counted = Counted(backend)
+    cache = WordCache(cast(Tokenizer, counted))
+    for number in range(100):
+        text = f"parcel {number}"
+        assert cache.single(text) == backend.encode(text).ids
+        assert len(cache._words) + len(cache._words._old) <= 20
+    counted.calls = 0
+    for text in ("parcel 99", "parcel 98", "parcel 99"):
+        cache.single(text)
+    assert counted.calls == 0
+    cache.single("parcel 0")
+    assert counted.calls == 1
+
+
+def test_a_text_of_new_words_is_left_to_the_tokenizer(backend: Tokenizer) -> None:
+    counted = Counted(backend)
+    cache = WordCache(cast(Tokenizer, counted))
+    counted.calls = 0
+    text = " ".join(str(number) for number in range(3 * word_cache.NEW_WORDS))
+    answers = [cache.single(text) for _ in range(3)]
+    assert answers == [None, None, backend.encode(text).ids]
+    assert counted.calls == 3 * word_cache.NEW_WORDS
+
+
+def test_very_long_words_are_not_kept(backend: Tokenizer) -> None:
+    cache = WordCache(backend)
+    for length in (word_cache.LONGEST_WORD, word_cache.LONGEST_WORD + 1):
+        cache.single("y" * length)
+    assert [len(word) for word in cache._words if "y" in word] == [word_cache.LONGEST_WORD]
