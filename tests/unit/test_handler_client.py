@@ -18,6 +18,8 @@ class Scripted(BaseHTTPRequestHandler):
 
     script: list[tuple[int, str]]
     seen: list[tuple[str, str | None, object]]
+    renewed: list[str]
+    key_file: Path
 
     def do_POST(self) -> None:
         sent = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -28,13 +30,23 @@ class Scripted(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body.encode())
 
+    def do_GET(self) -> None:
+        """As TorchServe renews a token: a new key in the file, an empty answer."""
+        self.seen.append((self.path, self.headers["Authorization"], None))
+        if self.renewed:
+            keys = json.loads(self.key_file.read_text())
+            self.key_file.write_text(json.dumps({**keys, "inference": {"key": self.renewed.pop(0)}}))
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
     def log_message(self, format: str, *args: object) -> None:
         pass
 
 
 @pytest.fixture
 def url() -> Iterator[str]:
-    Scripted.script, Scripted.seen = [], []
+    Scripted.script, Scripted.seen, Scripted.renewed = [], [], []
     server = ThreadingHTTPServer(("127.0.0.1", 0), Scripted)
     thread = Thread(target=server.serve_forever, daemon=True)
     thread.start()
@@ -66,6 +78,85 @@ def test_a_clients_error_is_not_repeated(url: str) -> None:
     with Client(url, wait=0.001) as client, pytest.raises(ServerError) as caught:
         client.predict("model", {"txt": 1})
     assert (caught.value.type, caught.value.field) == ("invalid_request", "text")
+
+
+REFUSED = (400, '{"code": 400, "type": "InvalidKeyException", "message": "Token Authorization failed."}')
+KEYS = {"inference": {"key": "old"}, "API": {"key": "api"}}
+
+
+@pytest.fixture
+def key_file(tmp_path: Path) -> Path:
+    path = tmp_path / "key_file.json"
+    path.write_text(json.dumps(KEYS))
+    Scripted.key_file = path
+    return path
+
+
+def test_a_refused_token_is_read_again(url: str, key_file: Path) -> None:
+    Scripted.script = [REFUSED, (503, "busy"), (200, "{}"), (200, "{}")]
+    with Client(url, key_file=key_file, management_url=url, wait=0.001) as client:
+        key_file.write_text(json.dumps({**KEYS, "inference": {"key": "new"}}))
+        client.predict("model", "text")
+        client.predict("model", "text")
+    assert [token for _, token, _ in Scripted.seen] == ["Bearer old", *["Bearer new"] * 3]
+
+
+def test_an_expired_token_is_renewed(url: str, key_file: Path) -> None:
+    Scripted.script, Scripted.renewed = [REFUSED, (200, "{}")], ["new"]
+    with Client(url, key_file=key_file, management_url=f"{url}/") as client:
+        client.predict("model", "text")
+    assert [(path, token) for path, token, _ in Scripted.seen] == [
+        ("/predictions/model", "Bearer old"),
+        ("/token?type=inference", "Bearer api"),
+        ("/predictions/model", "Bearer new"),
+    ]
+
+
+@pytest.mark.parametrize("keys", ['{"inference": {"key": "old"}}', '{"inf', None])
+def test_a_token_that_cannot_be_renewed_is_the_servers_refusal(url: str, key_file: Path, keys: str | None) -> None:
+    Scripted.script = [REFUSED]
+    with Client(url, key_file=key_file, management_url=url) as client:
+        if keys is None:
+            key_file.unlink()
+        else:
+            key_file.write_text(keys)
+        with pytest.raises(ServerError) as caught:
+            client.predict("model", "text")
+    assert (caught.value.status, caught.value.type) == (400, "InvalidKeyException")
+    assert len(Scripted.seen) == 1
+
+
+def test_tokens_are_asked_for_once(url: str, key_file: Path) -> None:
+    Scripted.script, Scripted.renewed = [REFUSED] * 2, ["new"]
+    with Client(url, key_file=key_file, management_url=url) as client, pytest.raises(ServerError):
+        client.predict("model", "text")
+    assert len(Scripted.seen) == 3
+    Scripted.script = [REFUSED]
+    with Client(url, token="own", management_url=url) as client, pytest.raises(ServerError):
+        client.predict("model", "text")
+    assert len(Scripted.seen) == 4
+
+
+def test_a_file_without_keys_is_named(tmp_path: Path) -> None:
+    (tmp_path / "key_file.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"^key_file\.json is no key file"):
+        Client(key_file=tmp_path / "key_file.json")
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ('{"error": "upstream is down"}', "upstream is down"),
+        ('{"error": ["x"]}', "Bad Gateway"),
+        ('["x"]', "Bad Gateway"),
+        ("<html>", "Bad Gateway"),
+    ],
+)
+def test_a_proxys_errors_are_errors_too(url: str, body: str, message: str) -> None:
+    Scripted.script = [(502, body)]
+    with Client(url) as client, pytest.raises(ServerError) as caught:
+        client.predict("model", "text")
+    assert str(caught.value) == f"502 unknown: {message}"
 
 
 def test_long_lists_are_cut_and_joined(url: str) -> None:
