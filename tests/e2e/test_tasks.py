@@ -19,10 +19,12 @@ from tests.e2e.conftest import run
 TEXT = "the parcel has not arrived — 🙂 nobody\r\nanswers the phone"
 ARCHIVES = {
     "tagger": ("roberta", "token_classification", {}),
+    "reader": ("bert", "question_answering", {}),
     "embedder": ("bert", "embedding", {}),
     "ranker": ("electra", "sequence_classification", {"num_labels": 1}),
     "filler": ("xlm-roberta", "fill_mask", {}),
 }
+EXPLAINED = ("tagger", "reader")
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +33,7 @@ def client(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     for name, (family, task, sizes) in ARCHIVES.items():
         checkpoint = make_checkpoint(tmp_path_factory.mktemp(name) / name, family, task, **sizes)
         mode = "rerank" if name == "ranker" else task
-        config = {"model_name": str(checkpoint), "mode": mode, "name": name, "captum_explanation": name == "tagger"}
+        config = {"model_name": str(checkpoint), "mode": mode, "name": name, "captum_explanation": name in EXPLAINED}
         path: Path = checkpoint.parent / f"{name}.json"
         path.write_text(json.dumps(config))
         run("builder", "archive", str(path), "--output", str(server.store), "--device", "cpu")
@@ -97,6 +99,21 @@ def test_explanations_as_figures_and_as_a_page(client: Client) -> None:
     page = client.explain_as_page("tagger", {"text": "<b>bold</b>"})
     assert page.startswith("<!doctype html>")
     assert "<b>" not in page
+
+
+def test_an_answers_start_and_end_are_explained(client: Client) -> None:
+    question = {"question": "where is my order", "context": TEXT}
+    explanation = client.explain("reader", question)
+    assert set(explanation) == {"start", "end"}
+    for side, explained in explanation.items():
+        assert explained["target"] == side
+        assert math.isfinite(explained["delta"])
+        for token in explained["tokens"]:
+            text = (question["question"], TEXT)[token["text"]]
+            assert text[token["start"] : token["end"]] == token["token"]
+    with pytest.raises(ServerError) as caught:
+        client.explain("reader", [question] * 5)
+    assert (caught.value.status, caught.value.type) == (413, "too_many")
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,9 @@ def test_shares_add_up_to_the_difference_from_the_baseline(tmp_path: Path, famil
     """Integrated gradients' completeness; the sum's error is the delta and shrinks with the number of steps."""
     body = {"text": "the parcel has not arrived", "target": 1}
     deltas = []
-    for steps in (2, 3, 4, 300):
+    # DistilBERT's head has a kink (ReLU), where the sum nears the integral slowly.
+    many, most = (1000, 0.03) if family == "distilbert" else (300, 1e-3)
+    for steps in (2, 3, 4, many):
         predictor = explained(
             tmp_path / str(steps), "sequence_classification", {"explanations": {"steps": steps}}, family
         )
@@ -85,8 +87,6 @@ def test_shares_add_up_to_the_difference_from_the_baseline(tmp_path: Path, famil
             for i in (ids, torch.where(special, ids, pads))
         )
     shares = sum(token["attribution"] for token in explanation["tokens"])
-    # DistilBERT's head has a kink (ReLU), where the sum nears the integral slowly; the others' errors are below 1e-3.
-    most = 0.02 if family == "distilbert" else 1e-3
     assert shares == pytest.approx(float(whole - start), abs=most)
     assert deltas[-1] < most
     assert deltas[-1] < max(deltas[:-1]) / 2
@@ -261,14 +261,13 @@ def test_a_list_shares_one_deadline(tmp_path: Path) -> None:
     assert predictor.explanation_deadline() > time.monotonic()
 
 
-def test_a_clock_that_has_time_does_not_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_others_have_left_no_time_for_is_refused_early(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(explain, "time", Time(1.0))
     clock = Clock(10, seconds=100, deadline=50.0)
     for _ in range(10):
         clock.begin(1)
     clock = Clock(10, seconds=100, deadline=18.0)
-    for _ in range(3):
-        clock.begin(1)
+    clock.begin(1)
     with pytest.raises(RequestError) as caught:
         clock.begin(1)
     assert caught.value.type == "overloaded"

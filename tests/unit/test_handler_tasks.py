@@ -10,7 +10,7 @@ import pytest
 from handler.errors import RequestError
 from handler.predictor import Predictor
 from handler.tasks.token_classification import Found, Piece, grouped, joined, without_overlaps, words
-from tests.unit.handler_fakes import VOCABULARY, WORDS, PooledLogits, TokenOutputs, predictor
+from tests.unit.handler_fakes import MAX_LENGTH, VOCABULARY, WORDS, PooledLogits, TokenOutputs, predictor
 
 LABELS = ["O", "B-PER", "I-PER", "B-LOC"]
 LONG = " ".join(WORDS * 4)
@@ -89,12 +89,40 @@ def test_embeddings(embedder: Predictor) -> None:
         embedder({"text": "the cat", "dimensions": 9})
 
 
+def of_windows(predictor: Predictor, text: str, query: str | None = None) -> list[tuple[int, np.ndarray]]:
+    """Length and output of each window, cut here by hand and run through the model one by one."""
+    backend = predictor.task.tokenizer.backend
+    first, last = VOCABULARY["[CLS]"], VOCABULARY["[SEP]"]
+    head = [first] if query is None else [first, *backend.encode(query, add_special_tokens=False).ids, last]
+    ids = backend.encode(text, add_special_tokens=False).ids
+    room = MAX_LENGTH - len(head) - 1
+    found = []
+    for start in range(0, len(ids), room - predictor.config.stride):
+        window = [*head, *ids[start : start + room], last]
+        segments = np.array([[0] * len(head) + [int(query is not None)] * (len(window) - len(head))])
+        (output,) = predictor.model(np.array([window]), segments, np.ones_like(segments))
+        found.append((len(window), output[0]))
+        if start + room >= len(ids):
+            return found
+    raise AssertionError("the text is empty")
+
+
 def test_windows_of_an_embedding_are_averaged_by_tokens(embedder: Predictor) -> None:
-    cut = embedder({"text": LONG, "truncation": "truncate"})
+    lengths, vectors = zip(*of_windows(embedder, LONG), strict=True)
     whole = embedder({"text": LONG, "truncation": "stride"})
-    assert cut["dropped_tokens"] > 0
-    assert "dropped_tokens" not in whole
-    assert whole["embedding"] != pytest.approx(cut["embedding"])
+    assert whole == {"embedding": pytest.approx(np.average(vectors, axis=0, weights=lengths), abs=1e-5)}
+    assert len(set(lengths)) > 1
+    cut = embedder({"text": LONG, "truncation": "truncate"})
+    assert cut["embedding"] == pytest.approx(vectors[0], abs=1e-5)
+    assert cut["dropped_tokens"] == len(LONG.split()) + 2 - MAX_LENGTH
+
+
+def test_windows_of_a_text_vote_by_the_mean_of_their_logits(classifier: Predictor) -> None:
+    logits = np.mean([output for _, output in of_windows(classifier, LONG)], axis=0)
+    expected = np.exp(logits) / np.exp(logits).sum()
+    answer = classifier({"text": LONG, "truncation": "stride", "top_k": 3})
+    scores = {label["label"]: label["score"] for label in answer["labels"]}
+    assert [scores[name] for name in ("red", "green", "blue")] == pytest.approx(expected, abs=1e-5)
 
 
 def test_rerank_orders_by_score_and_keeps_indices(ranker: Predictor) -> None:
@@ -109,10 +137,14 @@ def test_rerank_orders_by_score_and_keeps_indices(ranker: Predictor) -> None:
 
 def test_a_long_text_ranks_as_its_best_window(ranker: Predictor) -> None:
     body = {"query": "who is it", "texts": [LONG, "the cat"], "sort": False}
-    windows = ranker({**body, "truncation": "stride"})["results"]
+    scores = [1 / (1 + np.exp(-output[0])) for _, output in of_windows(ranker, LONG, body["query"])]
+    best = ranker({**body, "truncation": "stride"})["results"]
     first = ranker({**body, "truncation": "truncate"})
+    assert best[0]["score"] == pytest.approx(max(scores), abs=1e-5)
+    assert first["results"][0]["score"] == pytest.approx(scores[0], abs=1e-5)
+    assert max(scores) > scores[0] + 0.01
     assert first["dropped_tokens"] > 0
-    assert windows[1]["score"] == pytest.approx(first["results"][1]["score"], rel=1e-5)
+    assert best[1]["score"] == pytest.approx(first["results"][1]["score"], rel=1e-5)
     with pytest.raises(RequestError) as caught:
         ranker({**body, "truncation": "error"})
     assert (caught.value.type, caught.value.field) == ("too_long", "texts.0")
