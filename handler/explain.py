@@ -62,19 +62,21 @@ class Clock:
         """Before each pass. Raises RequestError: too_large where even a batch's whole time would not suffice,
         overloaded where what others have left of it does not."""
         now = end = time.monotonic()
-        if self._begun is not None and self._done >= TRIAL * self._points:
+        if self._begun is not None and self._done:
             needed = (now - self._begun) * self._points / self._done
-            if needed > self._seconds:
+            told = self._done >= TRIAL * self._points
+            if needed > self._seconds and (told or now > self._deadline):
                 message = f"explaining this takes about {needed:.0f} seconds, more than the server allows; send less"
                 raise RequestError("too_large", message)
-            end = max(now, self._begun + needed)
+            end = max(now, self._begun + needed) if told else now
         if end > self._deadline:
             raise RequestError("overloaded", "no time left for this explanation now; ask for it later or alone")
 
     def begin(self, points: int) -> None:
-        """A pass of so many points begins."""
+        """A pass begins, of so many points or of none that counts."""
         self.check()
-        self._begun = time.monotonic() if self._begun is None else self._begun
+        if points and self._begun is None:
+            self._begun = time.monotonic()
         self._done += points
 
 

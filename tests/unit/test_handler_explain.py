@@ -250,6 +250,8 @@ def test_what_takes_too_long_is_refused_early(tmp_path: Path, monkeypatch: pytes
     error = predictor._explained(predictor._decoder.decode({"body": TEXT}).items[0], 1000.0)
     assert error.type == "too_large"
     assert 5 <= len(rows) <= 10
+    monkeypatch.setattr(explain, "time", Time(10.0))
+    assert predictor._explained(predictor._decoder.decode({"body": TEXT}).items[0], 45.0).type == "too_large"
     monkeypatch.setattr(explain, "time", Time(0.1))
     assert "tokens" in predictor._explained(predictor._decoder.decode({"body": TEXT}).items[0], 1000.0)
 
