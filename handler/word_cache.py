@@ -14,8 +14,8 @@ from itertools import chain
 import tokenizers
 from tokenizers import normalizers, pre_tokenizers
 
-CAPACITY = 100_000
-"""Words remembered; some 30 MB when full."""
+CAPACITY = 20_000
+"""Words remembered; some 6 MB when full."""
 LONGEST_WORD = 40
 """Characters; longer ones are rarely words, and seldom come again."""
 NEW_WORDS = 8
