@@ -54,13 +54,18 @@ def read_texts(path: Path) -> list[Text]:
     if not lines[0].startswith("{"):
         return [(line, None) for line in lines]
     try:
-        return _squad(json.loads(content))
+        whole = json.loads(content)
     except json.JSONDecodeError:
+        whole = None
+    if whole is None or (len(lines) == 1 and "data" not in whole):
         return [_json_line(path, number, line) for number, line in enumerate(lines, 1)]
+    try:
+        texts = _squad(whole)
     except (KeyError, TypeError):
-        if len(lines) == 1:
-            return [_json_line(path, 1, lines[0])]
-        raise BuildError(f"--calibrate {path.name}: a JSON object that is not SQuAD's") from None
+        raise BuildError(f"--calibrate {path.name}: a JSON object, but not of SQuAD's form") from None
+    if not texts:
+        raise BuildError(f"--calibrate {path.name}: the file holds no text")
+    return texts
 
 
 def _squad(content: Any) -> list[Text]:

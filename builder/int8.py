@@ -98,8 +98,9 @@ def quantised_model(
 ) -> tuple[PackedModel, dict[str, Any]]:
     """The checkpoint in 8 bits, as many matrices in bf16 as the cosines ask for, and what was chosen.
 
-    Tables, head and the arithmetic between the products are bf16 (heads other than fill-mask's fp32). Raises BuildError
-    where not even bf16 holds the cosines.
+    Tables and the arithmetic between the products are bf16, and so is fill-mask's head; other heads are fp32. Whether
+    the cosines hold is for :func:`judge` to say: where not even bf16 does, every matrix is bf16. Raises BuildError for
+    odd weights or unreadable texts.
     """
     shape, output = shape_of(checkpoint.config), output_of(checkpoint, pooling)
     model = checkpoint.load_model()

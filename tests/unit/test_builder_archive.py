@@ -113,12 +113,6 @@ def test_what_cannot_be_served_is_said(
     assert not list((tmp_path / "store").glob("*"))
 
 
-def test_a_type_that_cannot_be_archived_is_said(tmp_path: Path, cpu_library: Path) -> None:
-    make_checkpoint(tmp_path / "checkpoint", "bert")
-    with pytest.raises(BuildError, match="archives of type int8 cannot be built yet; choose fp32, bf16, fp16"):
-        _build(tmp_path, cpu_library, data_type="int8")
-
-
 def test_a_missing_folder_is_said_in_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     arguments = ["archive", "--model", str(tmp_path / "nowhere"), "--output", str(tmp_path), "--device", "cpu"]
     assert main(arguments) == 1

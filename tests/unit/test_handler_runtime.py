@@ -57,6 +57,14 @@ def test_another_chip_falls_back_to_the_cpu_or_is_refused(turing: None) -> None:
     assert pick_device(facts("embedding"), CONFIG, None) == torch.device("cpu")
 
 
+def test_an_int8_archive_is_served_on_the_cpu_and_says_so(turing: None, caplog: pytest.LogCaptureFixture) -> None:
+    own = facts("embedding", mode="thsext", data_type="int8")
+    assert pick_device(own, CONFIG, 0) == torch.device("cpu")
+    assert "the archive is int8, which runs on the CPU only; serving on the CPU" in caplog.text
+    with pytest.raises(ArchiveError, match="int8, which runs on the CPU only; build it again in another type, or set"):
+        pick_device(own, CONFIG.model_copy(update={"cpu_fallback": False}), 0)
+
+
 def test_an_old_torch_is_named() -> None:
     check_torch("2.10")
     with pytest.raises(ArchiveError, match="too old for this archive; install torch 99.1 or newer"):

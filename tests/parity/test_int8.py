@@ -1,0 +1,74 @@
+"""8-bit models of every family and task: the cosines hold, and a broken one is noticed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from builder.checkpoint import Checkpoint, load
+from builder.families import shape_of
+from builder.int8 import judge, quantised_model
+from builder.models import PackedModel
+from builder.quantise import matrices_of
+from builder.verdict import CosineVerdict
+from handler.config import SetupConfig
+from handler.runtime import TracedModel
+from tests.checkpoints import FAMILIES, HEADS, make_checkpoint
+
+pytestmark = pytest.mark.usefixtures("cpu_library")
+
+
+def _checkpoint(folder: Path, family: str, task: str) -> Checkpoint:
+    """A random checkpoint with weights of a trained one's size: larger ones turn vectors by much in bf16 already."""
+    make_checkpoint(folder, family, task)
+    file = folder / "model.safetensors"
+    save_file({k: v / 2 if v.dim() == 2 else v for k, v in load_file(file).items()}, file, {"format": "pt"})
+    return load(SetupConfig(model_name=str(folder)))
+
+
+def _pooling(task: str) -> str | None:
+    return "mean" if task == "embedding" else None
+
+
+def _verdict(checkpoint: Checkpoint, model: PackedModel) -> CosineVerdict:
+    return judge(checkpoint, TracedModel(model, torch.device("cpu")), _pooling(checkpoint.task), None)
+
+
+@pytest.mark.parametrize("task", HEADS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_family_and_task(tmp_path: Path, family: str, task: str) -> None:
+    checkpoint = _checkpoint(tmp_path, family, task)
+    model, facts = quantised_model(checkpoint, _pooling(task), None)
+    assert model.encoder.matrices.dtype == torch.uint8
+    assert facts["matrices"] == len(matrices_of(shape_of(checkpoint.config)))
+    verdict = _verdict(checkpoint, model)
+    assert verdict.passed, verdict.line()
+    assert verdict.token_cosine < 1 - 1e-6, "8 bits that change nothing are no 8 bits"
+
+
+def test_cls_pooling_is_judged_by_the_first_token(tmp_path: Path) -> None:
+    checkpoint = _checkpoint(tmp_path, "bert", "embedding")
+    model, _ = quantised_model(checkpoint, "cls", None)
+    verdict = judge(checkpoint, TracedModel(model, torch.device("cpu")), "cls", None)
+    assert verdict.passed, verdict.line()
+    assert verdict.pooled_cosine >= verdict.token_cosine
+
+
+def test_a_broken_encoder_and_a_broken_head_are_noticed(tmp_path: Path) -> None:
+    checkpoint = _checkpoint(tmp_path, "bert", "sequence_classification")
+    model, _ = quantised_model(checkpoint, None, None)
+    assert _verdict(checkpoint, model).passed
+    gamma = slice(2 * 64 + 4 * 64, 2 * 64 + 4 * 64 + 32)  # half of the first layer's attention LayerNorm
+    model.encoder.vectors[gamma] *= 2
+    verdict = _verdict(checkpoint, model)
+    assert not verdict.passed
+    assert "parity FAILED: worst token cosine" in verdict.line()
+    model.encoder.vectors[gamma] /= 2
+    with torch.no_grad():
+        model.head.layers[-1].weight *= 1.1
+    verdict = _verdict(checkpoint, model)
+    assert not verdict.passed
+    assert verdict.head_error > 0.01
