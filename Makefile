@@ -31,10 +31,11 @@ $(VENV)/.ready: pyproject.toml
 compile: setup  ## compile the kernels for DEVICE=cpu (default) or cuda
 	@$(BIN)/python -m builder compile --device $(or $(DEVICE),cpu)
 
-archive: setup  ## build archives: both samples, or MODEL=folder-or-hub-name [MODE=] [KIND=] [DTYPE=] [NAME=] [DEVICE=]
+archive: setup  ## build archives: both samples, or MODEL=folder-or-hub-name [MODE=] [KIND=] [DTYPE=] [NAME=] [DEVICE=] [CALIBRATE=texts]
 ifdef MODEL
 	@$(BIN)/python -m builder archive --model $(MODEL) $(if $(MODE),--mode $(MODE)) $(if $(KIND),--kind $(KIND)) \
-	  $(if $(DTYPE),--data-type $(DTYPE)) $(if $(NAME),--name $(NAME)) $(if $(DEVICE),--device $(DEVICE)) --output $(STORE)
+	  $(if $(DTYPE),--data-type $(DTYPE)) $(if $(NAME),--name $(NAME)) $(if $(DEVICE),--device $(DEVICE)) \
+	  $(if $(CALIBRATE),--calibrate $(CALIBRATE)) --output $(STORE)
 else
 	@$(BIN)/python -m samples build
 	@for name in $(SAMPLES); do $(BIN)/python -m builder archive setup_configs/$$name.json \
