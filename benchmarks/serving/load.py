@@ -82,6 +82,15 @@ def burst(target: Target, bodies: Sequence[str], number: int) -> float:
     return max(due + latency for due, latency in samples)
 
 
+def exercise(target: Target) -> None:
+    """Let the front end compile its code: requests that are refused at once cost the model nothing.
+
+    Java interprets what it runs first and compiles it by and by; until then a request takes it several times as long.
+    """
+    for _ in range(2):
+        _run(target, ["{}"], [0.0] * REFUSED)
+
+
 def _run(target: Target, bodies: Sequence[str], times: Sequence[float]) -> tuple[list[tuple[float, float, int]], float]:
     """One run of locust: (due, latency in seconds, status) of each answered request, and the processor time of all."""
     with tempfile.TemporaryDirectory() as folder:
