@@ -22,9 +22,11 @@ from benchmarks.serving import inputs, search
 from benchmarks.serving.load import WARM_UP, Point, burst, exercise, offer
 from benchmarks.serving.servers import Infinity, LitServe, Served, TorchServe
 from builder.inspection import read_facts
+from builder.tune_workers import Setting, replace_files, server_settings
 from handler.config import SetupConfig
 from handler.packing import Arrays
 from handler.predictor import Predictor
+from handler.threads import available_cores
 
 KINDS = ("ori", "ths", "thsext")
 _FRACTIONS = (0.05, 0.1, 0.2, 0.4, 0.6, 0.8)
@@ -34,6 +36,9 @@ _LONGEST = 128
 """Tokens, unless the mix has longer texts."""
 _LONGEST_SQUAD = 384
 _TUNING_SECONDS = 2.0
+_BATCH = {"ori": 2, "ths": 2, "thsext": 8}
+"""Requests in a batch of archives that are not tuned: those that cost least processor time each (docs/cpu.md). Padded
+encoders like them small, for pads cost them time; packed ones as large as their activations fit into the cache."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seconds", type=float, default=10, help="of each rate")
     parser.add_argument("--threads", type=int, default=machine.threads_available())
     parser.add_argument("--store", type=Path, help="keep the archives here and take those that are here already")
-    parser.add_argument("--tune", action="store_true", help="tune archives that are not tuned yet for throughput")
+    parser.add_argument("--tune", action="store_true", help="tune archives that are not yet; else a worker a core")
     parser.add_argument(
         "--prepare", action="store_true", help="build and tune the archives of --store, measure nothing"
     )
@@ -75,6 +80,8 @@ def run(options: argparse.Namespace) -> None:
         store = options.store or folder
         store.mkdir(parents=True, exist_ok=True)
         files = {s: _archive(s, options, model, longest, store) for s in servers if s.partition(":")[0] in KINDS}
+        for server, file in files.items():
+            _settle(file, server.partition(":")[0])
         if options.tune:
             _tune(files, texts, folder)
         if options.prepare:
@@ -142,6 +149,17 @@ def _archive(server: str, options: argparse.Namespace, model: Path, longest: int
     settings = {"model_name": str(model), "name": name, "max_length": longest, "stride": 32}
     settings |= {"kind": kind, "data_type": data_type, "threads": options.threads}
     return archives.build(SetupConfig.model_validate(settings), store)
+
+
+def _settle(archive: Path, kind: str) -> None:
+    """Give an archive that is not tuned a worker with one pinned thread on each core, and its kind's batches."""
+    if read_facts(archive).tuned:
+        return
+    with zipfile.ZipFile(archive) as packed:
+        settings = yaml.safe_load(packed.read("model-config.yaml"))
+    wanted = {**settings, **server_settings(Setting(available_cores(), 1, _BATCH[kind], 1), pin=True)}
+    if wanted != settings:
+        replace_files(archive, {"model-config.yaml": yaml.safe_dump(wanted, sort_keys=True).encode()})
 
 
 def _tune(files: dict[str, Path], texts: list[str], folder: Path) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 FIRST_BURST = 16
 BURST_SECONDS = 3.0
 POINTS = 4
-"""Rates tried: the last step is 4 % of the capacity."""
-_HIGHEST, _LOWEST = 1.05, 0.3
+"""Rates tried: the last step is 5 % of the capacity."""
+_HIGHEST, _LOWEST = 1.2, 0.4
 
 
 def capacity(burst: Callable[[int], float]) -> float:
@@ -23,7 +23,7 @@ def capacity(burst: Callable[[int], float]) -> float:
 def rates(
     capacity: float, limit: float, offer: Callable[[float], dict[str, Any]], points: int = POINTS
 ) -> Iterator[dict[str, Any]]:
-    """Bisect between 0.3 and 1.05 of the capacity; ``limit`` in milliseconds; yields the row of every rate tried."""
+    """Bisect between 0.4 and 1.2 of the capacity; ``limit`` in milliseconds; yields the row of every rate tried."""
     low, high = _LOWEST, _HIGHEST
     for _ in range(points):
         middle = (low + high) / 2

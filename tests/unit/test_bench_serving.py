@@ -3,6 +3,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import threading
+import zipfile
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -10,13 +11,15 @@ from typing import Any
 
 import pytest
 import tokenizers
+import yaml
 
 from benchmarks.serving import inputs, search
-from benchmarks.serving.command import _named, find, stages, sweep
+from benchmarks.serving.command import _named, _settle, find, stages, sweep
 from benchmarks.serving.load import WARM_UP, Target, arrivals, burst, exercise, offer, summarise
 from benchmarks.serving.servers import Served, parse_metrics
 from benchmarks.workloads import DISTRIBUTIONS
-from tests.unit.handler_fakes import save_tokenizer
+from handler.threads import available_cores
+from tests.unit.handler_fakes import PooledLogits, facts, save_archive, save_tokenizer
 
 
 class Echo(BaseHTTPRequestHandler):
@@ -142,8 +145,8 @@ def test_the_search_closes_in_on_the_greatest_rate_within_the_limit(monkeypatch:
     monkeypatch.setattr("benchmarks.serving.command.offer", _answered(71, latency=0.08))
     monkeypatch.setattr("benchmarks.serving.command.burst", lambda target, bodies, number: number / 100)
     rows = list(find(Idle(), [{"text": "a"}], limit=100, seconds=2))
-    assert [row["offered"] for row in rows] == pytest.approx([67.5, 86.25, 76.875, 72.1875])
-    assert [search.within(row, 100) for row in rows] == [True, False, False, False]
+    assert [row["offered"] for row in rows] == pytest.approx([80, 60, 70, 75])
+    assert [search.within(row, 100) for row in rows] == [False, True, True, False]
     assert not any(search.within(row, 79) for row in find(Idle(), [{"text": "a"}], limit=79, seconds=2))
 
 
@@ -190,3 +193,19 @@ def test_servers_are_named_with_their_type() -> None:
     for wrong in ("triton", "thsext:int3"):
         with pytest.raises(ValueError, match="there are ori, ths, thsext"):
             _named(wrong, "fp32")
+
+
+def test_an_archive_that_is_not_tuned_gets_a_worker_a_core(tmp_path: Path) -> None:
+    folder = save_archive(tmp_path / "files", PooledLogits(2), "sequence_classification", {})
+    archive = tmp_path / "fake.mar"
+    for tuned in ({"goal": "latency"}, {}):
+        with zipfile.ZipFile(archive, "w") as packed:
+            packed.write(folder / "tokenizer.json", "tokenizer.json")
+            packed.writestr("archive.json", facts("sequence_classification", tuned=tuned).model_dump_json())
+            packed.writestr("model-config.yaml", "{batchSize: 32, responseTimeout: 77}")
+        _settle(archive, "thsext")
+        settings = yaml.safe_load(zipfile.ZipFile(archive).read("model-config.yaml"))
+        assert settings["responseTimeout"] == 77
+        assert settings["batchSize"] == (32 if tuned else 8)
+    assert settings["maxWorkers"] == available_cores()
+    assert settings["handler"] == {"threads": 1, "pin": True}
