@@ -21,10 +21,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure the product and its peers.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, text in _COMMANDS.items():
-        module = importlib.import_module(f"benchmarks.{name}")
         command = commands.add_parser(name, help=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-        module.add_arguments(command)
-        command.set_defaults(run=module.run)
+        if name in sys.argv[1:2]:  # the others' imports cost seconds, and some need packages of their own
+            module = importlib.import_module(f"benchmarks.{name}")
+            module.add_arguments(command)
+            command.set_defaults(run=module.run)
     options = parser.parse_args()
     try:
         options.run(options)

@@ -26,6 +26,8 @@ from builder.families import shape_of
 
 PADDING = ("full", "half", "uniform", "rand_r")
 """Length distributions from no padding to the most."""
+OVERRUN = 0.5
+"""Of the time that later groups would have, the share that a group may take for the fewest rounds of all workloads."""
 MEMORY_SHARE = 0.2
 """Of a group's time after building, at most: peak memory is measured in processes that build once more."""
 
@@ -60,16 +62,17 @@ def run(options: argparse.Namespace) -> None:
         with contextlib.suppress(BuildError):  # building the engine meets it again and notes it
             ENGINES[name].prepare(options.device)
     sources = {model: load_source(model) for model in options.models}
-    before = measure(tuple(options.types), setting.device, setting.synchronize)
+    before = _ceilings(options.types, setting)
     groups = [Group(source, data_type, setting) for source in sources.values() for data_type in options.types]
     budget = Budget(end, [sum(_weights(group.source, workloads)) for group in groups])
     size = make_workload(options.workloads[-1], distributions[0])
     peaks = []
     for group, model in zip(groups, [m for m in sources for _ in options.types], strict=True):
         until = budget.next()
-        _measure(group, names, workloads, until, options.memory)
+        latest = until + OVERRUN * (end - until)
+        _measure(group, names, workloads, until, latest, options.memory)
         peaks += _memory(group, model, size, until) if options.memory else []
-    ceilings = before.merged(measure(tuple(options.types), setting.device, setting.synchronize))
+    ceilings = before.merged(_ceilings(options.types, setting))
     rows = [row for group in groups for row in group.rows]
     _add_floors(rows, ceilings, {s.name: shape_of(s.config) for s in sources.values()}, workloads)
     result = {
@@ -107,21 +110,28 @@ def check_names(names: list[str]) -> list[str]:
     return names
 
 
+def _ceilings(types: list[str], setting: Setting) -> Ceilings:
+    return measure(tuple(types), setting.device, setting.synchronize, CLOCKS[setting.clock])
+
+
 def _weights(source: Source, workloads: list[Workload]) -> list[float]:
     shape = shape_of(source.config)
     return [weight(operations(shape, workload)) for workload in workloads]
 
 
-def _measure(group: Group, names: list[str], workloads: list[Workload], end: float, with_memory: bool) -> None:
-    """Build a model's engines in one type, time every workload, let the engines go, all until ``end``."""
+def _measure(
+    group: Group, names: list[str], workloads: list[Workload], until: float, latest: float, with_memory: bool
+) -> None:
+    """Build a model's engines in one type, time every workload, let the engines go: about until ``until``, which
+    workloads that take long may exceed until ``latest``."""
     print(f"{group.source.name} {group.data_type}: building", file=sys.stderr)
     group.build(names)
-    left = max(0.0, end - time.monotonic())
+    left = max(0.0, until - time.monotonic())
     reserve = min(sum(group.building.values()), MEMORY_SHARE * left) if with_memory else 0.0
-    budget = Budget(end - reserve, _weights(group.source, workloads))
+    budget = Budget(until - reserve, _weights(group.source, workloads))
     for workload in workloads:
         print(f"{group.source.name} {group.data_type} {workload.name} {workload.distribution}", file=sys.stderr)
-        group.measure(workload, budget.next(), budget.end)
+        group.measure(workload, budget.next(), latest)
     group.engines.clear()
     gc.collect()
     torch.compiler.reset()

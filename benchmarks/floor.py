@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.models import DTYPES
-from benchmarks.timing import once
+from benchmarks.timing import Clock, once
 from benchmarks.workloads import Workload
 from builder.families import EncoderShape
 
@@ -57,23 +58,25 @@ def operations(shape: EncoderShape, workload: Workload) -> float:
     return shape.layers * (2.0 * matrix_elements(shape) * workload.tokens + 4.0 * shape.hidden * pairs)
 
 
-def measure(data_types: tuple[str, ...], device: str, synchronize: Callable[[], object]) -> Ceilings:
+def measure(
+    data_types: tuple[str, ...], device: str, synchronize: Callable[[], object], clock: Clock = time.perf_counter
+) -> Ceilings:
     """Measure the ceilings of a device for the types that PyTorch has products of there."""
     products = _cpu_products if device == "cpu" else _gpu_products
     rates = {}
     for data_type in data_types:
-        found = [work / _best(call, synchronize) for call, work in products(data_type)]
+        found = [work / _best(call, synchronize, clock) for call, work in products(data_type)]
         if found:
             rates[data_type] = max(found)
     source = torch.ones(_COPY_BYTES[device], dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    seconds = _best(lambda: target.copy_(source), synchronize)
+    seconds = _best(lambda: target.copy_(source), synchronize, clock)
     return Ceilings(rates, 2 * source.numel() / seconds)
 
 
-def _best(call: Callable[[], object], synchronize: Callable[[], object]) -> float:
+def _best(call: Callable[[], object], synchronize: Callable[[], object], clock: Clock) -> float:
     once(call, synchronize)
-    return min(once(call, synchronize) for _ in range(_REPEATS))
+    return min(once(call, synchronize, clock) for _ in range(_REPEATS))
 
 
 def _cpu_products(data_type: str) -> list[tuple[Callable[[], Any], float]]:

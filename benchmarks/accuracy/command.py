@@ -54,6 +54,8 @@ class Candidate:
 def run(options: argparse.Namespace) -> None:
     """Measure, print the table, write the JSON."""
     examples = READERS[options.task](options.data)[: options.limit]
+    if options.model and options.types == ["int8"] and "thsext" not in options.kinds:
+        raise ValueError("only archives of kind thsext come in int8")
     if not examples:
         raise ValueError(f"{options.data.name} holds no example")
     with tempfile.TemporaryDirectory() as folder:
@@ -81,7 +83,7 @@ def _candidates(options: argparse.Namespace, examples: list[Example], folder: Pa
         return [Candidate(p.facts.mode, p.facts.data_type, p) for p in predictors]
     found = []
     for data_type in options.types:
-        for kind in options.kinds:
+        for kind in [k for k in options.kinds if data_type != "int8" or k == "thsext"]:  # the others have no 8 bits
             archive = archives.build(_config(options, examples, kind, data_type), folder)
             found.append(Candidate(kind, data_type, archives.load(archive, folder / archive.stem)))
     return found

@@ -1,6 +1,10 @@
 """Every engine that can be measured; importing this package imports none of the peers' packages."""
 
-from benchmarks.engines import ctranslate, native, onnx_runtime, openvino_runtime, packed
+# Tables list engines in the order of these imports.
+from benchmarks.engines import native, packed
+
+# isort: split
+from benchmarks.engines import ctranslate, onnx_runtime, openvino_runtime
 from benchmarks.engines.base import ENGINES, LOOP, Engine, Loop, everything
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""ONNX Runtime with its transformer fusions; int8 is its dynamic quantisation, per channel."""
+"""ONNX Runtime with all that its session optimises; int8 is its dynamic quantisation, per channel."""
 
 from __future__ import annotations
 
@@ -45,22 +45,11 @@ class OnnxRuntime(Engine):
 
 
 def _graph(source: Source, data_type: str, folder: Path) -> Path:
-    from onnx import TensorProto
     from onnxruntime.quantization import QuantType, quantize_dynamic
-    from onnxruntime.transformers import optimizer
-    from onnxruntime.transformers.fusion_options import FusionOptions
 
-    plain, fused = folder / "plain.onnx", folder / "fused.onnx"
+    plain, quantised = folder / "plain.onnx", folder / "int8.onnx"
     export_onnx(source, plain)
-    config = source.config
-    optimizer.optimize_model(
-        str(plain), "bert", config.num_attention_heads, config.hidden_size,
-        optimization_options=FusionOptions("bert"), opt_level=1,
-    ).save_model_to_file(str(fused))  # fmt: skip
     if data_type == "fp32":
-        return fused
-    quantised = folder / "int8.onnx"
-    # Fused operators have no shape inference of their own; everything between them is fp32.
-    extra = {"DefaultTensorType": TensorProto.FLOAT}
-    quantize_dynamic(fused, quantised, per_channel=True, weight_type=QuantType.QInt8, extra_options=extra)
+        return plain
+    quantize_dynamic(plain, quantised, per_channel=True, weight_type=QuantType.QInt8)
     return quantised

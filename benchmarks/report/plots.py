@@ -225,8 +225,8 @@ def _legend(figure: Figure, panels: Iterable[Axes]) -> None:
     width, height = figure.get_size_inches()
     columns = min(len(handles), int(width / 1.5))
     lines = -(-len(handles) // columns)
-    figure.legend(handles.values(), handles.keys(), loc="lower center", ncols=columns, frameon=False, fontsize=9)
-    figure.tight_layout(rect=(0, (0.22 * lines + 0.1) / height, 1, 1))
+    figure.legend(handles.values(), handles.keys(), loc="upper center", ncols=columns, frameon=False, fontsize=9)
+    figure.tight_layout(rect=(0, 0, 1, 1 - (0.22 * lines + 0.1) / height))
 
 
 def _style(engine: str) -> dict[str, Any]:

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks.accuracy import metrics
+from benchmarks.accuracy import command, metrics
 from benchmarks.accuracy.command import Candidate, answer, score
 from benchmarks.accuracy.datasets import (
     Example,
@@ -18,6 +19,7 @@ from benchmarks.accuracy.datasets import (
     read_sst2,
     to_iob2,
 )
+from handler.config import SetupConfig
 from handler.predictor import Reply
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -173,3 +175,23 @@ def test_the_shipped_dev_sets_are_read() -> None:
     tickets = read_labels(ROOT / "samples" / "data" / "tickets.tsv")
     assert len(tickets) >= 100
     assert len({example.expected for example in tickets}) == 6
+
+
+def test_8_bits_are_asked_of_thsext_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    built = []
+
+    def build(config: SetupConfig, folder: Path) -> Path:
+        built.append((config.kind, config.data_type))
+        return folder / "x.mar"
+
+    monkeypatch.setattr(command.archives, "build", build)
+    monkeypatch.setattr(command.archives, "load", lambda *_: Parrot())
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    data = write(tmp_path, "text\tlabel\na\ta\n")
+    arguments = ["--task", "labels", "--data", str(data), "--model", str(tmp_path), "--types", "fp32", "int8"]
+    options = parser.parse_args(arguments)
+    command._candidates(options, read_labels(data), tmp_path)
+    assert built == [("ori", "fp32"), ("ths", "fp32"), ("thsext", "fp32"), ("thsext", "int8")]
+    with pytest.raises(ValueError, match="thsext"):
+        command.run(parser.parse_args([*arguments[:-2], "int8", "--kinds", "ths"]))

@@ -222,7 +222,7 @@ def test_a_run_writes_a_result_that_the_table_and_compare_read(
     monkeypatch.setattr(encoder, "measure", lambda *_: Ceilings({"fp32": 1e11}, 1e10))
     parser = ArgumentParser()
     encoder.add_arguments(parser)
-    arguments = "--models tiny --workloads 1x8 4x16 --engines ths packed --minutes 1 --no-memory --output"
+    arguments = "--models tiny --workloads 1x8 4x16 --engines ths packed --minutes 60 --no-memory --output"
     encoder.run(parser.parse_args([*arguments.split(), str(tmp_path)]))
     printed = capsys.readouterr().out
     (path,) = tmp_path.glob("*.json")
