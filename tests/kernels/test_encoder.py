@@ -26,7 +26,13 @@ SHAPES = {
     "pre_norm_projection": Shape(hidden=96, heads=3, embedding=64, pre_norm=True),
     "roberta": Shape(position_offset=2, count_positions=True),
 }
-LENGTHS = {"one_token": [1], "long": [130], "ragged": [5, 1, 37, 0, 64, 2], "empty": [0]}
+LENGTHS = {
+    "one_token": [1],
+    "long": [130],
+    "ragged": [5, 1, 37, 0, 64, 2],
+    "tile_edges": [15, 16, 17, 31, 33, 48, 100],
+    "empty": [0],
+}
 
 
 def run(efft: SimpleNamespace, batch: Batch, weights: Weights, shape: Shape, output: str = "hidden") -> Tensor:

@@ -16,16 +16,60 @@ namespace efft::cpu {
 namespace {
 
 constexpr int64_t kAmxGroupRows = 2 * kAmxTileRows;
-constexpr int64_t kAmxSliceSteps = 12;  // at most; a slice of a panel is then 24 KiB
+
+// A panel of 12 steps, 24 KiB, still shares the first-level cache with a group of rows; the sums that a deeper one
+// leaves between its slices need room there too.
+inline int64_t amx_slices(int64_t steps) { return steps <= 12 ? 1 : (steps + 7) / 8; }
+
+inline void store_pair(float* to, Vec first, Vec second) {
+  store(to, first);
+  store(to + kWidth, second);
+}
+
+// One store of a whole cache line.
+inline void store_pair(bf16* to, Vec first, Vec second) {
+  _mm512_storeu_si512(to, (__m512i)_mm512_cvtne2ps_pbh(second, first));
+}
+
+// finish_tile() for the full width of a tile, row by row.
+template <typename Tiles, typename Out, typename F>
+void finish_full(const Product& p, const typename Tiles::Sum* sums, int64_t row, int64_t rows, int64_t column, F step) {
+  const auto all = Tiles::sums(p, sums, row, column);
+  const auto first = all.column(0, load(p.bias + column)), second = all.column(kWidth, load(p.bias + column + kWidth));
+  Out* out = static_cast<Out*>(p.out) + row * p.out_stride + column;
+  if (p.residual) {
+    const float* residual = p.residual + row * p.residual_stride + column;
+    for (int64_t r = 0; r < rows; ++r, out += p.out_stride, residual += p.residual_stride) {
+      store_pair(out, step(first(r)) + load(residual), step(second(r)) + load(residual + kWidth));
+    }
+  } else {
+    for (int64_t r = 0; r < rows; ++r, out += p.out_stride) store_pair(out, step(first(r)), step(second(r)));
+  }
+}
+
+template <typename Tiles, typename Out, Step step>
+void finish_full(const Product& p, const typename Tiles::Sum* sums, int64_t row, int64_t rows, int64_t column) {
+  constexpr Precision precision = std::is_same_v<Out, float> ? Precision::full : Precision::brief;
+  finish_full<Tiles, Out>(p, sums, row, rows, column, [](Vec x) {
+    if constexpr (step == Step::gelu) return gelu<precision>(x);
+    if constexpr (step == Step::gelu_tanh) return gelu_tanh<precision>(x);
+    if constexpr (step == Step::relu) return relu(x);
+    return x;
+  });
+}
 
 // Finishes one tile at a time, a few rows at each call.
 template <typename Tiles>
 class Finisher {
+  using Sum = typename Tiles::Sum;
+  using Full = void (*)(const Product&, const Sum* sums, int64_t row, int64_t rows, int64_t column);
+
  public:
-  explicit Finisher(const Product& product) : product_(product) {}
+  explicit Finisher(const Product& product)
+      : product_(product), full_(product.out_type == Type::f32 ? full<float>() : full<bf16>()) {}
 
   // Call with the tile before finished.
-  void start(const typename Tiles::Sum* sums, int64_t row, int64_t rows, int64_t column, int64_t count) {
+  void start(const Sum* sums, int64_t row, int64_t rows, int64_t column, int64_t count) {
     sums_ = sums;
     row_ = row;
     column_ = column;
@@ -37,7 +81,11 @@ class Finisher {
   void advance(int64_t rows) {
     rows = std::min(rows, left_);
     if (rows == 0) return;
-    finish_tile(product_, Tiles::sums(product_, sums_, row_, column_), row_, rows, column_, count_);
+    if (count_ == Tiles::kColumns) {
+      full_(product_, sums_, row_, rows, column_);
+    } else {
+      finish_tile(product_, Tiles::sums(product_, sums_, row_, column_), row_, rows, column_, count_);
+    }
     sums_ += rows * Tiles::kColumns;
     row_ += rows;
     left_ -= rows;
@@ -46,8 +94,17 @@ class Finisher {
   void complete() { advance(left_); }
 
  private:
+  template <typename Out>
+  Full full() const {
+    if (product_.step == Step::gelu) return finish_full<Tiles, Out, Step::gelu>;
+    if (product_.step == Step::gelu_tanh) return finish_full<Tiles, Out, Step::gelu_tanh>;
+    if (product_.step == Step::relu) return finish_full<Tiles, Out, Step::relu>;
+    return finish_full<Tiles, Out, Step::none>;
+  }
+
   const Product& product_;
-  const typename Tiles::Sum* sums_ = nullptr;
+  const Full full_;
+  const Sum* sums_ = nullptr;
   int64_t row_ = 0, left_ = 0, column_ = 0, count_ = 0;
 };
 
@@ -84,7 +141,7 @@ class AmxMultiply {
         a_stride_(p.a_stride * static_cast<int64_t>(sizeof(A))),
         steps_((p.b.depth + Tiles::kDepthStep - 1) / Tiles::kDepthStep),
         tail_bytes_(p.b.depth * static_cast<int64_t>(sizeof(A)) % kTileRowBytes),
-        slices_((steps_ + kAmxSliceSteps - 1) / kAmxSliceSteps),
+        slices_(amx_slices(steps_)),
         tiles_((row1 - row0 + kAmxTileRows - 1) / kAmxTileRows),
         groups_((tiles_ + 1) / 2),
         sums_(static_cast<Sum*>(scratch)),
@@ -94,7 +151,9 @@ class AmxMultiply {
     const TileRegisters registers(tile_rows_);
     const char* data = static_cast<const char*>(p_.b.data);
     end_ = data + panel1 * steps_ * kStepBytes;
-    int64_t slot = 0;  // of the group's sums, in a ring with one slot more than groups: the last tile may be unfinished
+    // Sums lie in a ring of tiles, one more than are needed at a time: the one before may be unfinished.
+    const int64_t ring = slices_ == 1 ? 2 : groups_ + 1;
+    int64_t slot = 0;
     for (int64_t panel = panel0; panel < panel1; ++panel) {
       const int64_t column = panel * kAmxColumns;
       const int64_t count = std::min(p_.b.outputs - column, kAmxColumns);
@@ -107,7 +166,7 @@ class AmxMultiply {
         for (int64_t group = 0; group < groups_; ++group) {
           const int64_t begin = row0_ + group * tiles_ / groups_ * kAmxTileRows;
           const int64_t end = std::min(row0_ + (group + 1) * tiles_ / groups_ * kAmxTileRows, row1_);
-          Sum* sums = sums_ + (slot + group) % (groups_ + 1) * kAmxGroupRows * kAmxColumns;
+          Sum* sums = sums_ + (slot + group) % ring * kAmxGroupRows * kAmxColumns;
           const int64_t start = end - begin > kAmxTileRows ? begin : end - tile_rows_;
           const char* panel_data = data + panel * steps_ * kStepBytes;
           if (end - begin > kAmxTileRows) {

@@ -28,7 +28,7 @@ struct TilesF32 {
   using B = float;
   using Sum = float;
   static constexpr int kRows = kTileRows, kColumns = kTileVectors * kWidth, kDepthStep = 1, kWordElements = 1,
-                       kSlices = 2;
+                       kSlices = 4;
   template <int R>
   static void run(const float* a, int64_t a_stride, const float* b, int64_t steps, float* c, bool accumulate) {
     tile_f32<R, kTileVectors>(a, a_stride, b, kColumns, steps, c, kColumns, accumulate);
