@@ -128,8 +128,9 @@ class SetupConfig(_Strict):
     """Seconds after which TorchServe gives a worker up."""
     startup_timeout: Positive = 300
     """Seconds a worker may take to load the model."""
-    max_batch_tokens: Positive = 16384
-    """Most tokens, pads included, of one forward pass."""
+    max_batch_tokens: Positive | None = None
+    """Most tokens, pads included, of one forward pass; None: 16,384 on a GPU, 512 a thread on a CPU, where larger
+    passes take more memory and are slower."""
     cpu_fallback: bool = True
     """Serve on the CPU when there is a GPU but the archive has no library that fits it."""
     warm_up: bool = True

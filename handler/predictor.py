@@ -50,6 +50,11 @@ class Reply:
     content_type: str = "application/json"
 
 
+def default_pass_tokens(device: torch.device) -> int:
+    """The token budget of a pass where the config has none (SetupConfig.max_batch_tokens)."""
+    return 16384 if device.type == "cuda" else 512 * torch.get_num_threads()
+
+
 class Predictor:
     """Answers batches of requests with one archive's model.
 
@@ -66,11 +71,12 @@ class Predictor:
         self.explainer: Explainer | None = None
         self.placement = Placement(torch.get_num_threads())
         self.canary = Canary(self, canary_request(facts.task, tokenizer.token(facts.mask_id)))
+        self._pass_tokens = self.task.pass_tokens(config.max_batch_tokens or default_pass_tokens(model.device))
         self._decoder = Decoder(self.task.request, config.limits, config.allow_overrides)
         self._packer = Packer(
             model,
             pad_id=facts.pad_id,
-            max_tokens=self.task.max_pass_tokens(),
+            max_tokens=self._pass_tokens,
             keep=self.task.keep,
             packed=facts.mode == "thsext",
             metrics=self.metrics,
@@ -107,8 +113,8 @@ class Predictor:
 
     def warm_up(self) -> None:
         """Run representative shapes and the canary once. Raises ArchiveError where the canary gets no answer."""
-        budget = self.task.max_pass_tokens()
-        seconds = warm_up(self.model, self.facts.pad_id, self.task.tokenizer.max_length, self.config.batch_size, budget)
+        longest = self.task.tokenizer.max_length
+        seconds = warm_up(self.model, self.facts.pad_id, longest, self.config.batch_size, self._pass_tokens)
         health = self._check_canary()
         if not health["healthy"]:
             raise ArchiveError(f"the model does not answer a known request ({health['reason']}); build it again")

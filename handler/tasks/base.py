@@ -65,9 +65,9 @@ class Task(ABC, Generic[R]):
             return outputs
         return tuple(output[: len(sequence.ids)] for output in outputs)
 
-    def max_pass_tokens(self) -> int:
+    def pass_tokens(self, budget: int) -> int:
         """The token budget of one pass; tasks with large outputs lower it."""
-        return self.config.max_batch_tokens
+        return budget
 
     def truncation(self, request: Request) -> Truncation:
         """The request's own choice, else the config's, else the task's."""

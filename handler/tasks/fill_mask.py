@@ -43,9 +43,9 @@ class FillMask(Task[FillMaskRequest]):
         """See Task.input."""
         return request.text
 
-    def max_pass_tokens(self) -> int:
-        """See Task.max_pass_tokens."""
-        return min(self.config.max_batch_tokens, LOGITS_PER_PASS // self.tokenizer.vocabulary_size)
+    def pass_tokens(self, budget: int) -> int:
+        """See Task.pass_tokens."""
+        return min(budget, LOGITS_PER_PASS // self.tokenizer.vocabulary_size)
 
     def keep(self, sequence: Sequence, outputs: Arrays) -> Arrays:
         """See Task.keep: logits [masks, V], a copy, so that the pass's own can go."""
