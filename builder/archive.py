@@ -57,7 +57,6 @@ def build(
     check_type(config, [library.facts.device for library in libraries], calibrate)
     report("reading the checkpoint")
     checkpoint = load(config)
-    tokenizer = checkpoint.load_tokenizer()
     name = config.name or checkpoint.source.split("/")[-1]
     if config.kind != "thsext":
         libraries = []
@@ -65,11 +64,7 @@ def build(
     with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=output) as temporary:
         stage = Path(temporary) / "stage"
         stage.mkdir()
-        facts = _facts(name, config, checkpoint, libraries, tokenizer)
-        report(f"writing the model ({config.kind}, {config.data_type})")
-        facts = _stage_model(stage, config, checkpoint, libraries, facts, calibrate)
-        report("writing tokenizer, handler and configuration")
-        _stage_files(stage, config, checkpoint, libraries, facts, tokenizer)
+        facts = write_files(stage, name, config, checkpoint, libraries, report, calibrate)
         if gemm_config is not None:
             shutil.copyfile(gemm_config, stage / GEMM_CONFIG)
         report("proving it equal to the checkpoint in a fresh process")
@@ -77,6 +72,25 @@ def build(
         facts.model_copy(update={"parity": asdict(verdict)}).save(stage / "archive.json")
         report("packing")
         return _pack(stage, name, output), verdict
+
+
+def write_files(
+    stage: Path,
+    name: str,
+    config: SetupConfig,
+    checkpoint: Checkpoint,
+    libraries: Sequence[LibraryFile],
+    report: Report,
+    calibrate: Path | None = None,
+) -> ArchiveFacts:
+    """Write everything that an archive holds into the empty folder ``stage``, unproven and unpacked; see ``build``."""
+    tokenizer = checkpoint.load_tokenizer()
+    facts = _facts(name, config, checkpoint, libraries, tokenizer)
+    report(f"writing the model ({config.kind}, {config.data_type})")
+    facts = _stage_model(stage, config, checkpoint, libraries, facts, calibrate)
+    report("writing tokenizer, handler and configuration")
+    _stage_files(stage, config, checkpoint, libraries, facts, tokenizer)
+    return facts
 
 
 def check_type(config: SetupConfig, devices: Sequence[str], calibrate: Path | None) -> None:

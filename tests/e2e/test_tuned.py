@@ -23,7 +23,10 @@ def _cores(server: Server) -> dict[int, set[int]]:
     """What every thread of each worker may run on, by process id."""
     found = {}
     for pid in server.worker_pids():
-        threads = [os.sched_getaffinity(int(thread)) for thread in os.listdir(f"/proc/{pid}/task")]
+        try:
+            threads = [os.sched_getaffinity(int(thread)) for thread in os.listdir(f"/proc/{pid}/task")]
+        except (FileNotFoundError, ProcessLookupError):  # the worker or a thread of it has just ended
+            continue
         found[pid] = set.union(*threads)
     return found
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from builder.archive import LibraryFile, _facts, _stage_files, _stage_model
+from builder.archive import LibraryFile, write_files
 from builder.checkpoint import load
 from handler.config import SetupConfig
 from handler.predictor import Predictor
@@ -39,11 +39,7 @@ def predictor_of(cpu_library: Path, tmp_path_factory: pytest.TempPathFactory) ->
         model = cases.checkpoint(task, folder / "checkpoint")
         config = SetupConfig.model_validate({"model_name": str(model), "mode": task, "warm_up": False, **settings})
         libraries = [LibraryFile(cpu_library, "cpu", [])]
-        source = load(config)
-        tokenizer = source.load_tokenizer()
-        facts = _facts(task, config, source, libraries, tokenizer)
-        _stage_model(stage, config, source, libraries, facts)
-        _stage_files(stage, config, source, libraries, facts, tokenizer)
+        write_files(stage, task, config, load(config), libraries, lambda _: None)
         return Predictor.load(stage)
 
     return make
