@@ -14,7 +14,7 @@ NAMES ?= $(if $(NAME),$(NAME),$(SAMPLES))
 
 export PYTHONPATH := $(CURDIR)
 
-.PHONY: help setup compile archive serve stop predict demo models test lint format gpu-check bench bench-peers report clean
+.PHONY: help setup compile archive serve stop predict demo models test lint format gpu-check bench bench-peers report figures clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-12s %s\n", $$1, $$2}'
@@ -83,6 +83,9 @@ bench-peers: $(VENV)/.bench $(VENV)/.peers  ## every engine that pip offers, in 
 
 report: $(VENV)/.bench  ## draw plots and one HTML page from benchmarks/results
 	@$(BIN)/python -m benchmarks report
+
+figures: $(VENV)/.bench  ## redraw the README's plots from benchmarks/results
+	@$(BIN)/python -m benchmarks report --figures docs/figures
 
 $(VENV)/.bench $(VENV)/.peers: $(VENV)/.%: $(VENV)/.ready
 	@$(BIN)/python -m builder.requirements $* | $(BIN)/python -m pip install --quiet --disable-pip-version-check -r /dev/stdin

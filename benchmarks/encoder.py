@@ -157,6 +157,10 @@ def _memory(group: Group, model: str, size: Workload, until: float) -> list[dict
             break
         print(f"memory of {engine}, {group.source.name} {group.data_type}", file=sys.stderr)
         device, threads = group.setting.device, group.setting.threads
-        peak = memory.peak_mib(engine, model, group.data_type, device, threads, size.name, size.distribution)
+        try:
+            peak = memory.peak_mib(engine, model, group.data_type, device, threads, size.name, size.distribution)
+        except Exception as error:  # the times are worth keeping without it
+            print(f"memory of {engine} is not known: {type(error).__name__}: {error}", file=sys.stderr)
+            continue
         measured.append({**entry, "peak_mib": round(peak, 1)})
     return measured

@@ -65,7 +65,10 @@ def measure(
     products = _cpu_products if device == "cpu" else _gpu_products
     rates = {}
     for data_type in data_types:
-        found = [work / _best(call, synchronize, clock) for call, work in products(data_type)]
+        try:
+            found = [work / _best(call, synchronize, clock) for call, work in products(data_type)]
+        except RuntimeError:  # oneDNN has no product of this type on this processor
+            continue
         if found:
             rates[data_type] = max(found)
     source = torch.ones(_COPY_BYTES[device], dtype=torch.uint8, device=device)

@@ -19,6 +19,8 @@ _PACKAGES = (
     "torch", "transformers", "openvino", "nncf", "onnxruntime", "ctranslate2", "torchserve", "locust", "litserve",
     "numpy", "tokenizers",
 )  # fmt: skip
+_NO_CODE = (":!docs", ":!benchmarks/results", ":!*.md")
+"""What may change without a result's code being another than its commit's."""
 _ISA = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile")
 
 
@@ -60,7 +62,7 @@ def facts(device: str, threads: int) -> dict[str, Any]:
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": _git("rev-parse", "--short=12", "HEAD"),
-        "modified": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "modified": bool(_git("status", "--porcelain", "--untracked-files=no", "--", ".", *_NO_CODE)),
         "device": _device(device, threads),
         "versions": {"python": platform.python_version(), **_versions()},
     }

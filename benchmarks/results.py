@@ -12,11 +12,12 @@ RESULTS = Path(__file__).with_name("results")
 
 def save(kind: str, result: dict[str, Any], folder: Path = RESULTS) -> Path:
     """Write a run's result as ``KIND-DEVICE-DATE.json`` and return the path."""
-    stamp = result["date"][:16].replace(":", "").replace("T", "-")
+    stamp = result["date"][:19].replace(":", "").replace("T", "-")
     path = folder / f"{kind}-{result['device']['kind']}-{stamp}.json"
     folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"kind": kind, **result}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    return path
+    half = path.with_suffix(".part")
+    half.write_text(json.dumps({"kind": kind, **result}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return half.replace(path)
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -56,7 +57,8 @@ def _place(result: dict[str, Any]) -> tuple[str, ...]:
 
 def _figures(result: dict[str, Any]) -> set[tuple[Any, ...]]:
     data = result.get("settings", {}).get("data")
-    return {(data, *(row.get(name) for name in _FIGURE)) for row in result["rows"]}
+    rows = [row for row in result["rows"] if not row.get("refused")]
+    return {(data, *(row.get(name) for name in _FIGURE)) for row in rows}
 
 
 def key(row: dict[str, Any], fields: Iterable[str]) -> tuple[Any, ...]:

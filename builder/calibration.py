@@ -29,7 +29,7 @@ _T = TypeVar("_T")
 MOST_TEXTS = 64
 MOST_TOKENS = 4096
 LONGEST = 128
-"""Of a longer file texts are taken at even distances; each is cut at LONGEST tokens, pads count towards MOST_TOKENS."""
+"""Of a longer file texts are taken at even distances; each is cut at LONGEST tokens; MOST_TOKENS of all together."""
 
 _LENGTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96)
 _REPEATS = (1, 2, 3, 4, 6, 8, 12, 16)

@@ -30,6 +30,7 @@ CUDA_TARGETS = ("80", "86", "89", "90a")
 _TORCH = Path(torch.__file__).parent
 _TARGET_VERSION = f"0x{OLDEST_TORCH[0]:02x}{OLDEST_TORCH[1]:02x}000000000000"
 _COMMON = ["-std=c++17", "-O3", f"-DTORCH_TARGET_VERSION={_TARGET_VERSION}ULL"]
+_CXX_NEEDED = "a C++17 compiler, g++ 11 or later (Debian: apt install g++), or set CXX"
 # A source built for one instruction set says so in its name; the dispatcher in cpu/ picks at run time.
 _AVX512_BF16 = [
     "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512bf16", "-mavx512vnni", "-mfma", "-mf16c",
@@ -64,7 +65,7 @@ def compile_cpu(*, sanitize: bool = False) -> Path:
 
     Returns the library's path. Raises BuildError when no compiler is found or it reports an error.
     """
-    compiler = _tool(os.environ.get("CXX", "g++"), "a C++17 compiler (Debian: apt install g++), or set CXX")
+    compiler = _tool(os.environ.get("CXX", "g++"), _CXX_NEEDED)
     flags = [*_COMMON, "-fPIC", "-fopenmp", "-fvisibility=hidden", "-Wall", *_includes(), *_anonymous()]
     if sanitize:
         flags += ["-fsanitize=address,undefined", "-fno-omit-frame-pointer", "-g", "-O1"]
@@ -109,7 +110,7 @@ def compile_cuda(targets: Sequence[str] = CUDA_TARGETS) -> Path:
 
 def _stub(path: Path) -> None:
     """An empty library under torch's soname, so that linking works where torch is CPU-only."""
-    compiler = _tool(os.environ.get("CXX", "g++"), "a C++17 compiler (Debian: apt install g++), or set CXX")
+    compiler = _tool(os.environ.get("CXX", "g++"), _CXX_NEEDED)
     _run([compiler, "-shared", "-x", "c++", os.devnull, f"-Wl,-soname,{path.name}", "-o", str(path)], path.name)
 
 

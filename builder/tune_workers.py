@@ -132,14 +132,15 @@ def tune(
         settings = yaml.safe_load((folder / _SETTINGS).read_text(encoding="utf-8")) or {}
         start = Setting(1, 1, settings.get("batchSize", config.batch_size), max(1, settings.get("maxBatchDelay", 1)))
         most = int(available_memory() // (_MEMORY_BASE + _MEMORY_PER_WORKER * archive.stat().st_size))
-        if os.getloadavg()[0] > BUSY * available_cores():
-            report(f"although the machine is busy (load average {os.getloadavg()[0]:.1f}): the figures say little")
+        busy = os.getloadavg()[0]
+        if busy > BUSY * available_cores():
+            report(f"although the machine is busy (load average {busy:.1f}): the figures say little")
         bench = _Bench(folder, settings, bodies, seconds, pin, report)
         result = bench.run(start, divisions(available_cores(), most), goal)
         content = {**settings, **server_settings(result.best.setting, pin)}
         tuned = {
             "goal": goal, "mix": Path(mix).name, "processor": processor(), "cores": available_cores(),
-            "load_average": round(os.getloadavg()[0], 2), "rate": round(result.rate, 2), "pinned": pin,
+            "load_average": round(busy, 2), "rate": round(result.rate, 2), "pinned": pin,
             "best": result.best.row(), "measured": [figures.row() for figures in result.measured],
         }  # fmt: skip
         facts.model_copy(update={"tuned": tuned}).save(folder / "archive.json")
@@ -238,12 +239,16 @@ def processor() -> str:
 
 
 def available_memory() -> int:
-    """Bytes that can be had without swapping; generous where the system does not say."""
+    """Bytes that can be had without swapping, within the container's limit (cgroup v2); generous where unknown."""
+    most = 1 << 50
     try:
         lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-        return int(lines["MemAvailable"].split()[0]) << 10
-    except (OSError, KeyError, ValueError):
-        return 1 << 50
+        most = int(lines["MemAvailable"].split()[0]) << 10
+        group = Path("/sys/fs/cgroup")
+        used = int((group / "memory.current").read_text())
+        return max(0, min(most, int((group / "memory.max").read_text()) - used))
+    except (OSError, KeyError, ValueError):  # no such file, or "max": no limit
+        return most
 
 
 def table(result: Result) -> str:

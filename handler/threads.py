@@ -9,6 +9,7 @@ worker no number that would do: its socket's is counted over all models and over
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
 import os
@@ -102,14 +103,17 @@ def place(settings: ThreadSettings) -> Placement:
     threads = settings.threads or share
     note = None
     if settings.pin and threads * settings.workers > available:
-        note = f"{settings.workers} x {threads} threads asked for, {available} cores available"
+        note = f"{settings.workers} x {threads} threads asked for, {available} available"
         threads = min(threads, share)
     cores = None
     if settings.pin and hasattr(os, "sched_setaffinity"):
-        cores = claim(core_order(os.sched_getaffinity(0)), threads)
-        if cores is None:
-            note = note or f"no {threads} cores are free of other pinned workers"
+        try:
+            cores = claim(core_order(os.sched_getaffinity(0)), threads)
+        except OSError as error:
+            note = f"cores cannot be claimed here ({error})"
         else:
+            note = note if cores else note or f"no {threads} cores are free of other pinned workers"
+        if cores:
             keep_to(cores)
     placement = Placement(threads, cores, note)
     logger.log(logging.WARNING if note else logging.INFO, "%s", placement)
@@ -175,13 +179,18 @@ def claim(order: Iterable[int], number: int) -> tuple[int, ...] | None:
 
 
 def _bind(name: str) -> socket.socket | None:
-    """A socket of this name in the kernel's abstract namespace (unix(7)); None where a process has it."""
+    """A socket of this name in the kernel's abstract namespace (unix(7)); None where a process has it.
+
+    Raises OSError where the system does not let this process have one at all.
+    """
     lock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     try:
         lock.bind(f"\0{_NAMESPACE}-{name}")
-    except OSError:
+    except OSError as error:
         lock.close()
-        return None
+        if error.errno == errno.EADDRINUSE:
+            return None
+        raise
     return lock
 
 

@@ -52,7 +52,11 @@ class Packed(Engine):
     def absent(cls, data_type: str, device: str) -> str | None:
         """As the base class; the types are those that the products and varlen_attn take."""
         wrong = {"cpu": ("fp16",), "cuda": ("fp32", "int8")}.get(device, ())
-        return f"no {data_type} on {device}" if data_type in wrong else super().absent(data_type, device)
+        if data_type in wrong:
+            return f"no {data_type} on {device}"
+        if device == "cpu" and data_type == "bf16" and not _packs_bf16():
+            return "oneDNN has no bf16 on this processor"
+        return super().absent(data_type, device)
 
     def __init__(self, source: Source, data_type: str, device: str, threads: int) -> None:
         model = source.as_type(DTYPES.get(data_type, torch.bfloat16), device).model
@@ -125,6 +129,14 @@ class Packed(Engine):
             return output
 
         return call
+
+
+def _packs_bf16() -> bool:
+    try:
+        torch.ops.mkldnn._reorder_linear_weight(torch.zeros(16, 16, dtype=torch.bfloat16))
+    except RuntimeError:
+        return False
+    return True
 
 
 def _prepacked(weight: Tensor, bias: Tensor, activation: str) -> Linear:

@@ -1,4 +1,4 @@
-"""Reads the results that count and writes ``index.html`` with its plots beside it, and the README's plots."""
+"""Reads the results that count and writes ``index.html`` with its plots beside it; on request the README's plots."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from benchmarks.report import plots
 from benchmarks.report.page import Section, page
 
 DEFAULT = Path(__file__).parents[1] / "results" / "report"
-FIGURES = Path(__file__).parents[2] / "docs" / "figures"
 _README = ("latency", "padding")
 """The plots that the README shows, drawn from the newest run that has all of them."""
 _TITLES = {
@@ -31,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The subcommand's options."""
     parser.add_argument("--results", type=Path, default=results.RESULTS, help="folder with the JSON files")
     parser.add_argument("--output", type=Path, default=DEFAULT, help="folder for the page and its plots")
-    parser.add_argument("--figures", type=Path, default=FIGURES, help="folder for the README's plots")
+    parser.add_argument("--figures", type=Path, help="folder for the README's plots; without it they are not drawn")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -43,7 +42,8 @@ def run(options: argparse.Namespace) -> None:
     sections = [section(kind, result, options.output, f"{index}-{kind}") for index, (kind, result) in enumerate(found)]
     path = options.output / "index.html"
     path.write_text(page(sections), encoding="utf-8")
-    draw_figures([result for kind, result in found if kind == "encoder"], options.figures)
+    if options.figures is not None:
+        draw_figures([result for kind, result in found if kind == "encoder"], options.figures)
     print(path)
 
 

@@ -86,7 +86,7 @@ def run(options: argparse.Namespace) -> None:
             _tune(files, texts, folder)
         if options.prepare:
             return
-        measured = _measure(servers, options, files, texts, folder)
+        measured = _measure(servers, options, model, files, texts, folder)
         settings = {
             "model": options.model, "data": options.data.name, "data_type": options.data_type, "mix": options.mix,
             "tokens": round(inputs.mean_tokens(texts, tokenizer), 1), "seconds": options.seconds, "p95": options.p95,
@@ -99,7 +99,12 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _measure(
-    servers: list[str], options: argparse.Namespace, files: dict[str, Path], texts: list[str], folder: Path
+    servers: list[str],
+    options: argparse.Namespace,
+    model: Path,
+    files: dict[str, Path],
+    texts: list[str],
+    folder: Path,
 ) -> dict[str, Any]:
     """``engine_rate``, ``rows`` and, of a search, ``at_p95``: requests/s by server, None where none is slow enough."""
     payloads = [{"text": text} for text in texts]
@@ -107,11 +112,13 @@ def _measure(
     if options.p95 is None:
         engines = {s: engine_rate(archives.load(f, folder / f.stem), payloads) for s, f in files.items()}
     offered = options.rates or [round(f * max(engines.values())) for f in _FRACTIONS if engines]
+    if options.p95 is None and not offered:
+        raise ValueError("none of these servers says what to offer; give --rates or --p95")
     rows: list[dict[str, Any]] = []
     found: dict[str, float | None] = {}
     for server in servers:
         print(f"serving with {server}", file=sys.stderr)
-        served = _served(server, options, files, folder)
+        served = _served(server, options, model, files, folder)
         if options.p95 is None:
             points = sweep(served, payloads, offered, options.seconds)
         else:
@@ -184,14 +191,14 @@ def _server_settings(archive: Path) -> dict[str, Any]:
     return {key: settings.get(key) for key in ("maxWorkers", "batchSize", "maxBatchDelay", "handler")}
 
 
-def _served(server: str, options: argparse.Namespace, files: dict[str, Path], folder: Path) -> Served:
+def _served(server: str, options: argparse.Namespace, model: Path, files: dict[str, Path], folder: Path) -> Served:
     if server in files:
         return TorchServe(files[server], folder / f"server-{server.replace(':', '-')}")
     if server == "litserve":
-        return LitServe(Path(options.model), options.threads, folder)
+        return LitServe(model, options.threads, folder)
     if options.infinity is None:
         raise ValueError("--infinity must name infinity_emb's executable")
-    return Infinity(options.infinity, Path(options.model), options.threads, folder)
+    return Infinity(options.infinity, model, options.threads, folder)
 
 
 class _Timed:

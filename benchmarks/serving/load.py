@@ -59,7 +59,7 @@ def arrivals(rate: float, seconds: float, seed: int) -> list[float]:
     """
     generator = np.random.default_rng(seed)
     warm = generator.uniform(0, WARM_UP, round(rate * WARM_UP))
-    counted = generator.uniform(WARM_UP, WARM_UP + seconds, round(rate * seconds))
+    counted = generator.uniform(WARM_UP, WARM_UP + seconds, max(1, round(rate * seconds)))
     return [float(t) for t in np.sort(np.concatenate((warm, counted)))]
 
 

@@ -64,9 +64,11 @@ const Kernels& choose() {
   const Candidate candidates[] = {{&kernels_portable, true}};
 #endif
   for (const Candidate& candidate : candidates) {
-    if (wish ? candidate.runs && std::string(wish) == candidate.table->name : candidate.runs) return *candidate.table;
+    if (wish && std::string(wish) != candidate.table->name) continue;
+    if (candidate.runs) return *candidate.table;
+    if (wish) throw std::runtime_error("EFFT_ISA=" + std::string(wish) + ": this processor cannot run it");
   }
-  throw std::runtime_error("EFFT_ISA=" + std::string(wish) + ": unknown, or this processor cannot run it");
+  throw std::runtime_error("EFFT_ISA=" + std::string(wish) + " is unknown");
 }
 
 }  // namespace

@@ -90,14 +90,15 @@ def device(request: pytest.FixtureRequest, _cpu_library: None) -> str:
     return "cpu"
 
 
+@pytest.mark.parametrize("lengths", [[5, 1, 37, 0, 64, 2], [64] * 5 + [9]])  # the second: several blocks of rows
 @pytest.mark.parametrize("output", ["hidden", "first"])
 @pytest.mark.parametrize("name", QUANTISED)
-def test_error_is_that_of_the_scheme(efft, device, generator, name, output) -> None:
+def test_error_is_that_of_the_scheme(efft, device, generator, name, output, lengths) -> None:
     shape = SHAPES[name]
     weights = reference.random_weights(shape, generator)
     served = quantised(weights, shape, keep=((1, "qkv"), (0, "output")))
     arena = Arena(served.matrices)
-    batch = ragged([5, 1, 37, 0, 64, 2], generator)
+    batch = ragged(lengths, generator)
     truth = reference.encoder(*batch, weights.to(torch.float64), shape, output)
     rounded = replace(weights, matrices=arena.matrices())
     theirs = (reference.encoder(*batch, rounded, shape, output, emulated(arena)) - truth).abs()

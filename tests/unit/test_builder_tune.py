@@ -26,7 +26,9 @@ SETTINGS = {"batchSize": 4, "maxBatchDelay": 2, "maxWorkers": 1, "minWorkers": 1
 
 
 @pytest.fixture
-def archive(tmp_path: Path) -> Path:
+def archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A packed archive around a fake; as for a machine of two cores, whose divisions are few."""
+    monkeypatch.setattr("builder.tune_workers.available_cores", lambda: 2)
     folder = save_archive(tmp_path / "files", PooledLogits(2), "sequence_classification", {"warm_up": False})
     (folder / "model-config.yaml").write_text(yaml.safe_dump(SETTINGS))
     (folder / "handler").mkdir()

@@ -5,6 +5,8 @@
 // Slices are summed apart and then added, which also keeps fp32's rounding errors from growing with the depth.
 #pragma once
 
+#include <algorithm>
+
 #include "efft/cpu/kernels.h"
 #include "efft/cpu/math.h"
 
@@ -98,6 +100,11 @@ inline Tile<typename Tiles::A, typename Tiles::B, typename Tiles::Sum> tile_of(i
   return Tiles::template run<R>;
 }
 
+// Asks for memory that a coming slice will need in the second-level cache.
+inline void fetch(const char* from, const char* to) {
+  for (; from < to; from += 64) __builtin_prefetch(from, 0, 2);
+}
+
 // Tiles is a policy: types A, B and Sum, kSlices, the fewest slices that its rounding wants, kRows, kColumns,
 // kDepthStep, run<R>, a register tile of R rows, and sums, the functor that turns its sums into values.
 template <typename Tiles>
@@ -110,13 +117,18 @@ void multiply(const Product& p, int64_t row0, int64_t row1, int64_t panel0, int6
   const int64_t slices = enough < Tiles::kSlices ? Tiles::kSlices : enough;
   // Equal groups of rows: 16 rows are two tiles of 8, never 12 and 4.
   const int64_t groups = (row1 - row0 + Tiles::kRows - 1) / Tiles::kRows;
+  const B* end_of_panels = static_cast<const B*>(p.b.data) + panel1 * steps * step_elements;
   for (int64_t panel = panel0; panel < panel1; ++panel) {
     const B* b = static_cast<const B*>(p.b.data) + panel * steps * step_elements;
     const int64_t column = panel * Tiles::kColumns;
     const int64_t count = p.b.outputs - column < Tiles::kColumns ? p.b.outputs - column : Tiles::kColumns;
     for (int64_t slice = 0; slice < slices; ++slice) {
       const int64_t first = slice * steps / slices, last = (slice + 1) * steps / slices;
+      const char* next = reinterpret_cast<const char*>(b + last * step_elements);
+      const int64_t left = reinterpret_cast<const char*>(end_of_panels) - next;
+      const int64_t ahead = std::min<int64_t>(left, (last - first) * step_elements * static_cast<int64_t>(sizeof(B)));
       for (int64_t group = 0; group < groups; ++group) {
+        fetch(next + group * ahead / groups, next + (group + 1) * ahead / groups);
         const int64_t begin = row0 + group * (row1 - row0) / groups, end = row0 + (group + 1) * (row1 - row0) / groups;
         // One slice needs no more than a tile of scratch, which then stays in the first-level cache.
         auto* sums =
