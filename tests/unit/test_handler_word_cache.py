@@ -119,3 +119,10 @@ def test_very_long_words_are_not_kept(backend: Tokenizer) -> None:
     for length in (word_cache.LONGEST_WORD, word_cache.LONGEST_WORD + 1):
         cache.single("y" * length)
     assert [len(word) for word in cache._words if "y" in word] == [word_cache.LONGEST_WORD]
+
+
+def test_order_numbers_are_not_kept(backend: Tokenizer) -> None:
+    cache = WordCache(backend)
+    assert cache.single("order 4711 12345 #998877x") == backend.encode("order 4711 12345 #998877x").ids
+    assert {"order", "4711"} <= set(cache._words)
+    assert not {"12345", "#998877x"} & set(cache._words)
