@@ -12,7 +12,7 @@ Call = Callable[[], object]
 
 
 def captured(call: Call) -> Call:
-    """``call`` as a CUDA graph of its own; returns its replay."""
+    """``call`` as a CUDA graph of its own; returns its replay, which keeps ``call`` and what it reads alive."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -21,8 +21,12 @@ def captured(call: Call) -> Call:
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        call()
-    return graph.replay
+        result = call()
+
+    def replay(keep: object = (call, result)) -> None:
+        graph.replay()
+
+    return replay
 
 
 def medians(calls: Mapping[str, Call], milliseconds: float = 60.0, rounds: int = 5) -> dict[str, float]:
