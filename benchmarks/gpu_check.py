@@ -6,70 +6,83 @@
 from __future__ import annotations
 
 import argparse
-import datetime
-import importlib.metadata
-import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from benchmarks import machine, results
+from benchmarks.floor import Ceilings
 from benchmarks.gpu import ceilings, encoders, rows
 from benchmarks.gpu.workloads import LENGTHS
 from builder import ops
 from builder.compile import compile_cpu, compile_cuda
 
 ROOT = Path(__file__).resolve().parent.parent
-STAGES = ("tests", "sanitizer", "rows", "encoders", "types", "stream")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the stages; returns the process's exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_check", description=__doc__)
-    parser.add_argument("--only", nargs="+", choices=STAGES, default=STAGES, help="stages to run")
-    parser.add_argument(
-        "--peers", nargs="*", choices=("packed", "torchscript", "compile"), default=["packed", "torchscript"]
-    )
-    parser.add_argument("--output", type=Path, help="where the JSON goes (default: benchmarks/results/)")
+    parser.add_argument("--only", nargs="+", choices=_STAGES, default=list(_STAGES), help="stages to run")
+    parser.add_argument("--peers", nargs="*", choices=encoders.PEERS, default=["packed", "ths"])
+    parser.add_argument("--output", type=Path, default=results.RESULTS, help="folder for the JSON")
     options = parser.parse_args(arguments)
     if not torch.cuda.is_available():
         print("gpu-check: torch sees no CUDA device", file=sys.stderr)
         return 1
     _load_libraries()
-    result: dict[str, object] = {"about": facts()}
-    failed = []
-    for stage in STAGES:
-        if stage not in options.only:
-            continue
+    check = Check(options.peers)
+    for stage in [name for name in _STAGES if name in options.only]:
         print(f"== {stage}", flush=True)
-        outcome = _STAGES[stage](options)
-        result[stage] = outcome
-        if outcome is False:
-            failed.append(stage)
-    path = options.output or ROOT / "benchmarks" / "results" / f"gpu-{_slug(torch.cuda.get_device_name())}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"gpu-check: {'failed: ' + ', '.join(failed) if failed else 'passed'}; {path.name} written")
+        _STAGES[stage](check)
+    print(results.save("encoder", check.result(), options.output))
+    failed = [name for name, passed in check.checks.items() if passed is False]
+    print(f"gpu-check: {'failed: ' + ', '.join(failed) if failed else 'passed'}")
     return 1 if failed else 0
 
 
-def facts() -> dict[str, object]:
-    """The device, the versions and the commit that figures belong to."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
-    return {
-        "device": torch.cuda.get_device_name(),
-        "library": torch.ops.efft.describe_cuda(),
-        "torch": torch.__version__,
-        "transformers": importlib.metadata.version("transformers"),
-        "python": platform.python_version(),
-        "date": datetime.date.today().isoformat(),
-        "commit": os.environ.get("EFFT_COMMIT") or commit.stdout.strip() or "unknown",
-    }
+class Check:
+    """What the stages have found so far."""
+
+    def __init__(self, peers: Sequence[str]) -> None:
+        self.peers = peers
+        self.checks: dict[str, bool | str] = {}
+        self.ceilings = Ceilings({}, 0.0)
+        self.rows: list[dict[str, object]] = []
+        self.more: dict[str, object] = {}
+
+    def rates(self, data_type: str) -> Ceilings:
+        """The ceilings with those of ``data_type`` measured now."""
+        torch.backends.cuda.matmul.allow_tf32 = data_type == "tf32"
+        rate = ceilings.matrix_rate(encoders.DTYPES[data_type])
+        torch.backends.cuda.matmul.allow_tf32 = False
+        self.ceilings = self.ceilings.merged(Ceilings({}, ceilings.copy_rate()))
+        self.ceilings.operations[data_type] = rate
+        print(f"ceilings: {rate / 1e12:.0f} TFLOP/s {data_type}, {self.ceilings.bytes / 1e12:.2f} TB/s", flush=True)
+        return self.ceilings
+
+    def result(self) -> dict[str, Any]:
+        """As the encoder benchmark writes it, with the checks' outcomes."""
+        facts = machine.facts("cuda", machine.threads_available())
+        facts["commit"] = os.environ.get("EFFT_COMMIT") or facts["commit"]
+        return {
+            **facts,
+            "library": torch.ops.efft.describe_cuda(),
+            "settings": {"interleaved": True, "statistic": "median and quartiles between events of a busy stream"},
+            "ceilings": asdict(self.ceilings),
+            "checks": self.checks,
+            **self.more,
+            "rows": self.rows,
+            "absent": [],
+            "memory": [],
+        }
 
 
 def _load_libraries() -> None:
@@ -81,71 +94,48 @@ def _load_libraries() -> None:
     torch.ops.load_library(os.environ["EFFT_CUDA_LIBRARY"])
 
 
-def _tests(_: argparse.Namespace) -> bool:
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "tests/gpu",
-        "tests/kernels",
-        "-k",
-        "not cpu",
-    ]
-    return subprocess.run(command, cwd=ROOT, check=False).returncode == 0
+def _tests(check: Check) -> None:
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "tests/gpu", "tests/kernels", "-k", "not cpu"]
+    check.checks["tests"] = subprocess.run(command, cwd=ROOT, check=False).returncode == 0
 
 
-def _sanitizer(_: argparse.Namespace) -> object:
+def _sanitizer(check: Check) -> None:
     tool = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path="/usr/local/cuda/bin")
-    if tool is None:
-        print("compute-sanitizer not found: stage left out")
-        return "compute-sanitizer not found"
-    passed = True
-    for check in ("memcheck", "racecheck"):
-        command = [tool, "--tool", check, "--error-exitcode", "9", sys.executable, "-m", "benchmarks.gpu.sanitized"]
-        passed &= subprocess.run(command, cwd=ROOT, check=False).returncode == 0
-    return passed
+    for name in ("memcheck", "racecheck"):
+        if tool is None:
+            print("compute-sanitizer not found: stage left out")
+            check.checks[name] = "compute-sanitizer not found"
+            continue
+        command = [tool, "--tool", name, "--error-exitcode", "9", sys.executable, "-m", "benchmarks.gpu.sanitized"]
+        check.checks[name] = subprocess.run(command, cwd=ROOT, check=False).returncode == 0
 
 
-def _rates(dtype: torch.dtype) -> dict[str, float]:
-    return {"matrix": ceilings.matrix_rate(dtype), "copy": ceilings.copy_rate()}
-
-
-def _rows(_: argparse.Namespace) -> object:
+def _rows(check: Check) -> None:
     outcome = rows.measure(torch.float16, ceilings.copy_rate())
     for name, figures in outcome.items():
         print(f"{name:16} {figures['microseconds']:6.2f} us  {figures['share_of_copy_rate']:.0%} of the copy rate")
-    return outcome
+    check.more["row_kernels"] = outcome
 
 
-def _encoders(options: argparse.Namespace) -> object:
-    rates = _rates(torch.float16)
-    print(f"ceilings: {rates['matrix'] / 1e12:.0f} TFLOP/s, {rates['copy'] / 1e12:.2f} TB/s")
-    table = encoders.measure("base", torch.float16, list(LENGTHS), options.peers, rates)
-    table += encoders.measure("large", torch.float16, encoders.LARGE, options.peers, rates)
-    return {"ceilings": rates, "rows": table}
+def _encoders(check: Check) -> None:
+    rates = check.rates("fp16")
+    check.rows += encoders.measure("base", "fp16", list(LENGTHS), check.peers, rates)
+    check.rows += encoders.measure("large", "fp16", encoders.LARGE, check.peers, rates)
 
 
-def _types(_: argparse.Namespace) -> object:
-    table = encoders.measure("base", torch.bfloat16, list(LENGTHS), [], _rates(torch.bfloat16))
-    for tf32 in (False, True):
-        torch.backends.cuda.matmul.allow_tf32 = tf32
-        print(f"fp32, tf32 {'on' if tf32 else 'off'}")
-        part = encoders.measure("base", torch.float32, list(LENGTHS), ["torchscript"], _rates(torch.float32))
-        table += [{**row, "tf32": tf32} for row in part]
-    torch.backends.cuda.matmul.allow_tf32 = False
-    return table
+def _types(check: Check) -> None:
+    check.rows += encoders.measure("base", "bf16", list(LENGTHS), [], check.rates("bf16"))
+    for data_type in ("fp32", "tf32"):
+        check.rows += encoders.measure("base", data_type, list(LENGTHS), ["ths"], check.rates(data_type))
 
 
-def _stream(_: argparse.Namespace) -> object:
+def _stream(check: Check) -> None:
     outcome = encoders.stream(torch.float16)
     print(f"SQuAD-like stream, BERT-large fp16: {outcome['sequences_per_second']:.0f} sequences/s")
-    return outcome
+    check.more["stream"] = outcome
 
 
-_STAGES = {
+_STAGES: dict[str, Callable[[Check], None]] = {
     "tests": _tests,
     "sanitizer": _sanitizer,
     "rows": _rows,
@@ -153,10 +143,6 @@ _STAGES = {
     "types": _types,
     "stream": _stream,
 }
-
-
-def _slug(name: str) -> str:
-    return "-".join(name.lower().split())
 
 
 if __name__ == "__main__":

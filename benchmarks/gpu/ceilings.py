@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from benchmarks.gpu.timing import medians
+from benchmarks.gpu.timing import interleave
 
 
 def matrix_rate(dtype: torch.dtype, size: int = 8192) -> float:
     """Operations per second of a large square product of random matrices."""
     a, b = (torch.randn(size, size, device="cuda").to(dtype) for _ in range(2))
-    time = medians({"product": lambda: a @ b}, milliseconds=100)["product"]
+    time = interleave({"product": lambda: a @ b}, milliseconds=100)["product"].median
     return 2.0 * size**3 / time * 1e3
 
 
@@ -18,5 +18,5 @@ def copy_rate(megabytes: int = 2048) -> float:
     """Bytes per second of a large copy, counting those read and those written."""
     source = torch.empty(megabytes << 20, dtype=torch.uint8, device="cuda").random_()
     target = torch.empty_like(source)
-    time = medians({"copy": lambda: target.copy_(source)}, milliseconds=100)["copy"]
+    time = interleave({"copy": lambda: target.copy_(source)}, milliseconds=100)["copy"].median
     return 2.0 * source.numel() / time * 1e3

@@ -2,54 +2,86 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
 
+from benchmarks.floor import Ceilings
 from benchmarks.gpu import models
-from benchmarks.gpu.timing import Call, captured, medians
+from benchmarks.gpu.timing import Call, captured, interleave
 from benchmarks.gpu.workloads import LENGTHS, SIZES, batch, columns, squad_lengths
+from benchmarks.timing import Timing
 
 LARGE = ("1x128", "8x384", "32x384")
+COMPILED = ("1x32", "8x128", "32x384")
+"""Where torch.compile is measured: each shape costs it a compilation of many seconds."""
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32, "tf32": torch.float32}
 
 
 def measure(
-    size_name: str, dtype: torch.dtype, workloads: Sequence[str], peers: Sequence[str], rates: dict[str, float]
+    size_name: str, data_type: str, workloads: Sequence[str], peers: Sequence[str], ceilings: Ceilings
 ) -> list[dict[str, object]]:
-    """One row a workload: milliseconds of ``efft`` and each of ``peers`` (packed, torchscript, compile), the floor."""
-    size = SIZES[size_name]
+    """A row for each workload and engine: ours (``thsext``) and ``peers`` (packed, ths, compile), beside the floor.
+
+    ``data_type``: fp16, bf16, fp32, or tf32 for fp32 whose products may round their inputs to tf32.
+    """
+    size, dtype = SIZES[size_name], DTYPES[data_type]
+    torch.backends.cuda.matmul.allow_tf32 = data_type == "tf32"
     encoders = models.build(size, dtype)
     rows = []
     for workload in workloads:
         lengths = LENGTHS[workload]
         ids, mask = batch(lengths, columns(workload))
-        calls: dict[str, Call] = {"efft": models.ours(encoders, ids, mask)}
-        if "packed" in peers:
-            calls["packed"] = captured(models.packed_torch(encoders, ids, mask))
-        if "torchscript" in peers:
-            calls["torchscript"] = models.torchscript(encoders, ids, mask)
-        if "compile" in peers:
-            calls["compile"] = models.compiled(encoders, ids, mask)
-        times = medians(calls)
-        arithmetic = size.operations(lengths) / rates["matrix"] * 1e3
-        weights = size.parameters * dtype.itemsize / rates["copy"] * 1e3
-        row: dict[str, object] = {"model": size_name, "type": str(dtype).removeprefix("torch."), "workload": workload}
-        row |= {"tokens": sum(lengths), "floor": max(arithmetic, weights)} | times
-        rows.append(row)
-        print(line(row), flush=True)
+        calls: dict[str, Call] = {"thsext": models.ours(encoders, ids, mask)}
+        for peer in peers:
+            if peer == "compile" and workload not in COMPILED:
+                continue
+            calls[peer] = PEERS[peer](encoders, ids, mask)
+        times = interleave(calls)
+        arithmetic = size.operations(lengths) / ceilings.operations[data_type] * 1e3
+        weights = size.parameters * dtype.itemsize / ceilings.bytes * 1e3
+        floor = max(arithmetic, weights)
+        shared = {
+            "model": size_name,
+            "data_type": data_type,
+            "workload": workload,
+            "lengths": "rand_r",
+            "tokens": sum(lengths),
+            "padding_share": 1 - sum(lengths) / mask.numel(),
+        }
+        for engine, timing in times.items():
+            rows.append({**shared, "engine": engine, "refused": None, **_figures(timing, floor)})
+        print(_line(shared, floor, {engine: timing.median for engine, timing in times.items()}), flush=True)
+    torch.backends.cuda.matmul.allow_tf32 = False
     return rows
 
 
-def line(row: dict[str, object]) -> str:
-    """One row as text: milliseconds, and ours against the floor and each peer."""
-    ours, floor = float(str(row["efft"])), float(str(row["floor"]))
-    text = f"{row['model']:5} {row['type']:8} {row['workload']:7} {row['tokens']:5} tokens  floor {floor:7.3f}"
-    text += f"  efft {ours:7.3f} ({ours / floor:4.2f} x floor)"
-    for name in ("packed", "torchscript", "compile"):
-        if name in row:
-            peer = float(str(row[name]))
-            text += f"  {name} {peer:7.3f} ({peer / ours:4.2f} x)"
-    return text
+PEERS: dict[str, Callable[[models.Encoders, Tensor, Tensor], Call]] = {
+    "packed": lambda encoders, ids, mask: captured(models.packed_torch(encoders, ids, mask)),
+    "ths": models.torchscript,
+    "compile": models.compiled,
+}
+
+
+def _figures(timing: Timing, floor: float) -> dict[str, float]:
+    return {
+        "median_ms": timing.median,
+        "lower_ms": timing.lower,
+        "upper_ms": timing.upper,
+        "rounds": timing.rounds,
+        "floor_ms": floor,
+        "floor_ratio": timing.median / floor,
+    }
+
+
+def _line(row: dict[str, object], floor: float, medians: dict[str, float]) -> str:
+    """One workload as text: milliseconds, and ours against the floor and each peer."""
+    ours = medians["thsext"]
+    text = f"{row['model']:5} {row['data_type']:4} {row['workload']:7} {row['tokens']:5} tokens  floor {floor:7.3f}"
+    text += f"  thsext {ours:7.3f} ({ours / floor:4.2f} x floor)"
+    peers = {name: median for name, median in medians.items() if name != "thsext"}
+    return text + "".join(f"  {name} {median:7.3f} ({median / ours:4.2f} x)" for name, median in peers.items())
 
 
 def stream(dtype: torch.dtype, token_budget: int = 16384) -> dict[str, float]:
@@ -70,9 +102,9 @@ def stream(dtype: torch.dtype, token_budget: int = 16384) -> dict[str, float]:
     start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize()
     start.record()
-    kept = [call() for call in calls]
+    results = [call() for call in calls]
     stop.record()
     torch.cuda.synchronize()
     seconds = start.elapsed_time(stop) / 1e3
-    assert len(kept) == len(batches)
+    assert len(results) == len(batches)
     return {"seconds": seconds, "sequences_per_second": sum(map(len, batches)) / seconds}

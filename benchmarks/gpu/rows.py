@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from benchmarks.gpu.timing import captured, medians
+from benchmarks.gpu.timing import captured, interleave
 from benchmarks.gpu.workloads import LENGTHS
 
 COPIES = 24
@@ -37,7 +37,7 @@ def measure(dtype: torch.dtype, copy_rate: float) -> dict[str, dict[str, float]]
     results = {}
     for name, (call, moved) in cases.items():
         replay = captured(partial(_take_turns, call))
-        microseconds = medians({name: replay})[name] * 1e3 / COPIES
+        microseconds = interleave({name: replay})[name].median * 1e3 / COPIES
         results[name] = {"microseconds": microseconds, "share_of_copy_rate": moved / microseconds * 1e6 / copy_rate}
     return results
 

@@ -8,6 +8,8 @@ from itertools import pairwise
 
 import torch
 
+from benchmarks.timing import Timing
+
 Call = Callable[[], object]
 
 
@@ -29,8 +31,8 @@ def captured(call: Call) -> Call:
     return replay
 
 
-def medians(calls: Mapping[str, Call], milliseconds: float = 60.0, rounds: int = 5) -> dict[str, float]:
-    """Median milliseconds of each call, the calls taking turns ``rounds`` times for ``milliseconds`` each."""
+def interleave(calls: Mapping[str, Call], milliseconds: float = 60.0, rounds: int = 5) -> dict[str, Timing]:
+    """Each call's times, the calls taking turns ``rounds`` times for ``milliseconds`` altogether each."""
     counts = {}
     for name, call in calls.items():
         for _ in range(3):
@@ -41,7 +43,7 @@ def medians(calls: Mapping[str, Call], milliseconds: float = 60.0, rounds: int =
     for _ in range(rounds):
         for name, call in calls.items():
             samples[name] += _intervals(call, counts[name])
-    return {name: statistics.median(times) for name, times in samples.items()}
+    return {name: Timing.of([1e-3 * time for time in times]) for name, times in samples.items()}
 
 
 def _intervals(call: Call, count: int) -> list[float]:
