@@ -92,14 +92,14 @@ class Library:
     def __init__(self, path: str) -> None:
         self.library = ctypes.CDLL(path)
 
-    def attention(self, case: Case, out: torch.Tensor, *, programmatic: bool = False, packed: bool = False) -> None:
+    def attention(self, case: Case, out: torch.Tensor, *, programmatic: bool = False, choice: int = 0) -> None:
         function = getattr(self.library, f"attention_{str(case.dtype).removeprefix('torch.')}")
         pointers = [ctypes.c_void_p(t.data_ptr() if t is not None else 0) for t in (case.qkv, case.vector)]
         sizes = (len(case.lengths), case.heads, case.head_size, case.max_length, case.capacity)
         stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
         error = function(
             *pointers, ctypes.c_void_p(case.cu_seqlens.data_ptr()), ctypes.c_void_p(out.data_ptr()), *sizes, stream,
-            int(programmatic), int(packed),
+            int(programmatic), choice,
         )  # fmt: skip
         if error:
             raise RuntimeError(f"attention returned cudaError {error} for {sizes}")
@@ -261,7 +261,7 @@ def time_shape(
     line = f"{sum(lengths):6d} tokens {work / 1e9:6.2f} GFLOP {work / hot / 1e6:5.0f} TFLOP/s | us "
     line += f"hot {hot:7.2f} cold {cold:7.2f} programmatic {chained:7.2f}"
     if peers:
-        packed = microseconds(lambda i: library.attention(sets[0], outs[0], packed=True))
+        packed = microseconds(lambda i: library.attention(sets[0], outs[0], choice=1))
         line += f" | mma.sync {packed:7.2f} | torch varlen {microseconds(packed_peer(sets[0])):7.2f}"
     return line
 

@@ -8,6 +8,7 @@
 
 #include "efft/cuda/attention.cuh"
 #include "efft/cuda/attention_mma.cuh"
+#include "efft/cuda/attention_resident.cuh"
 #include "efft/cuda/attention_simt.cuh"
 #include "efft/cuda/attention_tensor_map.cuh"
 #include "efft/cuda/attention_wgmma.cuh"
@@ -90,7 +91,7 @@ template <typename T, int kHead>
 bool supports_wgmma(const AttentionArguments<T>& arguments) {
   // The copy engine reads 16 bytes at a time.
   const auto aligned = [](const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; };
-  return arguments.head_size == kHead && aligned(arguments.qkv) && aligned(arguments.bias) &&
+  return arguments.head_size == kHead && aligned(arguments.qkv) && aligned(arguments.bias) && aligned(arguments.out) &&
          wgmma_multiprocessors<T, kHead>() > 0;
 }
 
@@ -113,16 +114,16 @@ bool prefers_packed(const AttentionArguments<T>& arguments, int max_length, int 
 
 template <typename T, int kHead>
 cudaError_t launch_wgmma(const AttentionArguments<T>& arguments, int max_length, int capacity, cudaStream_t stream,
-                         bool programmatic) {
+                         bool programmatic, int wanted = 0) {
   using Tiles = attention_tiles::Wgmma<kHead>;
   const int multiprocessors = wgmma_multiprocessors<T, kHead>();
   // Two warpgroups share what they read; while there are multiprocessors to spare, each is faster alone on one.
   const int single_tiles = most_tiles(arguments, max_length, capacity, Tiles::kGroupRows);
   const bool spare = single_tiles <= multiprocessors;
-  const int groups = spare || max_length <= Tiles::kGroupRows ? 1 : Tiles::kMaxGroups;
+  const int groups = wanted ? wanted : spare || max_length <= Tiles::kGroupRows ? 1 : Tiles::kMaxGroups;
   const int rows = groups * Tiles::kGroupRows;
   const int tiles = most_tiles(arguments, max_length, capacity, rows);
-  const int stages = Tiles::stages(spare ? Tiles::kMaxGroups : groups);
+  const int stages = Tiles::stages(spare ? 2 : groups);
   const int blocks = std::min(tiles, multiprocessors * Tiles::blocks_per_multiprocessor(groups));
   AttentionMaps maps;
   cudaError_t error = encode_tensor_map<T, kHead>(&maps.queries, arguments.qkv, capacity, arguments.heads, rows, 1);
@@ -132,6 +133,23 @@ cudaError_t launch_wgmma(const AttentionArguments<T>& arguments, int max_length,
   const AttentionGrid grid{dim3(blocks), groups * Tiles::kGroupThreads, Pipeline<kHead>::shared_bytes(stages, groups),
                            stream, programmatic};
   return launch_attention(attention_wgmma_kernel<T, kHead>, grid, arguments, maps, WgmmaGrid{stages, tiles});
+}
+
+template <typename T, int kHead, int kRowGroups, int kKeyGroups>
+cudaError_t launch_resident(const AttentionArguments<T>& arguments, int max_length, int capacity, cudaStream_t stream,
+                            bool programmatic) {
+  using Shared = Resident<kHead, kRowGroups, kKeyGroups>;
+  const int stages = std::max(kKeyGroups, ceil_divide(max_length, attention_tiles::Resident<kHead>::kKeys));
+  AttentionMaps maps;
+  cudaError_t error =
+      encode_tensor_map<T, kHead>(&maps.queries, arguments.qkv, capacity, arguments.heads, Shared::kRows, 1);
+  if (error != cudaSuccess) return error;
+  error = encode_tensor_map<T, kHead>(&maps.keys_values, arguments.qkv, capacity, arguments.heads,
+                                      attention_tiles::Resident<kHead>::kKeys, 2);
+  if (error != cudaSuccess) return error;
+  const dim3 blocks(ceil_divide(max_length, Shared::kRows), arguments.heads, arguments.batch);
+  const AttentionGrid grid{blocks, Shared::kThreads, Shared::shared_bytes(stages), stream, programmatic};
+  return launch_attention(attention_resident_kernel<T, kHead, kRowGroups, kKeyGroups>, grid, arguments, maps, stages);
 }
 
 template <typename T, int kHead>
