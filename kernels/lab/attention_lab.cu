@@ -14,19 +14,13 @@ cudaError_t chosen(const efft::cuda::AttentionArguments<T>& arguments, int max_l
     case 1:
       return launch_mma<T, kHead, 16>(arguments, capacity, on, programmatic);
     case 2:
-      return launch_wgmma<T, kHead>(arguments, max_length, capacity, on, programmatic, 2);
-    case 4:
-      return launch_wgmma<T, kHead>(arguments, max_length, capacity, on, programmatic, 4);
-    case 3:
-      return launch_wgmma<T, kHead>(arguments, max_length, capacity, on, programmatic, 3);
+      return launch_wgmma<T, kHead>(arguments, max_length, capacity, on, programmatic);
     case 11:
       return launch_resident<T, kHead, 1, 1>(arguments, max_length, capacity, on, programmatic);
     case 21:
       return launch_resident<T, kHead, 2, 1>(arguments, max_length, capacity, on, programmatic);
     case 12:
       return launch_resident<T, kHead, 1, 2>(arguments, max_length, capacity, on, programmatic);
-    case 13:
-      return launch_resident<T, kHead, 1, 3>(arguments, max_length, capacity, on, programmatic);
     default:
       return cudaErrorInvalidValue;
   }

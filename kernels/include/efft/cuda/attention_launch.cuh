@@ -114,16 +114,16 @@ bool prefers_packed(const AttentionArguments<T>& arguments, int max_length, int 
 
 template <typename T, int kHead>
 cudaError_t launch_wgmma(const AttentionArguments<T>& arguments, int max_length, int capacity, cudaStream_t stream,
-                         bool programmatic, int wanted = 0) {
+                         bool programmatic) {
   using Tiles = attention_tiles::Wgmma<kHead>;
   const int multiprocessors = wgmma_multiprocessors<T, kHead>();
   // Two warpgroups share what they read; while there are multiprocessors to spare, each is faster alone on one.
   const int single_tiles = most_tiles(arguments, max_length, capacity, Tiles::kGroupRows);
   const bool spare = single_tiles <= multiprocessors;
-  const int groups = wanted ? wanted : spare || max_length <= Tiles::kGroupRows ? 1 : Tiles::kMaxGroups;
+  const int groups = spare || max_length <= Tiles::kGroupRows ? 1 : Tiles::kMaxGroups;
   const int rows = groups * Tiles::kGroupRows;
   const int tiles = most_tiles(arguments, max_length, capacity, rows);
-  const int stages = Tiles::stages(spare ? 2 : groups);
+  const int stages = Tiles::stages(spare ? Tiles::kMaxGroups : groups);
   const int blocks = std::min(tiles, multiprocessors * Tiles::blocks_per_multiprocessor(groups));
   AttentionMaps maps;
   cudaError_t error = encode_tensor_map<T, kHead>(&maps.queries, arguments.qkv, capacity, arguments.heads, rows, 1);
@@ -135,11 +135,29 @@ cudaError_t launch_wgmma(const AttentionArguments<T>& arguments, int max_length,
   return launch_attention(attention_wgmma_kernel<T, kHead>, grid, arguments, maps, WgmmaGrid{stages, tiles});
 }
 
+inline int resident_stages(int max_length, int key_groups) {
+  return std::max(key_groups, ceil_divide(max_length, attention_tiles::Resident<64>::kKeys));
+}
+
+// Whether all blocks of the resident kernel run at once, so that none pays for its start but the first.
+template <typename T, int kHead, int kRowGroups, int kKeyGroups>
+bool fits_at_once(const AttentionArguments<T>& arguments, int max_length, int capacity) {
+  using Shared = Resident<kHead, kRowGroups, kKeyGroups>;
+  using Tiles = attention_tiles::Resident<kHead>;
+  constexpr int kMultiprocessorBytes = 228 * 1024;
+  constexpr int kReservedBytes = 1024;  // of every block, by the driver
+  const int stages = resident_stages(max_length, kKeyGroups);
+  if (stages > Tiles::kMaxStages) return false;
+  const int blocks = std::min(Tiles::blocks_per_multiprocessor(Shared::kGroups),
+                              kMultiprocessorBytes / (Shared::shared_bytes(stages) + kReservedBytes));
+  return most_tiles(arguments, max_length, capacity, Shared::kRows) <= blocks * wgmma_multiprocessors<T, kHead>();
+}
+
 template <typename T, int kHead, int kRowGroups, int kKeyGroups>
 cudaError_t launch_resident(const AttentionArguments<T>& arguments, int max_length, int capacity, cudaStream_t stream,
                             bool programmatic) {
   using Shared = Resident<kHead, kRowGroups, kKeyGroups>;
-  const int stages = std::max(kKeyGroups, ceil_divide(max_length, attention_tiles::Resident<kHead>::kKeys));
+  const int stages = resident_stages(max_length, kKeyGroups);
   AttentionMaps maps;
   cudaError_t error =
       encode_tensor_map<T, kHead>(&maps.queries, arguments.qkv, capacity, arguments.heads, Shared::kRows, 1);
@@ -152,6 +170,25 @@ cudaError_t launch_resident(const AttentionArguments<T>& arguments, int max_leng
   return launch_attention(attention_resident_kernel<T, kHead, kRowGroups, kKeyGroups>, grid, arguments, maps, stages);
 }
 
+// The kernel of sm_90a that suits a shape.
+template <typename T, int kHead>
+cudaError_t launch_hopper(const AttentionArguments<T>& arguments, int max_length, int capacity, cudaStream_t stream,
+                          bool programmatic) {
+  using Tiles = attention_tiles::Resident<kHead>;
+  const bool spare =
+      most_tiles(arguments, max_length, capacity, Tiles::kGroupRows) <= wgmma_multiprocessors<T, kHead>();
+  if (spare && max_length >= Tiles::kDividedLength && fits_at_once<T, kHead, 1, 2>(arguments, max_length, capacity)) {
+    return launch_resident<T, kHead, 1, 2>(arguments, max_length, capacity, stream, programmatic);
+  }
+  if (fits_at_once<T, kHead, 1, 1>(arguments, max_length, capacity)) {
+    return launch_resident<T, kHead, 1, 1>(arguments, max_length, capacity, stream, programmatic);
+  }
+  if (fits_at_once<T, kHead, 2, 1>(arguments, max_length, capacity)) {
+    return launch_resident<T, kHead, 2, 1>(arguments, max_length, capacity, stream, programmatic);
+  }
+  return launch_wgmma<T, kHead>(arguments, max_length, capacity, stream, programmatic);
+}
+
 template <typename T, int kHead>
 cudaError_t launch_for_head(const AttentionArguments<T>& arguments, int max_length, int capacity, cudaStream_t stream,
                             bool programmatic) {
@@ -159,7 +196,7 @@ cudaError_t launch_for_head(const AttentionArguments<T>& arguments, int max_leng
     return launch_simt<kHead>(arguments, capacity, stream, programmatic);
   } else {
     if (supports_wgmma<T, kHead>(arguments) && !prefers_packed<T, kHead>(arguments, max_length, capacity)) {
-      return launch_wgmma<T, kHead>(arguments, max_length, capacity, stream, programmatic);
+      return launch_hopper<T, kHead>(arguments, max_length, capacity, stream, programmatic);
     }
     const bool aligned = arguments.head_size % 8 == 0 && reinterpret_cast<uintptr_t>(arguments.qkv) % 16 == 0;
     if (aligned) return launch_mma<T, kHead, 16>(arguments, capacity, stream, programmatic);

@@ -30,7 +30,8 @@ class Resident {
     float biases[2][kHead];  // of query and value
     uint64_t queries_full;
     uint64_t stage_full[Tiles::kMaxStages];
-    float2 rows[kKeyGroups][Tiles::kGroupRows];  // origin and sum of each row, of the keys of one warpgroup
+    // Origin and sum of each row for the keys of every warpgroup but the first.
+    float2 rows[kKeyGroups > 1 ? (kKeyGroups - 1) * Tiles::kGroupRows : 1];
   };
 
   static constexpr int kAlignment = 1024;  // of the 128-byte swizzle
@@ -221,18 +222,19 @@ class ResidentGroup {
     for (int group = 0; group < kHead / 8; ++group) {
       ptx::store_shared(slot + group * Tiles::kGroupThreads * 16, output_[group]);
     }
+    float2* const parts = shared_.control.rows + (key_group_ - 1) * Tiles::kGroupRows;
     if (threadIdx.x % 4 == 0) {
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
-        shared_.control.rows[key_group_][strip_row() + 8 * r] = make_float2(softmax_.origin(r), softmax_.sum(r));
+        parts[strip_row() + 8 * r] = make_float2(softmax_.origin(r), softmax_.sum(r));
       }
     }
   }
 
   __device__ void take(int other) {
     float factor[2];
-    softmax_.merge<kHead>(shared_.control.rows[other][strip_row()], shared_.control.rows[other][strip_row() + 8],
-                          output_, factor);
+    const float2* const parts = shared_.control.rows + (other - 1) * Tiles::kGroupRows;
+    softmax_.merge<kHead>(parts[strip_row()], parts[strip_row() + 8], output_, factor);
     const uint32_t slot = shared_.keys(other) + 16 * lane_in_group();
 #pragma unroll
     for (int group = 0; group < kHead / 8; ++group) {
@@ -267,7 +269,7 @@ class ResidentGroup {
 // Grid: tiles of the longest sequence x heads x sequences.
 template <typename T, int kHead, int kRowGroups, int kKeyGroups>
 __global__ void __launch_bounds__(Resident<kHead, kRowGroups, kKeyGroups>::kThreads,
-                                  attention_tiles::Resident<kHead>::blocks(kRowGroups* kKeyGroups))
+                                  attention_tiles::Resident<kHead>::blocks_per_multiprocessor(kRowGroups* kKeyGroups))
     attention_resident_kernel(const __grid_constant__ AttentionArguments<T> arguments,
                               const __grid_constant__ AttentionMaps maps, const int stages) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -280,10 +282,7 @@ __global__ void __launch_bounds__(Resident<kHead, kRowGroups, kKeyGroups>::kThre
   const int begin = __ldg(arguments.cu_seqlens + sequence);
   const int length = __ldg(arguments.cu_seqlens + sequence + 1) - begin;
   const SequenceTile tile{begin, length, int(blockIdx.x) * Shared::kRows, int(blockIdx.y)};
-  if (tile.row >= length) {
-    ptx::griddepcontrol_wait_then_launch();
-    return;
-  }
+  if (tile.row >= length) return;
   if (threadIdx.x == 0) {
     ptx::prefetch_tensormap(&maps.queries);
     ptx::prefetch_tensormap(&maps.keys_values);

@@ -28,33 +28,33 @@ struct Wgmma {
   static constexpr int kGroupThreads = 128;
   static constexpr int kGroupWarps = kGroupThreads / 32;
   static constexpr int kGroupRows = 64;
-  static constexpr int kMaxGroups = kHead > 64 ? 2 : 4;
+  static constexpr int kMaxGroups = 2;
   static constexpr int kMaxThreads = kMaxGroups * kGroupThreads;
   static constexpr int kKeys = 64;
   // The threads that start copies, in warps of their own so that neither holds up the other.
   static constexpr int kBlockFeeder = 0;
   static constexpr int kQueryFeeder = 64;
-  static constexpr int kListedTiles = 8;              // that a block looks up at a time
-  static constexpr int kBlocksPerMultiprocessor = 1;  // of the largest block
+  static constexpr int kListedTiles = 8;                               // that a block looks up at a time
+  static constexpr int kBlocksPerMultiprocessor = kHead > 64 ? 1 : 2;  // of the largest block
 
   // As many as fit beside each other in the registers and in 227 KiB of shared memory, three at least (see
   // Warpgroup::feed).
-  static constexpr int stages(int groups) { return groups == 1 ? 3 : groups == 2 ? 5 : 11; }
-  static constexpr int blocks_per_multiprocessor(int groups) {
-    return groups == 1 ? 3 : kHead > 64 || groups > 2 ? 1 : 2;
-  }
+  static constexpr int stages(int groups) { return groups == 1 ? 3 : 5; }
+  static constexpr int blocks_per_multiprocessor(int groups) { return kBlocksPerMultiprocessor + (groups == 1); }
 };
 
-// wgmma kernel that keeps all keys and values of a sequence in shared memory, 64 a stage.
+// wgmma kernel that keeps all keys and values of a sequence in shared memory, 64 a stage. Rejected: three warpgroups
+// that share a row's keys (H200, 1 x 384: 4.3 us, two 4.0, one 4.8).
 template <int kHead>
 struct Resident {
   static constexpr int kGroupThreads = 128;
   static constexpr int kGroupRows = 64;
   static constexpr int kKeys = 64;
-  static constexpr int kStageBytes = 4 * kKeys * kHead;
-  static constexpr int kMaxStages = 12;
+  static constexpr int kMaxStages = kHead > 64 ? 6 : 12;
+  // From here on two warpgroups divide the keys while there are multiprocessors to spare (128: no faster, 384: 17 %).
+  static constexpr int kDividedLength = 129;
   // That the registers have to suffice for.
-  static constexpr int blocks(int groups) { return kHead > 64 || groups == 3 ? 1 : 4 / groups; }
+  static constexpr int blocks_per_multiprocessor(int groups) { return (kHead > 64 ? 2 : 4) / groups; }
 };
 
 // fp32 kernel: 16 x 16 threads, each with 4 query rows. 32 keys at head size 128 keep the block under the 99 KiB of

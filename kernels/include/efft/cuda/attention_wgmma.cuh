@@ -99,11 +99,11 @@ class Warpgroup {
       if (tile.length == 0) return;
       ptx::mbarrier_wait(pipeline_.tile_full(), round % 2);
       // Short sequences leave the last rows of a tile empty: the warpgroups take turns at them.
-      rows_ = (group_ + round) % pipeline_.groups;
+      rows_ = (group_ + round) & (pipeline_.groups - 1);
       if (tile.row + rows_ * kRows < tile.length) {
         attend(tile, listed, round);
       } else {
-        skip(tile);
+        skip(tile, listed, round);
       }
     }
   }
@@ -120,10 +120,12 @@ class Warpgroup {
   }
 
   // Waits for the data nevertheless: a stage may be freed again only after it has been filled again.
-  __device__ void skip(const SequenceTile& tile) {
+  __device__ void skip(const SequenceTile& tile, int listed, unsigned round) {
     release(pipeline_.tile_free());
+    feed_queries(listed, round);
     for (int key = 0; key < tile.length; key += kKeys) {
       ptx::mbarrier_wait(pipeline_.stage_full(at_.stage), at_.parity);
+      feed_block(key == 0 && listed == 0);
       release(pipeline_.stage_free(at_.stage));
       at_.advance(pipeline_.stages);
     }
