@@ -135,6 +135,7 @@ cudaError_t launch_wgmma(const AttentionArguments<T>& arguments, int max_length,
   return launch_attention(attention_wgmma_kernel<T, kHead>, grid, arguments, maps, WgmmaGrid{stages, tiles});
 }
 
+// Stages of the resident kernel: for the longest sequence, and one for each warpgroup to leave its result in.
 inline int resident_stages(int max_length, int key_groups) {
   return std::max(key_groups, ceil_divide(max_length, attention_tiles::Resident<64>::kKeys));
 }

@@ -10,13 +10,11 @@
 #include "efft/cuda/attention_pipeline.cuh"
 #include "efft/cuda/attention_products.cuh"
 #include "efft/cuda/attention_softmax.cuh"
-#ifndef TICK
-#define TICK(n)
-#endif
 
 namespace efft::cuda {
 
-// Shared memory of a block: the queries of its rows, then 64 keys and values a stage; what is small lies apart.
+// Shared memory of a block: the queries of its rows, then 64 keys and values a stage, then what is small. Nothing is
+// static: at six stages and 128 rows two blocks share a multiprocessor by a few hundred bytes.
 template <int kHead, int kRowGroups, int kKeyGroups>
 class Resident {
  public:
@@ -81,7 +79,7 @@ class ResidentGroup {
         key_group_(group / kRowGroups),
         softmax_(score_scale(kHead)) {}
 
-  // By one thread of every warpgroup, so that the copies of all start at the same time.
+  // By one thread of every warpgroup, each for its share of the blocks.
   __device__ void copy(const AttentionMaps& maps) const {
     if (row_group_ == 0 && key_group_ == 0) {
       ptx::mbarrier_arrive_expect_tx(shared_.queries_full(), kRowGroups * Layout::kBytes);
@@ -101,23 +99,19 @@ class ResidentGroup {
     Operand<kHead> queries;
     ptx::mbarrier_wait(shared_.queries_full(), 0);
     take_queries(queries);
-    TICK(2);
     Accumulator<kKeys> scores = {};
     Operand<kKeys> probabilities;
     int block = key_group_;
     ptx::mbarrier_wait(shared_.stage_full(block), 0);
-    TICK(3);
     ptx::pin(scores);
     wgmma_scores<T, kHead>(scores, queries, shared_.keys(block));
     clear_tail(block);
     ptx::wgmma_wait_group<0>();
     ptx::pin(scores);
-    TICK(4);
     mask_block(scores, block);
     softmax_.raise<kKeys, kHead>(scores, output_);
     softmax_.exponentiate<kKeys>(scores);
     to_operand<T, kKeys>(probabilities, scores);
-    TICK(5);
     for (int next = block + kKeyGroups; next < blocks_; next += kKeyGroups) {
       // The next scores are ready before this output, whose product runs beside the exponentials.
       ptx::mbarrier_wait(shared_.stage_full(next), 0);
@@ -141,13 +135,11 @@ class ResidentGroup {
       ptx::pin(output_);
       to_operand<T, kKeys>(probabilities, scores);
       block = next;
-      TICK(6);
     }
     ptx::pin(output_);
     wgmma_output<T, kHead>(output_, probabilities, shared_.values(block));
     ptx::wgmma_wait_group<0>();
     ptx::pin(output_);
-    TICK(7);
   }
 
   // The results of all warpgroups with the same rows in one; the first one stores.
@@ -163,9 +155,7 @@ class ResidentGroup {
       ptx::barrier_sync(kMergeBarrier, Shared::kThreads);
       for (int other = 1; other < working; ++other) take(other);
     }
-    TICK(8);
     store();
-    TICK(9);
   }
 
  private:
@@ -214,6 +204,8 @@ class ResidentGroup {
     ptx::barrier_sync(1 + key_group_ * kRowGroups + row_group_, Tiles::kGroupThreads);
   }
 
+  __device__ float2* rows_of(int key_group) const { return shared_.control.rows + (key_group - 1) * Tiles::kGroupRows; }
+
   // This warpgroup's output, origins and sums for the first one, in the stage that it read first.
   __device__ void give() const {
     sync_group();  // no warp's product reads the stage any more
@@ -222,19 +214,17 @@ class ResidentGroup {
     for (int group = 0; group < kHead / 8; ++group) {
       ptx::store_shared(slot + group * Tiles::kGroupThreads * 16, output_[group]);
     }
-    float2* const parts = shared_.control.rows + (key_group_ - 1) * Tiles::kGroupRows;
     if (threadIdx.x % 4 == 0) {
+      float2* const rows = rows_of(key_group_);
 #pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        parts[strip_row() + 8 * r] = make_float2(softmax_.origin(r), softmax_.sum(r));
-      }
+      for (int r = 0; r < 2; ++r) rows[strip_row() + 8 * r] = make_float2(softmax_.origin(r), softmax_.sum(r));
     }
   }
 
   __device__ void take(int other) {
     float factor[2];
-    const float2* const parts = shared_.control.rows + (other - 1) * Tiles::kGroupRows;
-    softmax_.merge<kHead>(parts[strip_row()], parts[strip_row() + 8], output_, factor);
+    const float2* const rows = rows_of(other);
+    softmax_.merge<kHead>(rows[strip_row()], rows[strip_row() + 8], output_, factor);
     const uint32_t slot = shared_.keys(other) + 16 * lane_in_group();
 #pragma unroll
     for (int group = 0; group < kHead / 8; ++group) {
@@ -268,8 +258,9 @@ class ResidentGroup {
 // stages: 64 keys each, enough for the longest sequence and at least one for every warpgroup of keys.
 // Grid: tiles of the longest sequence x heads x sequences.
 template <typename T, int kHead, int kRowGroups, int kKeyGroups>
-__global__ void __launch_bounds__(Resident<kHead, kRowGroups, kKeyGroups>::kThreads,
-                                  attention_tiles::Resident<kHead>::blocks_per_multiprocessor(kRowGroups* kKeyGroups))
+__global__ void __launch_bounds__(
+    Resident<kHead, kRowGroups, kKeyGroups>::kThreads,
+    attention_tiles::Resident<kHead>::blocks_per_multiprocessor(Resident<kHead, kRowGroups, kKeyGroups>::kGroups))
     attention_resident_kernel(const __grid_constant__ AttentionArguments<T> arguments,
                               const __grid_constant__ AttentionMaps maps, const int stages) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -277,12 +268,15 @@ __global__ void __launch_bounds__(Resident<kHead, kRowGroups, kKeyGroups>::kThre
   using Tiles = attention_tiles::Resident<kHead>;
   extern __shared__ __align__(Shared::kAlignment) unsigned char resident_bytes[];
   const Shared shared(resident_bytes, stages);
-  TICK(0);
   const int sequence = blockIdx.z;
   const int begin = __ldg(arguments.cu_seqlens + sequence);
   const int length = __ldg(arguments.cu_seqlens + sequence + 1) - begin;
   const SequenceTile tile{begin, length, int(blockIdx.x) * Shared::kRows, int(blockIdx.y)};
-  if (tile.row >= length) return;
+  if (tile.row >= length) {
+    // What follows relies on this kernel not to end before the one in front of it, even where there are no tokens.
+    if (blockIdx.x + blockIdx.z == 0) ptx::griddepcontrol_wait_then_launch();
+    return;
+  }
   if (threadIdx.x == 0) {
     ptx::prefetch_tensormap(&maps.queries);
     ptx::prefetch_tensormap(&maps.keys_values);
@@ -297,7 +291,6 @@ __global__ void __launch_bounds__(Resident<kHead, kRowGroups, kKeyGroups>::kThre
   __syncthreads();
   // The lengths are older than the kernel before this one (see attention.cuh), the queries are its output.
   ptx::griddepcontrol_wait_then_launch();
-  TICK(1);
   if (threadIdx.x % Tiles::kGroupThreads == 0) warpgroup.copy(maps);
   __syncwarp();
   warpgroup.attend();
