@@ -92,14 +92,14 @@ class Library:
     def __init__(self, path: str) -> None:
         self.library = ctypes.CDLL(path)
 
-    def attention(self, case: Case, out: torch.Tensor, *, programmatic: bool = False, packed: bool = False) -> None:
+    def attention(self, case: Case, out: torch.Tensor, *, programmatic: bool = False, choice: int = 0) -> None:
         function = getattr(self.library, f"attention_{str(case.dtype).removeprefix('torch.')}")
         pointers = [ctypes.c_void_p(t.data_ptr() if t is not None else 0) for t in (case.qkv, case.vector)]
         sizes = (len(case.lengths), case.heads, case.head_size, case.max_length, case.capacity)
         stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
         error = function(
             *pointers, ctypes.c_void_p(case.cu_seqlens.data_ptr()), ctypes.c_void_p(out.data_ptr()), *sizes, stream,
-            int(programmatic), int(packed),
+            int(programmatic), choice,
         )  # fmt: skip
         if error:
             raise RuntimeError(f"attention returned cudaError {error} for {sizes}")
@@ -135,7 +135,7 @@ def cases() -> list[Case]:
         Case(lengths, 12, head_size, dtype)
         for dtype in (half, bfloat, single)
         for head_size in (64, 32)
-        for lengths in ([1], [32], [128], [384], mixed, workload(32, 31), workload(32, 128), workload(40, 70))
+        for lengths in ([1], [32], [128], [384], mixed, workload(32, 31), workload(32, 128), workload(40, 70), [290], [700, 3])
     ]
     for dtype in (half, bfloat, single):
         found += [Case(mixed, 3, head_size, dtype) for head_size in (2, 26, 40, 48, 80, 96, 100, 128)]
@@ -147,6 +147,7 @@ def cases() -> list[Case]:
             Case(mixed, 4, 64, dtype, offset=2),
             Case([0, 0], 4, 64, dtype),
             Case(workload(32, 384), 12, 64, dtype),
+            Case(SHAPES["8x384"][0], 12, 64, dtype),
             Case(workload(300, 40), 4, 64, dtype),
             Case(workload(300, 20), 12, 64, dtype),
         ]
@@ -261,7 +262,7 @@ def time_shape(
     line = f"{sum(lengths):6d} tokens {work / 1e9:6.2f} GFLOP {work / hot / 1e6:5.0f} TFLOP/s | us "
     line += f"hot {hot:7.2f} cold {cold:7.2f} programmatic {chained:7.2f}"
     if peers:
-        packed = microseconds(lambda i: library.attention(sets[0], outs[0], packed=True))
+        packed = microseconds(lambda i: library.attention(sets[0], outs[0], choice=1))
         line += f" | mma.sync {packed:7.2f} | torch varlen {microseconds(packed_peer(sets[0])):7.2f}"
     return line
 

@@ -73,6 +73,22 @@ __device__ inline void to_operand(Operand<kKeys>& operand, const Accumulator<kKe
   }
 }
 
+// Transposes the 4 x 4 words that the four lanes of a row hold.
+__device__ inline void transpose_quad(uint32_t (&words)[4]) {
+  const bool odd = threadIdx.x % 2;
+  const bool high = threadIdx.x % 4 / 2;
+#pragma unroll
+  for (int i = 0; i < 4; i += 2) {
+    const uint32_t received = __shfl_xor_sync(~0u, odd ? words[i] : words[i + 1], 1);
+    (odd ? words[i] : words[i + 1]) = received;
+  }
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const uint32_t received = __shfl_xor_sync(~0u, high ? words[i] : words[i + 2], 2);
+    (high ? words[i] : words[i + 2]) = received;
+  }
+}
+
 // out = accumulator * factor + bias for the strip's two rows; nullptr stands for a row that does not exist.
 template <typename T, int kHead>
 __device__ inline void store_output(const Accumulator<kHead>& accumulator, const float (&factor)[2], const float* bias,
@@ -88,6 +104,34 @@ __device__ inline void store_output(const Accumulator<kHead>& accumulator, const
       const float* pair = &accumulator[group][2 * r];
       *reinterpret_cast<uint32_t*>(rows[r] + column) =
           ptx::pack<T>(pair[0] * factor[r] + addend.x, pair[1] * factor[r] + addend.y);
+    }
+  }
+}
+
+// The same for rows that are kHead wide and aligned to 16 bytes, in stores of as many: the lanes of a row exchange
+// their words first, since a store costs as much as the lines it touches. Called by whole warps.
+template <typename T, int kHead>
+__device__ inline void store_rows(const Accumulator<kHead>& accumulator, const float (&factor)[2], const float* bias,
+                                  T* const (&rows)[2]) {
+#pragma unroll
+  for (int first = 0; first < kHead / 8; first += 4) {
+    uint32_t words[2][4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float2 addend =
+          bias ? *reinterpret_cast<const float2*>(bias + 8 * (first + i) + fragment_column()) : make_float2(0.f, 0.f);
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        const float* pair = &accumulator[first + i][2 * r];
+        words[r][i] = ptx::pack<T>(fmaf(pair[0], factor[r], addend.x), fmaf(pair[1], factor[r], addend.y));
+      }
+    }
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      transpose_quad(words[r]);
+      if (rows[r] == nullptr) continue;
+      *reinterpret_cast<uint4*>(rows[r] + 8 * (first + threadIdx.x % 4)) =
+          make_uint4(words[r][0], words[r][1], words[r][2], words[r][3]);
     }
   }
 }

@@ -8,6 +8,7 @@
 
 #include "efft/cuda/attention.cuh"
 #include "efft/cuda/attention_mma.cuh"
+#include "efft/cuda/attention_resident.cuh"
 #include "efft/cuda/attention_simt.cuh"
 #include "efft/cuda/attention_tensor_map.cuh"
 #include "efft/cuda/attention_wgmma.cuh"
@@ -90,7 +91,7 @@ template <typename T, int kHead>
 bool supports_wgmma(const AttentionArguments<T>& arguments) {
   // The copy engine reads 16 bytes at a time.
   const auto aligned = [](const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; };
-  return arguments.head_size == kHead && aligned(arguments.qkv) && aligned(arguments.bias) &&
+  return arguments.head_size == kHead && aligned(arguments.qkv) && aligned(arguments.bias) && aligned(arguments.out) &&
          wgmma_multiprocessors<T, kHead>() > 0;
 }
 
@@ -134,6 +135,61 @@ cudaError_t launch_wgmma(const AttentionArguments<T>& arguments, int max_length,
   return launch_attention(attention_wgmma_kernel<T, kHead>, grid, arguments, maps, WgmmaGrid{stages, tiles});
 }
 
+// Stages of the resident kernel: for the longest sequence, and one for each warpgroup to leave its result in.
+inline int resident_stages(int max_length, int key_groups) {
+  return std::max(key_groups, ceil_divide(max_length, attention_tiles::Resident<64>::kKeys));
+}
+
+// Whether all blocks of the resident kernel run at once, so that none pays for its start but the first.
+template <typename T, int kHead, int kRowGroups, int kKeyGroups>
+bool fits_at_once(const AttentionArguments<T>& arguments, int max_length, int capacity) {
+  using Shared = Resident<kHead, kRowGroups, kKeyGroups>;
+  using Tiles = attention_tiles::Resident<kHead>;
+  constexpr int kMultiprocessorBytes = 228 * 1024;
+  constexpr int kReservedBytes = 1024;  // of every block, by the driver
+  const int stages = resident_stages(max_length, kKeyGroups);
+  if (stages > Tiles::kMaxStages) return false;
+  const int blocks = std::min(Tiles::blocks_per_multiprocessor(Shared::kGroups),
+                              kMultiprocessorBytes / (Shared::shared_bytes(stages) + kReservedBytes));
+  return most_tiles(arguments, max_length, capacity, Shared::kRows) <= blocks * wgmma_multiprocessors<T, kHead>();
+}
+
+template <typename T, int kHead, int kRowGroups, int kKeyGroups>
+cudaError_t launch_resident(const AttentionArguments<T>& arguments, int max_length, int capacity, cudaStream_t stream,
+                            bool programmatic) {
+  using Shared = Resident<kHead, kRowGroups, kKeyGroups>;
+  const int stages = resident_stages(max_length, kKeyGroups);
+  AttentionMaps maps;
+  cudaError_t error =
+      encode_tensor_map<T, kHead>(&maps.queries, arguments.qkv, capacity, arguments.heads, Shared::kRows, 1);
+  if (error != cudaSuccess) return error;
+  error = encode_tensor_map<T, kHead>(&maps.keys_values, arguments.qkv, capacity, arguments.heads,
+                                      attention_tiles::Resident<kHead>::kKeys, 2);
+  if (error != cudaSuccess) return error;
+  const dim3 blocks(ceil_divide(max_length, Shared::kRows), arguments.heads, arguments.batch);
+  const AttentionGrid grid{blocks, Shared::kThreads, Shared::shared_bytes(stages), stream, programmatic};
+  return launch_attention(attention_resident_kernel<T, kHead, kRowGroups, kKeyGroups>, grid, arguments, maps, stages);
+}
+
+// The kernel of sm_90a that suits a shape.
+template <typename T, int kHead>
+cudaError_t launch_hopper(const AttentionArguments<T>& arguments, int max_length, int capacity, cudaStream_t stream,
+                          bool programmatic) {
+  using Tiles = attention_tiles::Resident<kHead>;
+  const bool spare =
+      most_tiles(arguments, max_length, capacity, Tiles::kGroupRows) <= wgmma_multiprocessors<T, kHead>();
+  if (spare && max_length >= Tiles::kDividedLength && fits_at_once<T, kHead, 1, 2>(arguments, max_length, capacity)) {
+    return launch_resident<T, kHead, 1, 2>(arguments, max_length, capacity, stream, programmatic);
+  }
+  if (fits_at_once<T, kHead, 1, 1>(arguments, max_length, capacity)) {
+    return launch_resident<T, kHead, 1, 1>(arguments, max_length, capacity, stream, programmatic);
+  }
+  if (fits_at_once<T, kHead, 2, 1>(arguments, max_length, capacity)) {
+    return launch_resident<T, kHead, 2, 1>(arguments, max_length, capacity, stream, programmatic);
+  }
+  return launch_wgmma<T, kHead>(arguments, max_length, capacity, stream, programmatic);
+}
+
 template <typename T, int kHead>
 cudaError_t launch_for_head(const AttentionArguments<T>& arguments, int max_length, int capacity, cudaStream_t stream,
                             bool programmatic) {
@@ -141,7 +197,7 @@ cudaError_t launch_for_head(const AttentionArguments<T>& arguments, int max_leng
     return launch_simt<kHead>(arguments, capacity, stream, programmatic);
   } else {
     if (supports_wgmma<T, kHead>(arguments) && !prefers_packed<T, kHead>(arguments, max_length, capacity)) {
-      return launch_wgmma<T, kHead>(arguments, max_length, capacity, stream, programmatic);
+      return launch_hopper<T, kHead>(arguments, max_length, capacity, stream, programmatic);
     }
     const bool aligned = arguments.head_size % 8 == 0 && reinterpret_cast<uintptr_t>(arguments.qkv) % 16 == 0;
     if (aligned) return launch_mma<T, kHead, 16>(arguments, capacity, stream, programmatic);

@@ -1,5 +1,6 @@
 // Attention in fp32 on the ordinary arithmetic units: exact products, any even head size. Same walk over packed tokens
-// as attention_mma.cuh; 16 lanes share a query row.
+// as attention_mma.cuh; 16 lanes share a query row. Long sums are taken in parts, 16 columns of a score and one block
+// of keys of an output at a time, since the rounding error of one running sum grows with the square root of its length.
 #pragma once
 
 #include <cmath>
@@ -59,17 +60,27 @@ class SimtStrip {
   // Probabilities of one block of keys, left in shared memory; what was accumulated is rescaled.
   __device__ void score(SimtShared<kHead>& shared, int first_key, float scale) {
     float scores[Tiles::kRowsPerThread][Tiles::kKeysPerThread] = {};
-    for (int column = 0; column < kHead; column += 4) {
-      float4 key[Tiles::kKeysPerThread];
+#pragma unroll 1
+    for (int first = 0; first < kHead; first += 16) {
+      float part[Tiles::kRowsPerThread][Tiles::kKeysPerThread] = {};
 #pragma unroll
-      for (int k = 0; k < Tiles::kKeysPerThread; ++k) {
-        key[k] = *reinterpret_cast<const float4*>(&shared.keys[x_ + 16 * k][column]);
+      for (int column = first; column < first + 16; column += 4) {
+        float4 key[Tiles::kKeysPerThread];
+#pragma unroll
+        for (int k = 0; k < Tiles::kKeysPerThread; ++k) {
+          key[k] = *reinterpret_cast<const float4*>(&shared.keys[x_ + 16 * k][column]);
+        }
+#pragma unroll
+        for (int i = 0; i < Tiles::kRowsPerThread; ++i) {
+          const float4 query = *reinterpret_cast<const float4*>(&shared.queries[y_ + 16 * i][column]);
+#pragma unroll
+          for (int k = 0; k < Tiles::kKeysPerThread; ++k) part[i][k] = dot(part[i][k], query, key[k]);
+        }
       }
 #pragma unroll
       for (int i = 0; i < Tiles::kRowsPerThread; ++i) {
-        const float4 query = *reinterpret_cast<const float4*>(&shared.queries[y_ + 16 * i][column]);
 #pragma unroll
-        for (int k = 0; k < Tiles::kKeysPerThread; ++k) scores[i][k] = dot(scores[i][k], query, key[k]);
+        for (int k = 0; k < Tiles::kKeysPerThread; ++k) scores[i][k] += part[i][k];
       }
     }
 #pragma unroll
@@ -78,6 +89,8 @@ class SimtStrip {
 
   // output += probabilities values, four keys at a time so that shared memory is read 16 bytes at a time.
   __device__ void accumulate(const SimtShared<kHead>& shared) {
+    float part[Tiles::kRowsPerThread][4 * kGroups] = {};
+#pragma unroll 1
     for (int key = 0; key < Tiles::kKeys; key += 4) {
       float4 probabilities[Tiles::kRowsPerThread];
 #pragma unroll
@@ -93,10 +106,15 @@ class SimtStrip {
           const float4 value = *reinterpret_cast<const float4*>(&shared.values[key + k][column]);
 #pragma unroll
           for (int i = 0; i < Tiles::kRowsPerThread; ++i) {
-            add_scaled(output_[i] + 4 * group, reinterpret_cast<const float*>(&probabilities[i])[k], value);
+            add_scaled(part[i] + 4 * group, reinterpret_cast<const float*>(&probabilities[i])[k], value);
           }
         }
       }
+    }
+#pragma unroll
+    for (int i = 0; i < Tiles::kRowsPerThread; ++i) {
+#pragma unroll
+      for (int c = 0; c < 4 * kGroups; ++c) output_[i][c] += part[i][c];
     }
   }
 
@@ -106,12 +124,11 @@ class SimtStrip {
     for (int i = 0; i < Tiles::kRowsPerThread; ++i) {
       const int row = first + y_ + 16 * i;
       if (row >= tokens) continue;
-      const float inverse = 1.f / sum_[i];
 #pragma unroll
       for (int c = 0; c < 4 * kGroups; ++c) {
         const int column = 64 * (c / 4) + 4 * x_ + c % 4;
         if (column >= arguments.head_size) continue;
-        arguments.output(row, head)[column] = output_[i][c] * inverse + (bias ? bias[column] : 0.f);
+        arguments.output(row, head)[column] = output_[i][c] / sum_[i] + (bias ? bias[column] : 0.f);
       }
     }
   }
@@ -159,7 +176,7 @@ class SimtStrip {
 };
 
 template <int kHead>
-__global__ void __launch_bounds__(attention_tiles::Simt<kHead>::kThreads)
+__global__ void __launch_bounds__(attention_tiles::Simt<kHead>::kThreads, 2)
     attention_simt_kernel(const AttentionArguments<float> arguments) {
   using Tiles = attention_tiles::Simt<kHead>;
   extern __shared__ __align__(128) unsigned char bytes[];

@@ -27,31 +27,75 @@ class OnlineSoftmax {
   // Takes note of a block's largest scores, and rescales what has been accumulated where they ask for it.
   template <int kKeys, int kColumns>
   __device__ void raise(const Accumulator<kKeys>& scores, Accumulator<kColumns>& output) {
-    float largest[2] = {-INFINITY, -INFINITY};
+    float highest[2];
+    largest<kKeys>(scores, highest);
+    if (exceeds(highest)) raise_to<kColumns>(highest, output);
+  }
+
+  // The largest score of each row.
+  template <int kKeys>
+  __device__ static void largest(const Accumulator<kKeys>& scores, float (&highest)[2]) {
+    highest[0] = highest[1] = -INFINITY;
 #pragma unroll
     for (int group = 0; group < kKeys / 8; ++group) {
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
-        largest[r] = fmaxf(largest[r], fmaxf(scores[group][2 * r], scores[group][2 * r + 1]));
+        highest[r] = fmaxf(highest[r], fmaxf(scores[group][2 * r], scores[group][2 * r + 1]));
       }
     }
 #pragma unroll
     for (int distance = 1; distance < 4; distance *= 2) {
 #pragma unroll
-      for (int r = 0; r < 2; ++r) largest[r] = fmaxf(largest[r], __shfl_xor_sync(~0u, largest[r], distance));
+      for (int r = 0; r < 2; ++r) highest[r] = fmaxf(highest[r], __shfl_xor_sync(~0u, highest[r], distance));
     }
-    const bool exceeds = largest[0] * scale_ > origin_[0] + kSlack || largest[1] * scale_ > origin_[1] + kSlack;
-    if (!__any_sync(~0u, exceeds)) return;
+  }
+
+  // Whether the origin of any row of the warp has to follow.
+  __device__ bool exceeds(const float (&highest)[2]) const {
+    return __any_sync(~0u, highest[0] * scale_ > origin_[0] + kSlack || highest[1] * scale_ > origin_[1] + kSlack);
+  }
+
+  template <int kColumns>
+  __device__ void raise_to(const float (&highest)[2], Accumulator<kColumns>& output) {
     float correction[2];
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const float origin = fmaxf(origin_[r], largest[r] * scale_);
+      const float origin = fmaxf(origin_[r], highest[r] * scale_);
       correction[r] = ptx::ex2_approx(origin_[r] - origin);
       sum_[r] *= correction[r];
       origin_[r] = origin;
     }
     rescale<kColumns>(output, correction);
   }
+
+  // Sums over the four lanes of a row; nothing may be added afterwards but by merge.
+  __device__ void total() {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      sum_[r] += __shfl_xor_sync(~0u, sum_[r], 1);
+      sum_[r] += __shfl_xor_sync(~0u, sum_[r], 2);
+    }
+  }
+
+  // Takes in (origin, total) of other keys for the same two rows. Rescales this output, and finds the factors of
+  // theirs.
+  template <int kColumns>
+  __device__ void merge(const float2& row0, const float2& row1, Accumulator<kColumns>& output, float (&factor)[2]) {
+    const float2 rows[2] = {row0, row1};
+    float correction[2];
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const float origin = fmaxf(origin_[r], rows[r].x);
+      correction[r] = ptx::ex2_approx(origin_[r] - origin);
+      factor[r] = ptx::ex2_approx(rows[r].x - origin);
+      sum_[r] = sum_[r] * correction[r] + rows[r].y * factor[r];
+      origin_[r] = origin;
+    }
+    rescale<kColumns>(output, correction);
+  }
+
+  __device__ float origin(int r) const { return origin_[r]; }
+  __device__ float sum(int r) const { return sum_[r]; }
 
   // Turns scores into probabilities, up to a factor for each row that the normalizer takes out.
   template <int kKeys>

@@ -22,7 +22,8 @@ struct Mma {
 // Rejected: a producer warp of its own (a ninth warp leaves 96 registers a thread, which spills); one block per tile
 // (two thirds of the time went into finding tiles and waiting for the first data); one warpgroup a block throughout (no
 // faster at 32 x 384, and reads keys and values from L2 twice as often); starting copies at the top of an iteration
-// instead of behind the products' issue (5 to 10 % slower).
+// instead of behind the products' issue (5 to 10 % slower); blocks of three or four warpgroups, which read keys and
+// values from L2 less often (no faster at 32 x 384, slower below).
 template <int kHead>
 struct Wgmma {
   static constexpr int kGroupThreads = 128;
@@ -38,9 +39,25 @@ struct Wgmma {
   static constexpr int kBlocksPerMultiprocessor = kHead > 64 ? 1 : 2;  // of the largest block
 
   // As many as fit beside each other in the registers and in 227 KiB of shared memory, three at least (see
-  // Warpgroup::feed).
+  // Warpgroup::feed_block).
   static constexpr int stages(int groups) { return groups == 1 ? 3 : 5; }
   static constexpr int blocks_per_multiprocessor(int groups) { return kBlocksPerMultiprocessor + (groups == 1); }
+};
+
+// wgmma kernel that keeps all keys and values of a sequence in shared memory, 64 a stage.
+// Rejected: three warpgroups for the keys of the same rows (H200, 1 x 384, us: one 4.8, two 4.0, three 4.3). A second
+// set of scores, so that their product runs beside the exponentials as well: the compiler then waits for every product.
+template <int kHead>
+struct Resident {
+  static constexpr int kGroupThreads = 128;
+  static constexpr int kGroupRows = 64;
+  static constexpr int kKeys = 64;
+  static constexpr int kMaxStages = kHead > 64 ? 6 : 12;
+  // From here on two warpgroups divide the keys while there are multiprocessors to spare (128: no faster,
+  // 384: 17 %).
+  static constexpr int kDividedLength = 129;
+  // That the registers have to suffice for.
+  static constexpr int blocks_per_multiprocessor(int groups) { return (kHead > 64 ? 2 : 4) / groups; }
 };
 
 // fp32 kernel: 16 x 16 threads, each with 4 query rows. 32 keys at head size 128 keep the block under the 99 KiB of

@@ -8,6 +8,7 @@
 #include "efft/cuda/attention_load.cuh"
 #include "efft/cuda/attention_mask.cuh"
 #include "efft/cuda/attention_pipeline.cuh"
+#include "efft/cuda/attention_products.cuh"
 #include "efft/cuda/attention_softmax.cuh"
 
 namespace efft::cuda {
@@ -83,32 +84,6 @@ class Feeder {
   const Pipeline<kHead>& pipeline_;
 };
 
-// Starts scores = queries keys^T.
-template <typename T, int kHead>
-__device__ inline void wgmma_scores(Accumulator<Panels<kHead>::kRows>& scores, const Operand<kHead>& queries,
-                                    uint32_t keys) {
-  ptx::wgmma_fence();
-#pragma unroll
-  for (int step = 0; step < kHead / 16; ++step) {
-    const uint64_t right = Panels<kHead>::descriptor(keys, Panels<kHead>::key_step(step));
-    ptx::Wgmma<T, Panels<kHead>::kRows, false>::issue(scores, queries[step], right, step > 0);
-  }
-  ptx::wgmma_commit_group();
-}
-
-// Starts output += probabilities values.
-template <typename T, int kHead>
-__device__ inline void wgmma_output(Accumulator<kHead>& output, const Operand<Panels<kHead>::kRows>& probabilities,
-                                    uint32_t values) {
-  ptx::wgmma_fence();
-#pragma unroll
-  for (int step = 0; step < Panels<kHead>::kRows / 16; ++step) {
-    const uint64_t right = Panels<kHead>::descriptor(values, Panels<kHead>::value_step(step));
-    ptx::Wgmma<T, kHead, true>::issue(output, probabilities[step], right, true);
-  }
-  ptx::wgmma_commit_group();
-}
-
 // One warpgroup's share of the tiles: 64 query rows of each.
 template <typename T, int kHead>
 class Warpgroup {
@@ -123,10 +98,12 @@ class Warpgroup {
       const SequenceTile tile = pipeline_.control.tiles[listed];
       if (tile.length == 0) return;
       ptx::mbarrier_wait(pipeline_.tile_full(), round % 2);
-      if (tile.row + group_ * kRows < tile.length) {
+      // Short sequences leave the last rows of a tile empty: the warpgroups take turns at them.
+      rows_ = (group_ + round) & (pipeline_.groups - 1);
+      if (tile.row + rows_ * kRows < tile.length) {
         attend(tile, listed, round);
       } else {
-        skip(tile);
+        skip(tile, listed, round);
       }
     }
   }
@@ -143,10 +120,12 @@ class Warpgroup {
   }
 
   // Waits for the data nevertheless: a stage may be freed again only after it has been filled again.
-  __device__ void skip(const SequenceTile& tile) {
+  __device__ void skip(const SequenceTile& tile, int listed, unsigned round) {
     release(pipeline_.tile_free());
+    feed_queries(listed, round);
     for (int key = 0; key < tile.length; key += kKeys) {
       ptx::mbarrier_wait(pipeline_.stage_full(at_.stage), at_.parity);
+      feed_block(key == 0 && listed == 0);
       release(pipeline_.stage_free(at_.stage));
       at_.advance(pipeline_.stages);
     }
@@ -158,7 +137,7 @@ class Warpgroup {
     constexpr int kSteps = Layout::kColumns / 16;
 #pragma unroll
     for (int step = 0; step < kHead / 16; ++step) {
-      const uint32_t panel = pipeline_.queries(group_, step / kSteps);
+      const uint32_t panel = pipeline_.queries(rows_, step / kSteps);
       const int chunk = step % kSteps * 2 + lane / 16;
       ptx::ldmatrix_x4(queries[step], panel + SwizzledBlock<Layout::kColumns>::offset(row, chunk));
     }
@@ -167,32 +146,21 @@ class Warpgroup {
   }
 
   // The rows behind the sequence's end belong to the next sequence or to nobody. Their probabilities are zero, but zero
-  // times infinity is no number: the first warpgroup makes the values zero as well.
-  __device__ void clear_tail(int stage, int first_row, bool shared, unsigned round) const {
+  // times infinity is no number: every warpgroup that reads these values makes them zero as well.
+  __device__ void clear_tail(int stage, int first_row) const {
     constexpr int kChunks = Layout::kRowBytes / 16;
     const uint32_t values = pipeline_.values(stage);
 #pragma unroll 1
-    for (int i = first_row * kChunks + threadIdx.x; i < Layout::kRows * kChunks; i += Tiles::kGroupThreads) {
+    for (int i = first_row * kChunks + threadIdx.x % Tiles::kGroupThreads; i < Layout::kRows * kChunks;
+         i += Tiles::kGroupThreads) {
 #pragma unroll
       for (int panel = 0; panel < Layout::kCount; ++panel) {
         ptx::store_zeros(values + panel * Layout::kPanelBytes + 16 * i);
       }
     }
     ptx::fence_proxy_async();
-    if (shared) ptx::barrier_arrive(tail_barrier(round), 2 * Tiles::kGroupThreads);
+    ptx::barrier_sync(1 + group_, Tiles::kGroupThreads);
   }
-
-  __device__ void wait_clear_tail(unsigned round) const {
-    constexpr int kOwnBarrier = 1;
-    if (group_ == 0) {
-      ptx::barrier_sync(kOwnBarrier, Tiles::kGroupThreads);
-    } else {
-      ptx::barrier_sync(tail_barrier(round), 2 * Tiles::kGroupThreads);
-    }
-  }
-
-  // The second warpgroup may be one tile behind the first, hence two barriers in turn.
-  __device__ static int tail_barrier(unsigned round) { return 2 + round % 2; }
 
   __device__ void attend(const SequenceTile& tile, int listed, unsigned round) {
     Operand<kHead> queries;
@@ -200,64 +168,86 @@ class Warpgroup {
     OnlineSoftmax softmax(score_scale(kHead));
     Accumulator<kHead> output = {};
     Accumulator<kKeys> scores = {};
+    Operand<kKeys> probabilities;
     ptx::mbarrier_wait(pipeline_.stage_full(at_.stage), at_.parity);
     ptx::pin(scores);
     wgmma_scores<T, kHead>(scores, queries, pipeline_.keys(at_.stage));
+    int left = tile.length;
+    if (left < kKeys) clear_tail(at_.stage, left);
+    feed_queries(listed, round);
     ptx::wgmma_wait_group<0>();
     ptx::pin(scores);
-    for (int left = tile.length; left > 0; left -= kKeys) {
-      const RingPosition now = at_;
-      at_.advance(pipeline_.stages);
-      if (left < kKeys) {
-        mask_tail<kKeys>(scores, left);
-        if (group_ == 0) clear_tail(now.stage, left, tile.row + kRows < tile.length, round);
-      }
-      softmax.raise<kKeys, kHead>(scores, output);
-      softmax.exponentiate<kKeys>(scores);
-      Operand<kKeys> probabilities;
-      to_operand<T, kKeys>(probabilities, scores);
-
-      if (left < kKeys) wait_clear_tail(round);
+    if (left < kKeys) mask_tail<kKeys>(scores, left);
+    softmax.raise<kKeys, kHead>(scores, output);
+    softmax.exponentiate<kKeys>(scores);
+    to_operand<T, kKeys>(probabilities, scores);
+    RingPosition now = at_;
+    at_.advance(pipeline_.stages);
+    for (left -= kKeys; left > 0; left -= kKeys) {
+      // The next scores are ready before this output, whose product runs beside the exponentials.
+      ptx::mbarrier_wait(pipeline_.stage_full(at_.stage), at_.parity);
+      ptx::pin(scores);
       ptx::pin(output);
+      wgmma_scores<T, kHead>(scores, queries, pipeline_.keys(at_.stage));
       wgmma_output<T, kHead>(output, probabilities, pipeline_.values(now.stage));
-      // The next scores start before the output is done, so that the matrix units see both as one run.
-      if (left > kKeys) {
-        ptx::mbarrier_wait(pipeline_.stage_full(at_.stage), at_.parity);
-        wgmma_scores<T, kHead>(scores, queries, pipeline_.keys(at_.stage));
+      if (left < kKeys) clear_tail(at_.stage, left);
+      feed_block(left + kKeys >= tile.length && listed == 0);
+      ptx::wgmma_wait_group<1>();
+      ptx::pin(scores);
+      if (left < kKeys) mask_tail<kKeys>(scores, left);
+      float highest[2];
+      softmax.largest<kKeys>(scores, highest);
+      if (softmax.exceeds(highest)) {
+        ptx::wgmma_wait_group<0>();
+        ptx::pin(output);
+        softmax.raise_to<kHead>(highest, output);
       }
-      // In the shadow of the products; the ring must then hold the block after next, hence three stages at least.
-      feed(left == tile.length, listed, round);
-      __syncwarp();
+      softmax.exponentiate<kKeys>(scores);
       ptx::wgmma_wait_group<0>();
       ptx::pin(output);
-      ptx::pin(scores);
       release(pipeline_.stage_free(now.stage));
+      to_operand<T, kKeys>(probabilities, scores);
+      now = at_;
+      at_.advance(pipeline_.stages);
     }
+    ptx::pin(output);
+    wgmma_output<T, kHead>(output, probabilities, pipeline_.values(now.stage));
+    feed_block(tile.length <= kKeys && listed == 0);
+    ptx::wgmma_wait_group<0>();
+    ptx::pin(output);
+    release(pipeline_.stage_free(now.stage));
     store(output, softmax, tile, round);
   }
 
-  // Refills the stage that the block before this one has left, and fetches the next tile's queries at a tile's start.
-  __device__ void feed(bool first_block, int listed, unsigned round) const {
-    if (threadIdx.x == Tiles::kBlockFeeder && (!first_block || listed > 0)) feeder_.feed_block();
-    if (threadIdx.x == Tiles::kQueryFeeder && first_block) feeder_.feed_queries(listed, round);
+  // In the shadow of the products: refills the stage that the block before this one has left. The ring must then hold
+  // the block after next, hence three stages at least.
+  __device__ void feed_block(bool first) const {
+    if (threadIdx.x == Tiles::kBlockFeeder && !first) feeder_.feed_block();
+    __syncwarp();
+  }
+
+  __device__ void feed_queries(int listed, unsigned round) const {
+    if (threadIdx.x == Tiles::kQueryFeeder) feeder_.feed_queries(listed, round);
+    __syncwarp();
   }
 
   __device__ void store(const Accumulator<kHead>& output, const OnlineSoftmax& softmax, const SequenceTile& tile,
                         unsigned round) const {
     float inverse[2];
     softmax.normalizer(inverse);
-    const int row = tile.row + group_ * kRows + threadIdx.x / 32 % Tiles::kGroupWarps * 16 + fragment_row();
+    const int row = tile.row + rows_ * kRows + threadIdx.x / 32 % Tiles::kGroupWarps * 16 + fragment_row();
     T* const first = arguments_.output(tile.begin + row, tile.head);
     T* const rows[2] = {row < tile.length ? first : nullptr,
                         row + 8 < tile.length ? first + 8 * arguments_.hidden() : nullptr};
     const float* bias = arguments_.bias != nullptr ? pipeline_.control.biases[round % 2][1] : nullptr;
-    store_output<T, kHead>(output, inverse, bias, rows, kHead);
+    store_rows<T, kHead>(output, inverse, bias, rows);
   }
 
   const AttentionArguments<T>& arguments_;
   const Pipeline<kHead>& pipeline_;
   const Feeder<T, kHead>& feeder_;
   const int group_;
+  int rows_ = 0;  // which 64 of the present tile
   RingPosition at_{0, 0};
 };
 
