@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from tests.gpu.encoders import DTYPES
 from tests.kernels.criterion import assert_close
 
-WIDTHS = [768, 1024, 384, 312, 30, 7, 2048]
+WIDTHS = [768, 1024, 384, 312, 30, 7, 1500, 2048, 4096]
 
 
 def _random(*size: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
