@@ -61,28 +61,32 @@ class Road {
                                     model_.segments};
     const EmbeddingNorm norm{vector(vector_at_.embedding_gamma()), vector(vector_at_.embedding_beta()), shape_.epsilon,
                              static_cast<int>(shape_.position_offset), shape_.count_positions};
-    const int width = static_cast<int>(shape_.embedding);
-    // Serial: the first kernel of the graph starts behind everything that unpad wrote.
-    check(embed_norm(workspace_.call, workspace_.cu_seqlens, workspace_.rows, tokens_, tables, norm,
-                     as<T>(workspace_.embedded), bucket_.tokens, width, stream_, Order::kSerial),
+    const Unpadded& unpadded = workspace_.unpadded;
+    check(embed_norm(unpadded.call, unpadded.cu_seqlens, unpadded.rows, tokens_, tables, norm,
+                     as<T>(workspace_.embedded), bucket_.tokens, static_cast<int>(shape_.embedding), stream_),
           "the embeddings");
-    if (!shape_.projects()) return;
-    linear(as<const T>(workspace_.embedded),
-           {matrix(matrix_at_.projection()), vector(vector_at_.projection_bias()), shape_.embedding}, width_,
-           Pointwise::none, as<T>(workspace_.hidden));
   }
 
-  // All layers; returns where the last hidden states lie.
-  const T* layers() {
+  // From the embeddings to the last hidden states, except for the LayerNorm that ends them: returns that.
+  AddNorm<T> layers() {
+    if (shape_.projects()) {
+      linear(as<const T>(workspace_.embedded),
+             {matrix(matrix_at_.projection()), vector(vector_at_.projection_bias()), shape_.embedding}, width_,
+             Pointwise::none, as<T>(workspace_.hidden));
+    }
     if (path_ == Path::small) return small_layers();
-    if (shape_.pre_norm) return pre_norm_layers();
-    for (int64_t layer = 0; layer < shape_.layers; ++layer) post_norm_layer(layer);
-    return as<T>(workspace_.hidden);
+    return shape_.pre_norm ? pre_norm_layers() : post_norm_layers();
   }
 
-  void finish(const T* hidden) {
-    check(pool(hidden, model_.output, workspace_.cu_seqlens, workspace_.slots, workspace_.call, bucket_.batch,
-               bucket_.batch * bucket_.length, width_, stream_),
+  void finish(const AddNorm<T>& last) {
+    const Unpadded& unpadded = workspace_.unpadded;
+    if (model_.output == Output::hidden) {
+      return check(
+          add_norm_padded(last, unpadded.slots, unpadded.call, bucket_.batch * bucket_.length, width_, stream_),
+          "the result");
+    }
+    norm(last);
+    check(pool<T>(last.out, model_.output, unpadded.cu_seqlens, unpadded.call, bucket_.batch, width_, stream_),
           "the result");
   }
 
@@ -104,53 +108,72 @@ class Road {
   const T* matrix(int64_t offset) const { return static_cast<const T*>(model_.matrices) + offset; }
   const float* vector(int64_t offset) const { return model_.vectors + offset; }
 
-  const T* small_layers() {
+  AddNorm<T> small_layers() {
     if constexpr (std::is_same_v<T, float>) {
-      return nullptr;
+      return {};
     } else {
-      T* out = as<T>(workspace_.sum);
+      const int64_t last = shape_.layers - 1;
+      T* sum = as<T>(workspace_.sum);
       check(encoder_layers_small(shape_, as<const T>(workspace_.hidden), matrix(0), model_.vectors, model_.folded,
-                                 tokens_, workspace_.cu_seqlens, bucket_.batch, bucket_.length, bucket_.tokens, out,
-                                 workspace_.scratch, stream_),
+                                 tokens_, workspace_.unpadded.cu_seqlens, bucket_.batch, bucket_.length, bucket_.tokens,
+                                 sum, workspace_.scratch, stream_),
             "the layers");
-      return out;
+      return {sum,
+              nullptr,
+              nullptr,
+              vector(vector_at_.output_gamma(last)),
+              vector(vector_at_.output_beta(last)),
+              shape_.epsilon,
+              as<T>(workspace_.hidden),
+              nullptr};
     }
   }
 
-  // hidden = LayerNorm(hidden + attention(hidden)), then the same with the feed-forward network.
-  void post_norm_layer(int64_t layer) {
+  // Each layer: hidden = LayerNorm(hidden + attention(hidden)), then the same with the feed-forward network.
+  AddNorm<T> post_norm_layers() {
     T* hidden = as<T>(workspace_.hidden);
-    attend(layer, hidden);
-    close_block(as<const T>(workspace_.context),
-                {matrix(matrix_at_.attention_output(layer)), vector(vector_at_.attention_output_bias(layer)), width_},
-                {vector(vector_at_.attention_gamma(layer)), vector(vector_at_.attention_beta(layer))}, hidden, hidden);
-    open_feed_forward(layer, hidden);
-    close_block(as<const T>(workspace_.intermediate),
-                {matrix(matrix_at_.output(layer)), vector(vector_at_.output_bias(layer)), shape_.intermediate},
-                {vector(vector_at_.output_gamma(layer)), vector(vector_at_.output_beta(layer))}, hidden, hidden);
+    AddNorm<T> step{};
+    for (int64_t layer = 0; layer < shape_.layers; ++layer) {
+      if (layer > 0) norm(step);
+      attend(layer, hidden);
+      norm(close_block(
+          as<const T>(workspace_.context),
+          {matrix(matrix_at_.attention_output(layer)), vector(vector_at_.attention_output_bias(layer)), width_},
+          {vector(vector_at_.attention_gamma(layer)), vector(vector_at_.attention_beta(layer))}, hidden, hidden));
+      open_feed_forward(layer, hidden);
+      step =
+          close_block(as<const T>(workspace_.intermediate),
+                      {matrix(matrix_at_.output(layer)), vector(vector_at_.output_bias(layer)), shape_.intermediate},
+                      {vector(vector_at_.output_gamma(layer)), vector(vector_at_.output_beta(layer))}, hidden, hidden);
+    }
+    return step;
   }
 
-  // hidden += attention(LayerNorm(hidden)), then the same with the feed-forward network; hidden's next norm is taken
-  // where hidden is written.
-  const T* pre_norm_layers() {
+  // Each layer: hidden += attention(LayerNorm(hidden)), then the same with the feed-forward network; hidden's next norm
+  // is taken where hidden is written.
+  AddNorm<T> pre_norm_layers() {
     T* hidden = as<T>(workspace_.hidden);
     T* normed = as<T>(workspace_.normed);
-    norm({hidden, nullptr, nullptr, vector(vector_at_.attention_gamma(0)), vector(vector_at_.attention_beta(0)),
-          shape_.epsilon, normed, nullptr});
+    AddNorm<T> step{
+        hidden,         nullptr, nullptr, vector(vector_at_.attention_gamma(0)), vector(vector_at_.attention_beta(0)),
+        shape_.epsilon, normed,  nullptr};
     for (int64_t layer = 0; layer < shape_.layers; ++layer) {
       const bool last = layer + 1 == shape_.layers;
+      norm(step);
       attend(layer, normed);
-      close_block(as<const T>(workspace_.context),
-                  {matrix(matrix_at_.attention_output(layer)), vector(vector_at_.attention_output_bias(layer)), width_},
-                  {vector(vector_at_.output_gamma(layer)), vector(vector_at_.output_beta(layer))}, hidden, normed);
+      norm(close_block(
+          as<const T>(workspace_.context),
+          {matrix(matrix_at_.attention_output(layer)), vector(vector_at_.attention_output_bias(layer)), width_},
+          {vector(vector_at_.output_gamma(layer)), vector(vector_at_.output_beta(layer))}, hidden, normed));
       open_feed_forward(layer, normed);
-      close_block(as<const T>(workspace_.intermediate),
-                  {matrix(matrix_at_.output(layer)), vector(vector_at_.output_bias(layer)), shape_.intermediate},
-                  {vector(last ? vector_at_.final_gamma() : vector_at_.attention_gamma(layer + 1)),
-                   vector(last ? vector_at_.final_beta() : vector_at_.attention_beta(layer + 1))},
-                  hidden, normed);
+      step = close_block(as<const T>(workspace_.intermediate),
+                         {matrix(matrix_at_.output(layer)), vector(vector_at_.output_bias(layer)), shape_.intermediate},
+                         {vector(last ? vector_at_.final_gamma() : vector_at_.attention_gamma(layer + 1)),
+                          vector(last ? vector_at_.final_beta() : vector_at_.attention_beta(layer + 1))},
+                         hidden, normed);
     }
-    return normed;
+    step.sum = nullptr;  // nothing adds to it any more
+    return step;
   }
 
   // context = attention over `input`.
@@ -158,7 +181,7 @@ class Road {
     T* qkv = as<T>(workspace_.qkv);
     // The bias of q, k and v is attention's to add: it does so while loading.
     linear(input, {matrix(matrix_at_.qkv(layer)), nullptr, width_}, 3 * width_, Pointwise::none, qkv);
-    check(attention(as<const T>(qkv), vector(vector_at_.qkv_bias(layer)), workspace_.cu_seqlens,
+    check(attention(as<const T>(qkv), vector(vector_at_.qkv_bias(layer)), workspace_.unpadded.cu_seqlens,
                     as<T>(workspace_.context), bucket_.batch, static_cast<int>(shape_.heads),
                     static_cast<int>(shape_.head_size()), bucket_.length, bucket_.tokens, stream_,
                     /*programmatic=*/true),
@@ -171,9 +194,9 @@ class Road {
            shape_.intermediate, pointwise(shape_.activation), as<T>(workspace_.intermediate));
   }
 
-  // out = LayerNorm(x w^T + bias + carried). Where out is another array than carried (pre-norm), carried becomes the
-  // sum.
-  void close_block(const T* x, const Weights& p, const Norm& n, T* carried, T* out) {
+  // The product of out = LayerNorm(x w^T + bias + carried); returns what is left to do. Where out is another array than
+  // carried (pre-norm), carried becomes the sum.
+  AddNorm<T> close_block(const T* x, const Weights& p, const Norm& n, T* carried, T* out) {
     T* sum = as<T>(workspace_.sum);
     if constexpr (!std::is_same_v<T, float>) {
       if (path_ == Path::hopper) {
@@ -181,11 +204,11 @@ class Road {
         check(linear_bias_residual(x, p.w, p.bias, as<const T>(carried), sum, tokens_, bucket_.tokens, width_,
                                    as_int(p.inputs), stream_),
               "a block's last product");
-        return norm({sum, nullptr, nullptr, n.gamma, n.beta, shape_.epsilon, out, nullptr});
+        return {sum, nullptr, nullptr, n.gamma, n.beta, shape_.epsilon, out, nullptr};
       }
     }
     multiply(x, p.w, carried, sum, width_, p.inputs);
-    norm({sum, p.bias, nullptr, n.gamma, n.beta, shape_.epsilon, out, out != carried ? carried : nullptr});
+    return {sum, p.bias, nullptr, n.gamma, n.beta, shape_.epsilon, out, out != carried ? carried : nullptr};
   }
 
   // y = activation(x w^T + bias).
@@ -225,13 +248,6 @@ class Road {
   cudaStream_t stream_;
 };
 
-template <typename T>
-void enqueue(const Model& model, const Bucket& bucket, const Workspace& workspace, cudaStream_t stream) {
-  Road<T> road(model, bucket, workspace, stream);
-  road.embed();
-  road.finish(road.layers());
-}
-
 // Whether every product of the encoder can run on the library's own sm_90a kernels.
 bool hopper_supported(const EncoderShape& shape) {
   const auto supported = [](int64_t outputs, int64_t inputs) {
@@ -261,14 +277,15 @@ Workspace::Workspace(void* base, const Model& model, const Bucket& bucket) {
   const auto& shape = model.shape;
   const size_t token_bytes = element_size(model.type) * bucket.tokens;
   const size_t padded = size_t{4} * bucket.batch * bucket.length;
-  call = static_cast<Call*>(take(sizeof(Call)));
-  cu_seqlens = static_cast<int*>(take(4 * (size_t{1} + bucket.batch)));
-  rows = static_cast<int*>(take(padded));
-  slots = static_cast<int*>(take(padded));
-  hidden = take(token_bytes * shape.hidden);
+  unpadded.call = static_cast<Call*>(take(sizeof(Call)));
+  unpadded.cu_seqlens = static_cast<int*>(take(4 * (size_t{1} + bucket.batch)));
+  unpadded.rows = static_cast<int*>(take(padded));
+  unpadded.slots = static_cast<int*>(take(padded));
+  embedded = take(token_bytes * shape.embedding);
+  front_bytes = next - static_cast<char*>(base);
+  hidden = shape.projects() ? take(token_bytes * shape.hidden) : embedded;
   sum = take(token_bytes * shape.hidden);
   normed = shape.pre_norm ? take(token_bytes * shape.hidden) : hidden;
-  embedded = shape.projects() ? take(token_bytes * shape.embedding) : hidden;
   char* shared = next;
   qkv = take(token_bytes * 3 * shape.hidden);
   context = take(token_bytes * shape.hidden);
@@ -294,22 +311,17 @@ bool worth_counting(const Model& model, const Bucket& bucket) {
   return path_for(model, bucket) != Path::small && bucket.batch > 1 && bucket.tokens > kFewTokens;
 }
 
-void enqueue_unpad(const int64_t* mask, const Call& call, const Bucket& bucket, const Workspace& workspace,
-                   cudaStream_t stream) {
-  check(unpad(mask, call.batch, call.length, bucket.batch, workspace.cu_seqlens, workspace.rows, workspace.slots, call,
-              workspace.call, stream),
-        "padding removal");
+void enqueue_front(const Model& model, const Call& call, const Bucket& bucket, const Workspace& workspace,
+                   const TokenReport& report, cudaStream_t stream) {
+  check(unpad(call, bucket.batch, workspace.unpadded, report, stream), "padding removal");
+  for_type(model.type, [&](auto zero) { Road<decltype(zero)>(model, bucket, workspace, stream).embed(); });
 }
 
 void enqueue_encoder(const Model& model, const Bucket& bucket, const Workspace& workspace, cudaStream_t stream) {
-  switch (model.type) {
-    case DataType::fp32:
-      return enqueue<float>(model, bucket, workspace, stream);
-    case DataType::fp16:
-      return enqueue<__half>(model, bucket, workspace, stream);
-    case DataType::bf16:
-      return enqueue<__nv_bfloat16>(model, bucket, workspace, stream);
-  }
+  for_type(model.type, [&](auto zero) {
+    Road<decltype(zero)> road(model, bucket, workspace, stream);
+    road.finish(road.layers());
+  });
 }
 
 void check(cudaError_t error, const char* what) {

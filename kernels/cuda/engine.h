@@ -6,7 +6,8 @@
 #include <cstdint>
 #include <tuple>
 
-#include "efft/cuda/call.cuh"
+#include "efft/cuda/types.cuh"
+#include "efft/cuda/unpad.cuh"
 #include "efft/encoder.h"
 #include "matmul.h"
 
@@ -68,30 +69,45 @@ bool worth_counting(const Model& model, const Bucket& bucket);
 struct Workspace {
   Workspace(void* base, const Model& model, const Bucket& bucket);
 
-  Call* call;
-  int* cu_seqlens;     // [batch + 1]
-  int* rows;           // [batch * length]
-  int* slots;          // [batch * length]
+  // What enqueue_front writes. Of all that follows, only the bucket's batch and length decide where it lies, so that
+  // it may be written before the number of tokens is known.
+  Unpadded unpadded;
+  void* embedded;      // [tokens, E]; hidden, unless the model projects
+  size_t front_bytes;  // up to the end of embedded
+
   void* hidden;        // [tokens, H]
   void* sum;           // [tokens, H]
-  void* normed;        // [tokens, H], pre-norm and projected models; else hidden
-  void* embedded;      // [tokens, E], projected models; else hidden
+  void* normed;        // [tokens, H], pre-norm models; else hidden
   void* qkv;           // [tokens, 3H]
   void* context;       // [tokens, H]
   void* intermediate;  // [tokens, I], in the place of qkv and context, which are done with by then
   void* scratch;       // of the path's own kernels
   size_t bytes;        // of the whole, whatever base is
 
-  const int* tokens(const Bucket& bucket) const { return cu_seqlens + bucket.batch; }
+  const int* tokens(const Bucket& bucket) const { return unpadded.cu_seqlens + bucket.batch; }
 };
 
-// Enqueues padding removal: fills the workspace's call, cu_seqlens, rows and slots from mask int64 [batch, length].
-void enqueue_unpad(const int64_t* mask, const Call& call, const Bucket& bucket, const Workspace& workspace,
-                   cudaStream_t stream);
+// Enqueues padding removal and the embeddings. A bucket that differs in tokens alone may be used for what follows.
+// Captures into a graph, whose only root is padding removal.
+void enqueue_front(const Model& model, const Call& call, const Bucket& bucket, const Workspace& workspace,
+                   const TokenReport& report, cudaStream_t stream);
 
 // Enqueues everything behind it, up to the result at call.out. Captures into a graph. Throws std::runtime_error when
 // a kernel or a product cannot be launched.
 void enqueue_encoder(const Model& model, const Bucket& bucket, const Workspace& workspace, cudaStream_t stream);
+
+// Calls body(T()) with the C++ type of the numbers.
+template <typename Body>
+void for_type(DataType type, Body&& body) {
+  switch (type) {
+    case DataType::fp32:
+      return body(float());
+    case DataType::fp16:
+      return body(__half());
+    case DataType::bf16:
+      return body(__nv_bfloat16());
+  }
+}
 
 // Throws std::runtime_error with `what` and CUDA's text unless the call succeeded.
 void check(cudaError_t error, const char* what);

@@ -3,17 +3,13 @@
 #include <utility>
 
 #include "lanes.h"
+#include "token_count.h"
 
 namespace efft::cuda {
 namespace {
 
 constexpr size_t kMaxLanes = 32;    // streams with a workspace each; torch's own pool holds 32 a device
 constexpr size_t kMaxGraphs = 128;  // of one lane
-
-struct DestroyGraph {
-  void operator()(cudaGraphExec_t graph) const { cudaGraphExecDestroy(graph); }
-};
-using Graph = std::unique_ptr<CUgraphExec_st, DestroyGraph>;
 
 class CaptureStream {
  public:
@@ -27,35 +23,66 @@ class CaptureStream {
   cudaStream_t stream_ = nullptr;
 };
 
-Graph capture(const Model& model, const Bucket& bucket, const Workspace& workspace) {
+// What the calls of a bucket enqueue, captured.
+class Graph {
+ public:
+  // with_front: from padding removal on; else what follows enqueue_front.
+  Graph(const Model& model, const Call& call, const Bucket& bucket, const Workspace& workspace, bool with_front);
+
+  void launch(const Call& call, const Bucket& bucket, const Workspace& workspace, cudaStream_t stream) {
+    if (unpad_ != nullptr) {
+      check(set_call(executable_.get(), unpad_, call, bucket.batch, workspace.unpadded), "naming the call to a graph");
+    }
+    check(cudaGraphLaunch(executable_.get(), stream), "launching the encoder's graph");
+  }
+
+ private:
+  struct Destroy {
+    void operator()(cudaGraph_t graph) const { cudaGraphDestroy(graph); }
+    void operator()(cudaGraphExec_t graph) const { cudaGraphExecDestroy(graph); }
+  };
+  std::unique_ptr<CUgraph_st, Destroy> graph_;
+  std::unique_ptr<CUgraphExec_st, Destroy> executable_;
+  cudaGraphNode_t unpad_ = nullptr;  // of graph_; nullptr without front
+};
+
+Graph::Graph(const Model& model, const Call& call, const Bucket& bucket, const Workspace& workspace, bool with_front) {
   const CaptureStream stream;
   cudaGraph_t captured = nullptr;
   check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "capturing the encoder");
   try {
+    if (with_front) enqueue_front(model, call, bucket, workspace, {}, stream);
     enqueue_encoder(model, bucket, workspace, stream);
   } catch (...) {
     if (cudaStreamEndCapture(stream, &captured) == cudaSuccess) cudaGraphDestroy(captured);
     throw;
   }
   check(cudaStreamEndCapture(stream, &captured), "capturing the encoder");
-  cudaGraphExec_t graph = nullptr;
-  const auto error = cudaGraphInstantiate(&graph, captured, 0);
-  cudaGraphDestroy(captured);
-  check(error, "instantiating the encoder's graph");
-  return Graph(graph);
+  graph_.reset(captured);
+  cudaGraphExec_t executable = nullptr;
+  check(cudaGraphInstantiate(&executable, captured, 0), "instantiating the encoder's graph");
+  executable_.reset(executable);
+  size_t roots = 1;
+  if (with_front) check(cudaGraphGetRootNodes(captured, &unpad_, &roots), "asking a graph for its root");
 }
 
 // A bucket met only once has no graph yet: capturing costs more than the launches it saves a single call.
 struct Entry {
-  Graph graph;
+  std::unique_ptr<Graph> graph;
   uint64_t last_use = 0;
 };
+
+// Before anything is known of the mask. A batch of one is taken to have no pads.
+Bucket padded_bucket(const Call& call) {
+  const int64_t batch = call.batch, length = call.length;
+  return bucket_for(batch, length, batch * length, batch == 1);
+}
 
 // One stream's memory and graphs. A thread holds the mutex while it enqueues a call: two threads on one stream must
 // not mix their kernels, since they share the workspace.
 class Lane {
  public:
-  void run(const Request& request, const Call& call, const Allocate& allocate, cudaStream_t stream);
+  void run(const Request& request, const Allocate& allocate, cudaStream_t stream);
   int graphs() const {
     return static_cast<int>(
         std::count_if(entries_.begin(), entries_.end(), [](const auto& e) { return e.second.graph != nullptr; }));
@@ -67,57 +94,56 @@ class Lane {
  private:
   using Key = decltype(std::make_pair(Model().key(), Bucket().key()));
 
-  int64_t count_tokens(const Request& request, const Call& call, Bucket bucket, const Allocate& allocate,
-                       cudaStream_t stream);
-  Workspace workspace(const Model& model, const Bucket& bucket, const Allocate& allocate);
+  Bucket start_and_count(const Request& request, const Bucket& padded, const Allocate& allocate, cudaStream_t stream);
+  void reserve(size_t bytes, const Allocate& allocate);
   Entry& entry(const Model& model, const Bucket& bucket);
 
   std::shared_ptr<void> memory_;
   size_t bytes_ = 0;
+  TokenCount count_;
   std::map<Key, Entry> entries_;
   uint64_t clock_ = 0;
 };
 
-void Lane::run(const Request& request, const Call& call, const Allocate& allocate, cudaStream_t stream) {
-  const Model& model = request.model;
-  const int64_t batch = request.batch, length = request.length;
-  Bucket bucket = bucket_for(batch, length, batch * length, batch == 1);
-  const void* unpadded_in = nullptr;
-  if (worth_counting(model, bucket)) {
-    bucket = bucket_for(batch, length, count_tokens(request, call, bucket, allocate, stream), true);
-    unpadded_in = memory_.get();
-  }
-  const Workspace space = workspace(model, bucket, allocate);
-  if (memory_.get() != unpadded_in) enqueue_unpad(request.mask, call, bucket, space, stream);
+void Lane::run(const Request& request, const Allocate& allocate, cudaStream_t stream) {
+  const auto& [model, call] = request;
+  Bucket bucket = padded_bucket(call);
+  const bool counts = worth_counting(model, bucket);
+  if (counts) bucket = start_and_count(request, bucket, allocate, stream);
+  reserve(Workspace(nullptr, model, bucket).bytes, allocate);
+  const Workspace space(memory_.get(), model, bucket);
   Entry& known = entry(model, bucket);
-  const bool first_time = std::exchange(known.last_use, ++clock_) == 0;
-  if (first_time) return enqueue_encoder(model, bucket, space, stream);
-  if (known.graph == nullptr) known.graph = capture(model, bucket, space);
-  check(cudaGraphLaunch(known.graph.get(), stream), "launching the encoder's graph");
-}
-
-// Removes the padding and waits for the number of tokens. What unpad wrote lies where a bucket of any size has it.
-int64_t Lane::count_tokens(const Request& request, const Call& call, Bucket bucket, const Allocate& allocate,
-                           cudaStream_t stream) {
-  bucket.tokens = 1;
-  const Workspace space = workspace(request.model, bucket, allocate);
-  enqueue_unpad(request.mask, call, bucket, space, stream);
-  int tokens = 0;
-  check(cudaMemcpyAsync(&tokens, space.tokens(bucket), sizeof tokens, cudaMemcpyDeviceToHost, stream),
-        "counting tokens");
-  check(cudaStreamSynchronize(stream), "counting tokens");
-  return std::max(tokens, 1);
-}
-
-Workspace Lane::workspace(const Model& model, const Bucket& bucket, const Allocate& allocate) {
-  const size_t needed = Workspace(nullptr, model, bucket).bytes;
-  if (needed > bytes_) {
-    entries_.clear();  // their graphs point into the old memory
-    memory_.reset();
-    bytes_ = needed + needed / 4;  // room to grow: larger batches soon follow large ones
-    memory_ = allocate(bytes_);
+  if (std::exchange(known.last_use, ++clock_) == 0) {
+    if (!counts) enqueue_front(model, call, bucket, space, {}, stream);
+    return enqueue_encoder(model, bucket, space, stream);
   }
-  return Workspace(memory_.get(), model, bucket);
+  if (known.graph == nullptr) known.graph = std::make_unique<Graph>(model, call, bucket, space, !counts);
+  known.graph->launch(call, bucket, space, stream);
+}
+
+// Enqueues the front and returns the bucket for as many tokens as the device then finds; it goes on with the embeddings
+// while the host waits.
+Bucket Lane::start_and_count(const Request& request, const Bucket& padded, const Allocate& allocate,
+                             cudaStream_t stream) {
+  const auto& [model, call] = request;
+  reserve(Workspace(nullptr, model, padded).front_bytes, allocate);
+  const void* const written = memory_.get();
+  enqueue_front(model, call, padded, Workspace(memory_.get(), model, padded), count_.expect(), stream);
+  const Bucket tight = bucket_for(padded.batch, padded.length, std::max(count_.wait(stream), 1), true);
+  reserve(Workspace(nullptr, model, tight).bytes, allocate);
+  if (memory_.get() != written) {
+    enqueue_front(model, call, tight, Workspace(memory_.get(), model, tight), {}, stream);
+  }
+  return tight;
+}
+
+// Makes room for so many bytes. What lay in the memory is lost where that moves it.
+void Lane::reserve(size_t bytes, const Allocate& allocate) {
+  if (bytes <= bytes_) return;
+  entries_.clear();  // their graphs point into the old memory
+  memory_.reset();
+  bytes_ = bytes + bytes / 4;  // room to grow: larger batches soon follow large ones
+  memory_ = allocate(bytes_);
 }
 
 Entry& Lane::entry(const Model& model, const Bucket& bucket) {
@@ -179,23 +205,22 @@ bool is_capturing(cudaStream_t stream) {
 }
 
 // The caller's graph will run at its own times, on its own streams: it gets a workspace of its own.
-void run_captured(const Request& request, const Call& call, const Allocate& allocate, cudaStream_t stream) {
-  const Bucket bucket = bucket_for(request.batch, request.length, request.batch * request.length, request.batch == 1);
-  const auto memory = allocate(Workspace(nullptr, request.model, bucket).bytes);
-  const Workspace space(memory.get(), request.model, bucket);
-  enqueue_unpad(request.mask, call, bucket, space, stream);
-  enqueue_encoder(request.model, bucket, space, stream);
+void run_captured(const Request& request, const Allocate& allocate, cudaStream_t stream) {
+  const auto& [model, call] = request;
+  const Bucket bucket = padded_bucket(call);
+  const auto memory = allocate(Workspace(nullptr, model, bucket).bytes);
+  const Workspace space(memory.get(), model, bucket);
+  enqueue_front(model, call, bucket, space, {}, stream);
+  enqueue_encoder(model, bucket, space, stream);
 }
 
 }  // namespace
 
 void run(const Request& request, const Allocate& allocate, cudaStream_t stream) {
-  const Call call{request.ids, request.segments, request.out, static_cast<int>(request.batch),
-                  static_cast<int>(request.length)};
-  if (is_capturing(stream)) return run_captured(request, call, allocate, stream);
+  if (is_capturing(stream)) return run_captured(request, allocate, stream);
   const auto lane = Lanes::get().of(stream);
   const std::lock_guard lock(lane->mutex);
-  lane->run(request, call, allocate, stream);
+  lane->run(request, allocate, stream);
 }
 
 Held held() { return Lanes::get().held(); }

@@ -15,12 +15,7 @@ using Allocate = std::function<std::shared_ptr<void>(size_t)>;
 
 struct Request {
   Model model;
-  const int64_t* ids;       // [batch, length]
-  const int64_t* segments;  // [batch, length]
-  const int64_t* mask;      // [batch, length]
-  void* out;
-  int64_t batch;
-  int64_t length;
+  Call call;
 };
 
 // Runs the encoder on the stream: launched step by step the first time a bucket is met or while the caller itself

@@ -15,7 +15,11 @@ class Plan {
   Plan(const Plan&) = delete;
   Plan& operator=(const Plan&) = delete;
 
-  // What cuBLASLt's heuristic proposes, best first, never empty (throws std::runtime_error).
+  // Sets the algorithm to run unless a better one was measured: one that cuBLASLt's heuristic proposes (throws
+  // std::runtime_error where there is none).
+  void choose(cublasLtHandle_t handle);
+
+  // What the heuristic proposes, its favourite first, never empty (throws std::runtime_error).
   std::vector<cublasLtMatmulAlgo_t> candidates(cublasLtHandle_t handle, int count) const;
 
   // Whether the algorithm runs this product within the workspace.
@@ -30,8 +34,11 @@ class Plan {
            cudaStream_t stream) const;
 
   cublasLtMatmulAlgo_t algorithm{};
+  size_t workspace_bytes = kMatmulWorkspaceBytes;  // told to cuBLASLt: some kernels use one that they could do without
 
  private:
+  std::vector<cublasLtMatmulHeuristicResult_t> propose(cublasLtHandle_t handle, int count, size_t most_workspace) const;
+
   Product product_;
   size_t alignment_;
   cublasLtMatmulDesc_t operation_ = nullptr;

@@ -1,6 +1,5 @@
 #include <algorithm>
 
-#include "efft/cuda/add_norm.cuh"
 #include "efft/cuda/attention.cuh"
 #include "efft/cuda/fold.cuh"
 #include "efft/cuda/linear.cuh"
@@ -110,13 +109,9 @@ class SmallEncoder {
   cudaError_t forward(const T* hidden, T* out) {
     for (int64_t layer = 0; layer < s_.layers && error_ == cudaSuccess; ++layer) {
       attend(layer, hidden);
-      feed_forward(layer);
+      feed_forward(layer, layer + 1 < s_.layers ? buffers_.feed_forward.sum : out);
     }
-    if (error_ != cudaSuccess) return error_;
-    const int64_t last = s_.layers - 1;
-    const AddNorm<T> norm{buffers_.feed_forward.sum,         nullptr,    nullptr, vector(vector_.output_gamma(last)),
-                          vector(vector_.output_beta(last)), s_.epsilon, out,     nullptr};
-    return add_norm(norm, run_.tokens, run_.capacity, s_.hidden, run_.stream);
+    return error_;
   }
 
  private:
@@ -154,7 +149,7 @@ class SmallEncoder {
     }
     multiply(buffers_.context, output, h, h, {}, residual, {folded.up.w, s_.hidden * s_.intermediate});
   }
-  void feed_forward(int64_t layer) {
+  void feed_forward(int64_t layer, T* sum) {
     const BlockOutput<T>& input = buffers_.attention;
     const T* const down = matrices_ + matrix_.output(layer);
     Next next{nullptr, 0};
@@ -163,7 +158,7 @@ class SmallEncoder {
                         buffers_.intermediate, {down, s_.hidden * s_.intermediate});
     multiply(buffers_.intermediate, down, s_.hidden, s_.intermediate, {},
              {vector(vector_.output_bias(layer)), Pointwise::none, input.sum, input.norm,
-              vector(vector_.attention_gamma(layer)), vector(vector_.attention_beta(layer)), buffers_.feed_forward.sum},
+              vector(vector_.attention_gamma(layer)), vector(vector_.attention_beta(layer)), sum},
              next);
   }
   void multiply_normalised(const BlockOutput<T>& x, const FoldedWeights<T>& w, int n, Pointwise pointwise, T* out,

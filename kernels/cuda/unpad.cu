@@ -29,20 +29,27 @@ __device__ __forceinline__ void place_valid(const int64_t* mask, int first, int 
   }
 }
 
+// The number is all that the host reads: nothing has to be visible to it before.
+__device__ __forceinline__ void tell(const TokenReport& report, int tokens) {
+  if (report.word == nullptr) return;
+  *static_cast<volatile uint64_t*>(report.word) = uint64_t{report.serial} << 32 | static_cast<uint32_t>(tokens);
+}
+
 // One block: a warp counts a row, warp 0 scans 32 counts, each warp places its row's tokens. A batch of 32 x 384 is
 // 98 KB of mask, so a second block would wait longer for the first than it saves.
-__global__ void unpad_kernel(const int64_t* mask, int batch, int length, int batch_capacity, int* cu_seqlens, int* rows,
-                             int* slots, Call call, Call* device_call) {
+__global__ void unpad_kernel(Call call, int batch_capacity, Unpadded out, TokenReport report) {
+  release_successor();
   __shared__ int counts[kUnpadWarps];
   __shared__ int starts[kUnpadWarps + 1];
   const int lane = threadIdx.x, warp = threadIdx.y;
+  const int batch = call.batch, length = call.length;
   if (lane == 0 && warp == 0) {
     starts[kUnpadWarps] = 0;
-    if (device_call != nullptr) *device_call = call;
+    if (out.call != nullptr) *out.call = call;
   }
   for (int group = 0; group < batch; group += kUnpadWarps) {
     const int b = group + warp;
-    const int64_t* row = mask + static_cast<int64_t>(b) * length;
+    const int64_t* row = call.mask + static_cast<int64_t>(b) * length;
     const int count = b < batch ? count_valid(row, length) : 0;
     if (lane == 0) counts[warp] = count;
     __syncthreads();
@@ -56,27 +63,42 @@ __global__ void unpad_kernel(const int64_t* mask, int batch, int length, int bat
       const int base = starts[kUnpadWarps];
       __syncwarp();
       starts[lane] = base + sum - counts[lane];
-      if (lane == kWarp - 1) starts[kUnpadWarps] = base + sum;
+      if (lane == kWarp - 1) {
+        starts[kUnpadWarps] = base + sum;
+        if (group + kUnpadWarps >= batch) tell(report, base + sum);
+      }
     }
     __syncthreads();
     if (b < batch) {
-      if (lane == 0) cu_seqlens[b] = starts[warp];
-      place_valid(row, b * length, length, starts[warp], rows, slots);
+      if (lane == 0) out.cu_seqlens[b] = starts[warp];
+      place_valid(row, b * length, length, starts[warp], out.rows, out.slots);
     }
     __syncthreads();
   }
   const int tokens = starts[kUnpadWarps];
   const int thread = warp * kWarp + lane;
-  for (int b = batch + thread; b <= batch_capacity; b += kUnpadWarps * kWarp) cu_seqlens[b] = tokens;
-  for (int t = tokens + thread; t < batch * length; t += kUnpadWarps * kWarp) rows[t] = -1;
+  for (int b = batch + thread; b <= batch_capacity; b += kUnpadWarps * kWarp) out.cu_seqlens[b] = tokens;
+  for (int t = tokens + thread; t < batch * length; t += kUnpadWarps * kWarp) out.rows[t] = -1;
 }
 
 }  // namespace
 
-cudaError_t unpad(const int64_t* mask, int batch, int length, int batch_capacity, int* cu_seqlens, int* rows,
-                  int* slots, const Call& call, Call* device_call, cudaStream_t stream) {
-  return launch(unpad_kernel, dim3(1), dim3(kWarp, kUnpadWarps), 0, Order::kSerial, stream, mask, batch, length,
-                batch_capacity, cu_seqlens, rows, slots, call, device_call);
+cudaError_t unpad(const Call& call, int batch_capacity, const Unpadded& out, const TokenReport& report,
+                  cudaStream_t stream) {
+  return launch(unpad_kernel, dim3(1), dim3(kWarp, kUnpadWarps), 0, Order::kSerial, stream, call, batch_capacity, out,
+                report);
+}
+
+cudaError_t set_call(cudaGraphExec_t graph, cudaGraphNode_t node, const Call& call, int batch_capacity,
+                     const Unpadded& out) {
+  const TokenReport nobody_waits;
+  const void* arguments[] = {&call, &batch_capacity, &out, &nobody_waits};
+  cudaKernelNodeParams parameters{};
+  parameters.func = reinterpret_cast<void*>(unpad_kernel);
+  parameters.gridDim = dim3(1);
+  parameters.blockDim = dim3(kWarp, kUnpadWarps);
+  parameters.kernelParams = const_cast<void**>(arguments);
+  return cudaGraphExecKernelNodeSetParams(graph, node, &parameters);
 }
 
 }  // namespace efft::cuda

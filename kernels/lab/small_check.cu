@@ -12,6 +12,7 @@
 #include <random>
 #include <vector>
 
+#include "efft/cuda/add_norm.cuh"
 #include "efft/cuda/small.cuh"
 
 using namespace efft;
@@ -157,6 +158,11 @@ void run(const EncoderShape& s, const Case& c, bool check) {
   cudaGraphExec_t exec;
   CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
   CHECK(encoder_layers_small<T>(s, dx, dm, dv, folded, dt, dc, batch, c.max_length, capacity, dy, workspace, stream));
+  const VectorLayout at(s);
+  const AddNorm<T> last{
+      dy,        nullptr, nullptr, dv + at.output_gamma(s.layers - 1), dv + at.output_beta(s.layers - 1),
+      s.epsilon, dy,      nullptr};
+  CHECK(add_norm(last, dt, capacity, h, stream));
   CHECK(cudaStreamEndCapture(stream, &graph));
   CHECK(cudaGraphInstantiate(&exec, graph, 0));
   CHECK(cudaGraphLaunch(exec, stream));

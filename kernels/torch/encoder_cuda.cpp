@@ -107,13 +107,9 @@ Tensor encoder(const Tensor& ids_in, const Tensor& segments_in, const Tensor& ma
                     prepared ? data<const char>(matrices) + folded_at(shape) : nullptr,
                     shape,
                     kind};
-  const Request request{model,
-                        data<const int64_t>(ids),
-                        data<const int64_t>(segments),
-                        data<const int64_t>(mask),
-                        result.data_ptr(),
-                        batch,
-                        length};
+  const Call call{data<const int64_t>(ids), data<const int64_t>(segments), data<const int64_t>(mask),
+                  result.data_ptr(),        static_cast<int>(batch),       static_cast<int>(length)};
+  const Request request{model, call};
   const auto allocate = [&word](size_t bytes) -> std::shared_ptr<void> {
     auto tensor = std::make_shared<Tensor>(empty(word, {static_cast<int64_t>(bytes)}, ScalarType::Byte));
     void* memory = tensor->data_ptr();

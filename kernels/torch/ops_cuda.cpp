@@ -18,29 +18,29 @@ namespace {
 using torch::stable::accelerator::DeviceGuard;
 
 // cu_seqlens, rows and the call itself, as unpad leaves them on the device.
-struct Unpadded {
+struct UnpaddedTensors {
   Tensor cu_seqlens;
   Tensor rows;
   Tensor call;
 };
 
-Unpadded enqueue_unpadding(const Tensor& mask_in, const Call& call, const char* name) {
+UnpaddedTensors enqueue_unpadding(const Tensor& mask_in, const int64_t* ids, const int64_t* segments,
+                                  const char* name) {
   require(mask_in.dim() == 2, name, "mask must be [batch, length]");
   const int64_t batch = mask_in.size(0), length = mask_in.size(1);
   require(batch * length <= INT_MAX, name, "batch times length must fit 31 bits");
   const auto mask = checked(mask_in, ScalarType::Long, {batch, length}, name, "mask");
-  Unpadded result{empty(mask, {batch + 1}, ScalarType::Int), empty(mask, {batch * length}, ScalarType::Int),
-                  empty(mask, {sizeof(Call)}, ScalarType::Byte)};
-  check(cuda::unpad(data<const int64_t>(mask), static_cast<int>(batch), static_cast<int>(length),
-                    static_cast<int>(batch), data<int>(result.cu_seqlens), data<int>(result.rows), nullptr, call,
-                    data<Call>(result.call), current_stream(mask)),
-        name);
+  UnpaddedTensors result{empty(mask, {batch + 1}, ScalarType::Int), empty(mask, {batch * length}, ScalarType::Int),
+                         empty(mask, {sizeof(Call)}, ScalarType::Byte)};
+  const Call call{ids, segments, data<const int64_t>(mask), nullptr, static_cast<int>(batch), static_cast<int>(length)};
+  const Unpadded out{data<int>(result.cu_seqlens), data<int>(result.rows), nullptr, data<Call>(result.call)};
+  check(cuda::unpad(call, call.batch, out, {}, current_stream(mask)), name);
   return result;
 }
 
 std::tuple<Tensor, Tensor> unpad_op(const Tensor& mask) {
   const DeviceGuard guard(mask.get_device_index());
-  auto result = enqueue_unpadding(mask, Call{}, "unpad");
+  auto result = enqueue_unpadding(mask, nullptr, nullptr, "unpad");
   return {result.cu_seqlens, result.rows};
 }
 
@@ -60,9 +60,7 @@ Tensor embed_norm_op(const Tensor& ids_in, const Tensor& segments_in, const Tens
   const auto segment = checked(segment_in, type, {-1, width}, kName, "segment");
   const auto gamma = checked(gamma_in, ScalarType::Float, {width}, kName, "gamma");
   const auto beta = checked(beta_in, ScalarType::Float, {width}, kName, "beta");
-  const Call call{data<const int64_t>(ids), data<const int64_t>(segments), nullptr, static_cast<int>(batch),
-                  static_cast<int>(length)};
-  const auto unpadded = enqueue_unpadding(mask, call, kName);
+  const auto unpadded = enqueue_unpadding(mask, data<const int64_t>(ids), data<const int64_t>(segments), kName);
   const int* tokens_at = data<int>(unpadded.cu_seqlens) + batch;
   const auto stream = current_stream(ids);
   int tokens = 0;

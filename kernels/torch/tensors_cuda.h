@@ -11,7 +11,7 @@
 #include <string>
 #include <vector>
 
-#include "../cuda/matmul.h"
+#include "../cuda/engine.h"
 #include "efft/encoder.h"
 
 namespace efft::cuda {
@@ -76,19 +76,6 @@ inline cudaStream_t current_stream(const Tensor& tensor) {
   void* stream = nullptr;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
   return static_cast<cudaStream_t>(stream);
-}
-
-// Calls body(T()) with the number type of the tensor.
-template <typename Body>
-void for_type(DataType type, Body&& body) {
-  switch (type) {
-    case DataType::fp32:
-      return body(float());
-    case DataType::fp16:
-      return body(__half());
-    case DataType::bf16:
-      return body(__nv_bfloat16());
-  }
 }
 
 }  // namespace efft::cuda

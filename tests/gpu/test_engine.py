@@ -42,6 +42,17 @@ def test_one_graph_serves_its_bucket() -> None:
             assert (got - reference).abs().max() <= 0.02 * reference.abs().max()
 
 
+def test_batches_that_are_counted_may_grow_and_be_empty() -> None:
+    pair = _pair()
+    for lengths in ([128, 5, 127, 90], [128] * 16, [0] * 8, [128, 2] * 20, [128, 5, 127, 90]):
+        ids, mask = batch(pair, lengths, columns=128)
+        alone = [encode(pair, ids[i : i + 1], mask[i : i + 1]) for i in range(len(ids))]
+        for _ in range(3):
+            got = encode(pair, ids, mask)
+            assert torch.allclose(got, torch.cat(alone), rtol=0.02, atol=0.02)
+            assert not got[mask == 0].any()
+
+
 def test_new_weights_are_not_answered_with_old_ones() -> None:
     pair = _pair(prepared=False)
     ids, mask = batch(pair, [40, 12])

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from tests.gpu.encoders import DTYPES
 from tests.kernels.criterion import assert_close
 
-WIDTHS = [768, 1024, 384, 312, 30, 7, 2048]
+WIDTHS = [768, 1024, 384, 312, 30, 7, 1500, 2048, 4096]
 
 
 def _random(*size: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
@@ -86,11 +86,13 @@ def test_embed_norm(data_type: str, width: int, counts: bool) -> None:
 
 @pytest.mark.parametrize("head_size", [64, 32, 128, 80, 26, 10, 2])
 @pytest.mark.parametrize("data_type", DTYPES)
-def test_attention(data_type: str, head_size: int) -> None:
+@pytest.mark.parametrize("skipped", [0, 1], ids=["aligned", "on_four_bytes"])
+def test_attention(data_type: str, head_size: int, skipped: int) -> None:
     dtype, heads = DTYPES[data_type], 3
     lengths = [1, 0, 130, 33, 64, 700, 5]
     tokens, hidden = sum(lengths), heads * head_size
-    qkv, bias = _random(tokens, 3 * hidden, dtype=dtype), _random(3 * hidden, dtype=torch.float32, seed=1)
+    qkv = _random(tokens, 3 * hidden, dtype=dtype)
+    bias = _random(3 * hidden + 1, dtype=torch.float32, seed=1)[skipped : skipped + 3 * hidden]
     cu_seqlens = F.pad(torch.tensor(lengths).cumsum(0), (1, 0)).int().cuda()
 
     def plain(to: torch.dtype) -> Tensor:

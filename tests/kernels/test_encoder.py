@@ -99,7 +99,8 @@ def test_item_of_a_batch_equals_the_item_alone(efft, device, dtype, generator) -
     together = run(efft, batch, weights, shape)
     for b, length in enumerate(lengths):
         alone = run(efft, Batch(*(t[b : b + 1, :length] for t in batch)), weights, shape)
-        tolerance = 8 * torch.finfo(dtype).eps
+        # On a GPU the number of rows decides which kernel multiplies, and in which order it sums.
+        tolerance = (8 if device == "cpu" else 32) * torch.finfo(dtype).eps
         torch.testing.assert_close(together[b : b + 1, :length], alone, rtol=tolerance, atol=tolerance)
 
 

@@ -17,6 +17,10 @@ using Operand = uint32_t[kColumns / 16][4];
 __device__ inline int fragment_row() { return threadIdx.x % 32 / 4; }
 __device__ inline int fragment_column() { return threadIdx.x % 4 * 2; }
 
+// Two neighbouring values of a bias. Read one by one: a layer's vectors follow each other without gaps, so that where
+// sizes are odd a bias starts on four bytes only.
+__device__ inline float2 bias_pair(const float* bias) { return make_float2(bias[0], bias[1]); }
+
 // Two neighbouring elements of a row plus their bias, zeros past the row's end.
 template <typename T>
 __device__ inline uint32_t biased_pair(const T* row, const float* bias, int column, bool valid) {
@@ -24,7 +28,7 @@ __device__ inline uint32_t biased_pair(const T* row, const float* bias, int colu
   const uint32_t pair = *reinterpret_cast<const uint32_t*>(row + column);
   if (bias == nullptr) return pair;
   const float2 value = ptx::unpack<T>(pair);
-  const float2 addend = *reinterpret_cast<const float2*>(bias + column);
+  const float2 addend = bias_pair(bias + column);
   return ptx::pack<T>(value.x + addend.x, value.y + addend.y);
 }
 
@@ -97,7 +101,7 @@ __device__ inline void store_output(const Accumulator<kHead>& accumulator, const
   for (int group = 0; group < kHead / 8; ++group) {
     const int column = 8 * group + fragment_column();
     if (column >= head_size) continue;
-    const float2 addend = bias ? *reinterpret_cast<const float2*>(bias + column) : make_float2(0.f, 0.f);
+    const float2 addend = bias ? bias_pair(bias + column) : make_float2(0.f, 0.f);
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       if (rows[r] == nullptr) continue;

@@ -9,6 +9,7 @@ namespace efft::cuda {
 struct Call {
   const int64_t* ids;       // [batch, length]
   const int64_t* segments;  // [batch, length]
+  const int64_t* mask;      // [batch, length]; a token is valid where it is not 0, wherever in the row that is
   void* out;
   int batch;
   int length;

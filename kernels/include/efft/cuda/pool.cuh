@@ -1,4 +1,4 @@
-// What leaves the encoder: every token in the padded shape, the first token of a sequence, or the mean of its tokens.
+// What leaves the encoder where not every token does: the first token of a sequence, or the mean of its tokens.
 #pragma once
 
 #include "efft/cuda/call.cuh"
@@ -17,17 +17,6 @@ __device__ __forceinline__ void copy_row(const T* from, T* to, int width) {
     auto pack = from == nullptr ? Pack<T, WIDTH>{} : *reinterpret_cast<const Pack<T, WIDTH>*>(from + column);
     *reinterpret_cast<Pack<T, WIDTH>*>(to + column) = pack;
   }
-}
-
-template <typename T, int WIDTH>
-__global__ void __launch_bounds__(kWarp* kRowWarps)
-    pad_kernel(const T* hidden, const int* slots, const Call* call, int width) {
-  wait_for_predecessor();
-  release_successor();
-  const int64_t row = warp_row();
-  if (row >= static_cast<int64_t>(call->batch) * call->length) return;
-  const int64_t slot = slots[row];
-  copy_row<T, WIDTH>(slot < 0 ? nullptr : hidden + slot * width, static_cast<T*>(call->out) + row * width, width);
 }
 
 template <typename T, int WIDTH>
@@ -70,30 +59,25 @@ __global__ void __launch_bounds__(kWarp* kMeanTokens)
 
 }  // namespace detail
 
-// hidden [tokens, width]; cu_seqlens, slots and call as unpad wrote them. Writes call->out: [batch, length, width]
-// (zeros on pads) for Output::hidden, [batch, width] otherwise (zeros where a sequence is empty).
-// batch_capacity and padded_capacity bound batch and batch * length.
+// hidden [tokens, width]; cu_seqlens and call as unpad wrote them. Writes call->out [batch, width], zeros where a
+// sequence is empty. output: first or mean (cudaErrorInvalidValue otherwise). batch_capacity bounds batch.
 template <typename T>
-cudaError_t pool(const T* hidden, Output output, const int* cu_seqlens, const int* slots, const Call* call,
-                 int batch_capacity, int padded_capacity, int width, cudaStream_t stream,
-                 Order order = Order::kOverlap) {
-  // call->out is not known here: torch aligns its tensors, and a row of whole packs keeps the alignment.
-  const bool packs = width % kPackWidth<T> == 0 && aligned(hidden);
+cudaError_t pool(const T* hidden, Output output, const int* cu_seqlens, const Call* call, int batch_capacity, int width,
+                 cudaStream_t stream, Order order = Order::kOverlap) {
   if (output == Output::mean) {
     const dim3 grid(batch_capacity, (width + kWarp - 1) / kWarp);
     return launch(detail::mean_kernel<T>, grid, dim3(kWarp, kMeanTokens), 0, order, stream, hidden, cu_seqlens, call,
                   width);
   }
-  if (output == Output::first) {
-    const auto kernel = packs ? detail::first_kernel<T, kPackWidth<T>> : detail::first_kernel<T, 1>;
-    return launch(kernel, row_grid(batch_capacity), row_block(), 0, order, stream, hidden, cu_seqlens, call, width);
-  }
-  const auto kernel = packs ? detail::pad_kernel<T, kPackWidth<T>> : detail::pad_kernel<T, 1>;
-  return launch(kernel, row_grid(padded_capacity), row_block(), 0, order, stream, hidden, slots, call, width);
+  if (output != Output::first) return cudaErrorInvalidValue;
+  // call->out is not known here: torch aligns its tensors, and a row of whole packs keeps the alignment.
+  const bool packs = width % kPackWidth<T> == 0 && aligned(hidden);
+  const auto kernel = packs ? detail::first_kernel<T, kPackWidth<T>> : detail::first_kernel<T, 1>;
+  return launch(kernel, row_grid(batch_capacity), row_block(), 0, order, stream, hidden, cu_seqlens, call, width);
 }
 
 #define EFFT_POOL(T) \
-  template cudaError_t pool(const T*, Output, const int*, const int*, const Call*, int, int, int, cudaStream_t, Order);
+  template cudaError_t pool(const T*, Output, const int*, const Call*, int, int, cudaStream_t, Order);
 #define EFFT_POOL_EXTERN(T) extern EFFT_POOL(T)
 EFFT_EACH_TYPE(EFFT_POOL_EXTERN)
 #undef EFFT_POOL_EXTERN
