@@ -10,6 +10,7 @@
 #include "efft/cuda/pool.cuh"
 #include "efft/cuda/small.cuh"
 #include "efft/cuda/unpad.cuh"
+#include "efft/cuda/wide.cuh"
 #include "engine.h"
 
 namespace efft::cuda {
@@ -198,6 +199,10 @@ class Road {
   // carried (pre-norm), carried becomes the sum.
   AddNorm<T> close_block(const T* x, const Weights& p, const Norm& n, T* carried, T* out) {
     T* sum = as<T>(workspace_.sum);
+    T* const carried_on = out != carried ? carried : sum;
+    if (wide(x, p, width_, Pointwise::none, carried, carried_on)) {
+      return {carried_on, nullptr, nullptr, n.gamma, n.beta, shape_.epsilon, out, nullptr};
+    }
     if constexpr (!std::is_same_v<T, float>) {
       if (path_ == Path::hopper) {
         if (out != carried) sum = carried;
@@ -213,6 +218,7 @@ class Road {
 
   // y = activation(x w^T + bias).
   void linear(const T* x, const Weights& p, int64_t outputs, Pointwise kind, T* y) {
+    if (wide(x, p, outputs, kind, nullptr, y)) return;
     if constexpr (!std::is_same_v<T, float>) {
       if (path_ == Path::hopper) {
         return check(linear_bias_activation(x, p.w, p.bias, y, tokens_, bucket_.tokens, as_int(outputs),
@@ -224,6 +230,24 @@ class Road {
     if (p.bias == nullptr && kind == Pointwise::none) return;
     check(bias_activation(as<const T>(y), p.bias, kind, y, tokens_, bucket_.tokens, as_int(outputs), stream_),
           "bias and activation");
+  }
+
+  // y = activation(x w^T + bias), plus addend unless that is nullptr, on the kernel for many tokens. False where
+  // another one is faster.
+  bool wide(const T* x, const Weights& p, int64_t outputs, Pointwise kind, const T* addend, T* y) {
+    if constexpr (std::is_same_v<T, float>) {
+      return false;
+    } else {
+      const int n = as_int(outputs), k = as_int(p.inputs);
+      if (path_ == Path::small || !linear_supported(n, k)) return false;
+      for (const void* matrix : {static_cast<const void*>(x), static_cast<const void*>(p.w)})
+        if (!aligned(matrix)) return false;
+      const WideCut cut = choose_wide(bucket_.tokens, n, k, kind);
+      if (cut == WideCut::none) return false;
+      check(wide_linear(x, p.w, {p.bias, addend, y, tokens_, n, k, 0}, bucket_.tokens, kind, cut, stream_),
+            "a product");
+      return true;
+    }
   }
 
   // y = x w^T, plus addend unless that is nullptr, through cuBLASLt.

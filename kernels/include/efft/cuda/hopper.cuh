@@ -99,6 +99,15 @@ __device__ __forceinline__ void prefetch_map(const CUtensorMap* map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }
 
+// Copies 16 bytes on behalf of this thread, which waits for all of its copies with wait_for_copies; zeros where not
+// `inside`.
+__device__ __forceinline__ void copy_chunk(void* to, const void* from, bool inside) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
+               "r"(inside ? 16 : 0)
+               : "memory");
+}
+__device__ __forceinline__ void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+
 // --- clusters
 // ---------------------------------------------------------------------------------------------------------
 
@@ -136,6 +145,33 @@ __device__ __forceinline__ void named_sync(int id, int threads) {
 // The same without waiting.
 __device__ __forceinline__ void named_arrive(int id, int threads) {
   asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
+// --- registers and fragments
+// ---------------------------------------------------------------------------------------
+
+// Moves registers of the block's pool between its warpgroups; by all warps of a warpgroup. A multiple of 8.
+template <int COUNT>
+__device__ __forceinline__ void give_up_registers() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(COUNT));
+}
+template <int COUNT>
+__device__ __forceinline__ void claim_registers() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(COUNT));
+}
+
+// Four 8 x 8 matrices of two-byte elements between registers and shared memory: a lane holds of each matrix row
+// lane / 4 the pair of columns from 2 * (lane % 4), and names the address of row lane % 8 of matrix lane / 8.
+__device__ __forceinline__ void store_matrices(void* row, const uint32_t (&m)[4]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(shared_address(row)), "r"(m[0]),
+               "r"(m[1]), "r"(m[2]), "r"(m[3])
+               : "memory");
+}
+__device__ __forceinline__ void load_matrices(const void* row, uint32_t (&m)[4]) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(m[0]), "=r"(m[1]), "=r"(m[2]), "=r"(m[3])
+               : "r"(shared_address(row))
+               : "memory");
 }
 
 }  // namespace efft::cuda::hopper

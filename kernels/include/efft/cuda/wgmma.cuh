@@ -47,6 +47,12 @@ struct Wgmma;
 #define EFFT_REGS48 EFFT_REGS36 ",%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47"
 #define EFFT_REGS64 EFFT_REGS48 ",%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
 
+#define EFFT_REGS80 EFFT_REGS64 ",%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79"
+#define EFFT_REGS88 EFFT_REGS80 ",%80,%81,%82,%83,%84,%85,%86,%87"
+#define EFFT_REGS96 EFFT_REGS88 ",%88,%89,%90,%91,%92,%93,%94,%95"
+#define EFFT_REGS112 EFFT_REGS96 ",%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111"
+#define EFFT_REGS128 EFFT_REGS112 ",%112,%113,%114,%115,%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127"
+
 #define EFFT_SUM4(d, i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
 #define EFFT_SUM8(d, i) EFFT_SUM4(d, i), EFFT_SUM4(d, i + 4)
 #define EFFT_SUM12(d, i) EFFT_SUM8(d, i), EFFT_SUM4(d, i + 8)
@@ -56,6 +62,9 @@ struct Wgmma;
 #define EFFT_SUM36(d, i) EFFT_SUM32(d, i), EFFT_SUM4(d, i + 32)
 #define EFFT_SUM48(d, i) EFFT_SUM24(d, i), EFFT_SUM24(d, i + 24)
 #define EFFT_SUM64(d, i) EFFT_SUM48(d, i), EFFT_SUM12(d, i + 48), EFFT_SUM4(d, i + 60)
+#define EFFT_SUM88(d, i) EFFT_SUM64(d, i), EFFT_SUM24(d, i + 64)
+#define EFFT_SUM96(d, i) EFFT_SUM48(d, i), EFFT_SUM48(d, i + 48)
+#define EFFT_SUM128(d, i) EFFT_SUM64(d, i), EFFT_SUM64(d, i + 64)
 
 // REGS = N / 2 accumulators come first among the operands; P0.. name the operands behind them.
 #define EFFT_WGMMA(T, PTX_TYPE, N, REGS, P0, P1, P2, P3, P4, P5)                                                \
@@ -80,16 +89,19 @@ struct Wgmma;
     }                                                                                                           \
   };
 
-#define EFFT_WGMMA_WIDTHS(T, PTX_TYPE)                                      \
-  EFFT_WGMMA(T, PTX_TYPE, 8, 4, "%4", "%5", "%6", "%7", "%8", "%9")         \
-  EFFT_WGMMA(T, PTX_TYPE, 16, 8, "%8", "%9", "%10", "%11", "%12", "%13")    \
-  EFFT_WGMMA(T, PTX_TYPE, 24, 12, "%12", "%13", "%14", "%15", "%16", "%17") \
-  EFFT_WGMMA(T, PTX_TYPE, 32, 16, "%16", "%17", "%18", "%19", "%20", "%21") \
-  EFFT_WGMMA(T, PTX_TYPE, 48, 24, "%24", "%25", "%26", "%27", "%28", "%29") \
-  EFFT_WGMMA(T, PTX_TYPE, 64, 32, "%32", "%33", "%34", "%35", "%36", "%37") \
-  EFFT_WGMMA(T, PTX_TYPE, 72, 36, "%36", "%37", "%38", "%39", "%40", "%41") \
-  EFFT_WGMMA(T, PTX_TYPE, 96, 48, "%48", "%49", "%50", "%51", "%52", "%53") \
-  EFFT_WGMMA(T, PTX_TYPE, 128, 64, "%64", "%65", "%66", "%67", "%68", "%69")
+#define EFFT_WGMMA_WIDTHS(T, PTX_TYPE)                                         \
+  EFFT_WGMMA(T, PTX_TYPE, 8, 4, "%4", "%5", "%6", "%7", "%8", "%9")            \
+  EFFT_WGMMA(T, PTX_TYPE, 16, 8, "%8", "%9", "%10", "%11", "%12", "%13")       \
+  EFFT_WGMMA(T, PTX_TYPE, 24, 12, "%12", "%13", "%14", "%15", "%16", "%17")    \
+  EFFT_WGMMA(T, PTX_TYPE, 32, 16, "%16", "%17", "%18", "%19", "%20", "%21")    \
+  EFFT_WGMMA(T, PTX_TYPE, 48, 24, "%24", "%25", "%26", "%27", "%28", "%29")    \
+  EFFT_WGMMA(T, PTX_TYPE, 64, 32, "%32", "%33", "%34", "%35", "%36", "%37")    \
+  EFFT_WGMMA(T, PTX_TYPE, 72, 36, "%36", "%37", "%38", "%39", "%40", "%41")    \
+  EFFT_WGMMA(T, PTX_TYPE, 96, 48, "%48", "%49", "%50", "%51", "%52", "%53")    \
+  EFFT_WGMMA(T, PTX_TYPE, 128, 64, "%64", "%65", "%66", "%67", "%68", "%69")   \
+  EFFT_WGMMA(T, PTX_TYPE, 176, 88, "%88", "%89", "%90", "%91", "%92", "%93")   \
+  EFFT_WGMMA(T, PTX_TYPE, 192, 96, "%96", "%97", "%98", "%99", "%100", "%101") \
+  EFFT_WGMMA(T, PTX_TYPE, 256, 128, "%128", "%129", "%130", "%131", "%132", "%133")
 EFFT_WGMMA_WIDTHS(__half, "f16")
 EFFT_WGMMA_WIDTHS(__nv_bfloat16, "bf16")
 #undef EFFT_WGMMA_WIDTHS

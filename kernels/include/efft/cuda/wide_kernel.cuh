@@ -1,0 +1,163 @@
+// x · w^T for many tokens on Hopper: blocks stay on their multiprocessors and walk over tiles. One thread feeds boxes
+// of x and w through the copy engine into a ring of shared-memory stages, across the borders of tiles; two warpgroups
+// multiply them and finish the outputs.
+#pragma once
+
+#include "efft/cuda/linear_ring.cuh"
+#include "efft/cuda/wgmma.cuh"
+#include "efft/cuda/wide_epilogue.cuh"
+#include "efft/cuda/wide_tile.cuh"
+
+namespace efft::cuda {
+
+#ifdef EFFT_HOPPER
+
+// The tiles of one block: those whose number is the block's modulo the number of blocks, outputs fastest.
+template <typename Tile>
+struct WideWalk {
+  int along_n, tiles;
+
+  template <typename T>
+  __device__ WideWalk(const WideArguments<T>& a, int tokens)
+      : along_n(a.tiles_along_n), tiles((tokens + Tile::kRows - 1) / Tile::kRows * along_n) {}
+  __device__ int tile(int i) const { return static_cast<int>(blockIdx.x + i * gridDim.x); }
+  __device__ bool has(int i) const { return tile(i) < tiles; }
+  // First token and output of the block's i-th tile.
+  __device__ int row(int i) const { return tile(i) / along_n * Tile::kRows; }
+  __device__ int column(int i) const { return tile(i) % along_n * Tile::kColumns; }
+};
+
+// A step of a block's tiles, which follow each other without a gap.
+template <typename Tile>
+struct WideStep {
+  int tile = 0, k = 0, row, column;
+
+  __device__ explicit WideStep(const WideWalk<Tile>& walk) : row(walk.row(0)), column(walk.column(0)) {}
+  __device__ void next(const WideWalk<Tile>& walk, int depth) {
+    k += Tile::kDepth;
+    if (k < depth) return;
+    k = 0;
+    ++tile;
+    row = walk.row(tile), column = walk.column(tile);
+  }
+};
+
+// One thread. The weights of the first stages are requested before the predecessor has ended.
+template <typename Tile, typename T>
+__device__ void feed(const CUtensorMap* x, const CUtensorMap* w, const WideArguments<T>& a,
+                     const LinearRing<Tile>& ring, const WideWalk<Tile>& walk) {
+  const auto weights = [&](int stage, const WideStep<Tile>& step) {
+    hopper::barrier_expect(ring.full + stage, Tile::kStageBytes);
+    hopper::copy_box(ring.weight(stage), w, step.k, step.column, ring.full + stage);
+  };
+  const auto input = [&](int stage, const WideStep<Tile>& step) {
+    hopper::copy_box(ring.input(stage), x, step.k, step.row, ring.full + stage);
+  };
+  WideStep<Tile> step(walk), ahead(walk);
+  int stages = 0;
+  for (; stages < Tile::kStages && walk.has(ahead.tile); ++stages, ahead.next(walk, a.k)) weights(stages, ahead);
+  wait_for_predecessor();
+  release_successor();
+  for (int stage = 0; stage < stages; ++stage, step.next(walk, a.k)) input(stage, step);
+  for (RingPosition<Tile> at(Tile::kStages); walk.has(step.tile); step.next(walk, a.k), at.advance(1)) {
+    ring.wait_empty(at);
+    weights(at.stage, step);
+    input(at.stage, step);
+  }
+}
+
+// The products of one tile, from the ring's step `first`. A stage is given back once the products of the next have been
+// queued behind its own: the matrix unit never waits for that.
+template <typename T, typename Tile, typename LastStage>
+__device__ __forceinline__ void multiply(float (&sums)[Tile::kGroupHalves][Tile::kColumns / 2],
+                                         const LinearRing<Tile>& ring, int first, int steps, int row, int lane,
+                                         LastStage&& last_stage) {
+  constexpr int kBlockSize = 1;         // of the cluster: no other block reads a stage
+  constexpr int kHalf = 64 * 128 / 16;  // of a tile's rows, in a descriptor's units
+  RingPosition<Tile> at(first);
+  int previous = 0;
+#pragma unroll 1
+  for (int step = 0; step < steps; ++step) {
+    ring.wait_full(at);
+    if (step + 1 == steps) last_stage();
+    const uint64_t a = hopper::tile_descriptor(ring.input(at.stage) + row * 128);
+    const uint64_t b = hopper::tile_descriptor(ring.weight(at.stage));
+    hopper::wgmma_begin();
+#pragma unroll
+    for (int i = 0; i < Tile::kDepth / 16; ++i)
+#pragma unroll
+      for (int half = 0; half < Tile::kGroupHalves; ++half)
+        hopper::Wgmma<T, Tile::kColumns>::run(sums[half], a + 2 * i + half * kHalf, b + 2 * i, true);
+    hopper::wgmma_commit();
+    if (step > 0) {
+      hopper::wgmma_wait<1>();
+      ring.release(previous, lane, kBlockSize);
+    }
+    previous = at.stage;
+    at.advance(1);
+  }
+  hopper::wgmma_wait<0>();
+  ring.release(previous, lane, kBlockSize);
+}
+
+// A consumer warpgroup's tiles.
+template <typename T, typename Tile, Pointwise KIND>
+__device__ __forceinline__ void consume_tiles(const WideArguments<T>& a, const LinearRing<Tile>& ring,
+                                              const WideWalk<Tile>& walk, char* warps, int tokens) {
+  constexpr int kTurnBarrier = 1;  // and 2: whose turn it is to multiply
+  constexpr int kStride = Tile::kInTurns ? Tile::kGroups : 1;
+  const int warp = threadIdx.x / 32, group = warp / 4, lane = threadIdx.x % 32;
+  const int steps = (a.k + Tile::kDepth - 1) / Tile::kDepth, row = Tile::kInTurns ? 0 : group * 64;
+  WideEpilogue<T, Tile, KIND> epilogue(a, warps + warp * Tile::kWarpBytes, tokens, lane);
+  float sums[Tile::kGroupHalves][Tile::kColumns / 2];
+#pragma unroll 1
+  for (int i = Tile::kInTurns ? group : 0; walk.has(i); i += kStride) {
+    // In place of zeros; parameters, so no predecessor wrote them.
+    epilogue.begin(sums, walk.row(i) + row + warp % 4 * 16, walk.column(i));
+    wait_for_predecessor();  // from the second tile on without effect
+    epilogue.fetch();
+    // A stage's barrier tells only this use from the one before: a warpgroup may wait for its first stage once the
+    // other has met all of its own.
+    if (Tile::kInTurns && i > 0) hopper::named_sync(kTurnBarrier + group, 256);
+    multiply<T, Tile>(sums, ring, i * steps, steps, row, lane, [&] {
+      if (Tile::kInTurns && walk.has(i + 1)) hopper::named_arrive(kTurnBarrier + 1 - group, 256);
+    });
+    epilogue.finish(sums);
+  }
+}
+
+#endif  // EFFT_HOPPER
+
+template <typename T, typename Tile, Pointwise KIND>
+__global__ void __launch_bounds__(Tile::kThreads, 1)
+    wide_kernel(const __grid_constant__ CUtensorMap x, const __grid_constant__ CUtensorMap w,
+                const __grid_constant__ WideArguments<T> a) {
+#ifdef EFFT_HOPPER
+  extern __shared__ __align__(1024) char shared[];
+  const int tokens = *a.tokens;  // readable before the predecessor has ended: see wide.cuh
+  char* const warps = shared + Tile::kStages * Tile::kStageBytes;
+  uint64_t* const barriers = reinterpret_cast<uint64_t*>(warps + 4 * Tile::kGroups * Tile::kWarpBytes);
+  const LinearRing<Tile> ring{shared, barriers, barriers + Tile::kStages};
+  constexpr int kFeeder = 128 * Tile::kGroups;
+  if (threadIdx.x == kFeeder) {
+    for (int stage = 0; stage < Tile::kStages; ++stage) {
+      hopper::barrier_init(ring.full + stage, 1);
+      hopper::barrier_init(ring.empty + stage, 4 * Tile::kReaders);
+    }
+    hopper::barrier_init_fence();
+    hopper::prefetch_map(&w);
+    hopper::prefetch_map(&x);
+  }
+  __syncthreads();
+  const WideWalk<Tile> walk(a, tokens);
+  if (threadIdx.x >= kFeeder) {
+    hopper::give_up_registers<24>();
+    if (threadIdx.x / 32 == kFeeder / 32 && hopper::elect_lane()) feed(&x, &w, a, ring, walk);
+  } else {
+    hopper::claim_registers<240>();
+    consume_tiles<T, Tile, KIND>(a, ring, walk, warps, tokens);
+  }
+#endif
+}
+
+}  // namespace efft::cuda

@@ -1,0 +1,38 @@
+// Tile shapes of the wide linear kernel.
+#pragma once
+
+namespace efft::cuda {
+
+// What the two consumer warpgroups of a block make.
+enum class Warpgroups {
+  together,  // the upper and the lower half of the same tile
+  in_turns,  // a tile each: one finishes its outputs while the other multiplies
+};
+
+// A block's tiles are kRows tokens by COLUMNS outputs.
+template <int COLUMNS, Warpgroups WARPGROUPS>
+struct WideTile {
+  static constexpr bool kInTurns = WARPGROUPS == Warpgroups::in_turns;
+  static constexpr int kRows = 128;
+  static constexpr int kColumns = COLUMNS;
+  static constexpr int kGroups = 2;                        // consumer warpgroups
+  static constexpr int kGroupHalves = kInTurns ? 2 : 1;    // times 64 rows of a tile are one warpgroup's
+  static constexpr int kReaders = kInTurns ? 1 : kGroups;  // warpgroups that read a stage
+  static constexpr int kThreads = 128 * (kGroups + 1);     // the last warpgroup copies
+  static constexpr int kDepth = 64;                        // elements of K a stage: one 128-byte swizzled row
+
+  static constexpr int kInputBytes = kRows * 128;
+  static constexpr int kWeightBytes = COLUMNS * 128;
+  static constexpr int kStageBytes = kInputBytes + kWeightBytes;
+
+  // Outputs on their way from accumulators to rows: a warp's 16 rows, some columns at a time. Where all of a tile's
+  // columns fit, the residual waits there, too.
+  static constexpr int kStagedColumns = !kInTurns && COLUMNS <= 96 ? COLUMNS : 64;
+  static constexpr int kWarpBytes = 16 * kStagedColumns * 2;
+
+  static constexpr int kBlockBytes = 227 * 1024;  // shared memory that one block can have
+  static constexpr int kStages = (kBlockBytes - 4 * kGroups * kWarpBytes) / (kStageBytes + 16);
+  static constexpr int kSharedBytes = kStages * (kStageBytes + 16) + 4 * kGroups * kWarpBytes;
+};
+
+}  // namespace efft::cuda
