@@ -1,6 +1,7 @@
 // Finds, for each product of a layer, the tile and cluster with which the whole chain of encoder_layers_small is
 // fastest: one product's choice is varied at a time, in the chain itself, since hand-over to the neighbours is part of
-// a kernel's cost. Build: as linear_check.cu, with -Ikernels, kernels/cuda/{linear,linear_fp16,attention,add_norm}.cu.
+// a kernel's cost. Build: as linear_check.cu, with -Ikernels --expt-relaxed-constexpr and
+// kernels/cuda/{linear,linear_fp16,linear_bf16,attention}.cu.
 #include <cuda_fp16.h>
 
 #include <algorithm>
