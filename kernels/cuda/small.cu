@@ -58,14 +58,18 @@ struct FoldedLayer {
   }
 };
 
-// A block's output before its LayerNorm, and the scale and shift of each row that the next product finds.
+// A block's output before its LayerNorm, what its product tells of the rows, and the scale and shift that the next
+// product makes of that.
 template <typename T>
 struct BlockOutput {
-  T* sum;         // [capacity, H]
-  RowNorm* norm;  // [capacity]
+  T* sum;            // [capacity, H]
+  Moments* moments;  // [capacity, tiles along H], at most H / 8
+  RowNorm* norm;     // [capacity]
 
   BlockOutput(Carver& carver, size_t rows, size_t width)
-      : sum(carver.take<T>(rows * width)), norm(carver.take<RowNorm>(rows)) {}
+      : sum(carver.take<T>(rows * width)),
+        moments(carver.take<Moments>(rows * width / 8)),
+        norm(carver.take<RowNorm>(rows)) {}
 };
 
 template <typename T>
@@ -128,11 +132,13 @@ class SmallEncoder {
     const T* const output = matrices_ + matrix_.attention_output(layer);
     const FoldedLayer<T> folded = FoldedLayer<T>::at(s_, folded_, layer);
     if (first)
-      multiply(hidden, matrices_ + matrix_.qkv(0), 3 * h, h, {},
-               {vector(vector_.qkv_bias(0)), Pointwise::none, nullptr, nullptr, nullptr, nullptr, buffers_.qkv},
-               {output, s_.hidden * s_.hidden});
+      multiply(
+          hidden, matrices_ + matrix_.qkv(0), 3 * h, h, {},
+          {vector(vector_.qkv_bias(0)), Pointwise::none, nullptr, nullptr, nullptr, nullptr, buffers_.qkv, nullptr},
+          {output, s_.hidden * s_.hidden});
     else
-      multiply_normalised(input, folded.qkv, 3 * h, Pointwise::none, buffers_.qkv, {output, s_.hidden * s_.hidden});
+      multiply_normalised(input, s_.intermediate, folded.qkv, 3 * h, Pointwise::none, buffers_.qkv,
+                          {output, s_.hidden * s_.hidden});
     if (error_ != cudaSuccess) return;
     error_ = attention<T>(buffers_.qkv, nullptr, run_.cu_seqlens, buffers_.context, run_.batch, s_.heads,
                           s_.head_size(), run_.max_length, run_.capacity, run_.stream, true);
@@ -142,7 +148,8 @@ class SmallEncoder {
                          first ? nullptr : input.norm,
                          nullptr,
                          nullptr,
-                         buffers_.attention.sum};
+                         buffers_.attention.sum,
+                         buffers_.attention.moments};
     if (!first) {
       residual.gamma = vector(vector_.output_gamma(layer - 1));
       residual.beta = vector(vector_.output_beta(layer - 1));
@@ -154,26 +161,28 @@ class SmallEncoder {
     const T* const down = matrices_ + matrix_.output(layer);
     Next next{nullptr, 0};
     if (layer + 1 < s_.layers) next = {FoldedLayer<T>::at(s_, folded_, layer + 1).qkv.w, 3 * s_.hidden * s_.hidden};
-    multiply_normalised(input, FoldedLayer<T>::at(s_, folded_, layer).up, s_.intermediate, pointwise(s_.activation),
-                        buffers_.intermediate, {down, s_.hidden * s_.intermediate});
+    multiply_normalised(input, s_.hidden, FoldedLayer<T>::at(s_, folded_, layer).up, s_.intermediate,
+                        pointwise(s_.activation), buffers_.intermediate, {down, s_.hidden * s_.intermediate});
     multiply(buffers_.intermediate, down, s_.hidden, s_.intermediate, {},
              {vector(vector_.output_bias(layer)), Pointwise::none, input.sum, input.norm,
-              vector(vector_.attention_gamma(layer)), vector(vector_.attention_beta(layer)), sum},
+              vector(vector_.attention_gamma(layer)), vector(vector_.attention_beta(layer)), sum,
+              layer + 1 < s_.layers ? buffers_.feed_forward.moments : nullptr},
              next);
   }
-  void multiply_normalised(const BlockOutput<T>& x, const FoldedWeights<T>& w, int n, Pointwise pointwise, T* out,
-                           const Next& next) {
-    multiply(x.sum, w.w, n, s_.hidden, {w.sums, s_.epsilon, x.norm},
-             {w.bias, pointwise, nullptr, nullptr, nullptr, nullptr, out}, next);
+  // `depth` of the product that made x.
+  void multiply_normalised(const BlockOutput<T>& x, int depth, const FoldedWeights<T>& w, int n, Pointwise pointwise,
+                           T* out, const Next& next) {
+    multiply(x.sum, w.w, n, s_.hidden, {w.sums, s_.epsilon, x.moments, choose(s_.hidden, depth).columns, x.norm},
+             {w.bias, pointwise, nullptr, nullptr, nullptr, nullptr, out, nullptr}, next);
   }
   void multiply(const T* x, const T* w, int n, int k, const InputNorm& norm, const Epilogue<T>& epilogue,
                 const Next& next) {
     if (error_ != cudaSuccess) return;
-    const LinearArguments<T> a{
-        epilogue, norm, run_.tokens, n, k, next.w, static_cast<int>(next.elements * sizeof(T)), 0, 0, 0};
-    error_ = linear<T>(x, w, a, run_.capacity, choose_linear(expected_tokens(run_.capacity), n, k), Order::kOverlap,
-                       run_.stream);
+    const LinearArguments<T> a{epilogue, norm, run_.tokens, n, k, next.w, static_cast<int>(next.elements * sizeof(T)),
+                               0,        0};
+    error_ = linear<T>(x, w, a, run_.capacity, choose(n, k), Order::kOverlap, run_.stream);
   }
+  LinearChoice choose(int n, int k) const { return choose_linear(expected_tokens(run_.capacity), n, k); }
   const float* vector(int64_t offset) const { return run_.vectors + offset; }
 
   Run run_;

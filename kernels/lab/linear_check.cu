@@ -77,9 +77,10 @@ float graph_time(cudaStream_t stream, int launches, F&& launch) {
 }
 
 // One product: error against double on sampled outputs, poison, repeatability, time in a chain of 24 with 8 weights.
-// NORMALISE: input norm, weights folded here; otherwise, with a residual, the residual is normalised.
+// NORMALISE: input norm, weights folded here; otherwise, with a residual, the residual is normalised and the moments of
+// the output are checked too.
 template <typename T, typename Tile, bool NORMALISE>
-void check(const char* name, int tokens, int capacity, int n, int k, ClusterShape cluster, Pointwise pointwise,
+void check(const char* name, int tokens, int capacity, int n, int k, int sharers, Pointwise pointwise,
            bool with_residual) {
   constexpr int kWeights = 8;
   cudaStream_t stream;
@@ -93,6 +94,8 @@ void check(const char* name, int tokens, int capacity, int n, int k, ClusterShap
   const auto gamma = random_vector<float>(n, 1.f, 4), beta = random_vector<float>(n, 1.f, 5);
   const auto norms = random_vector<float>(size_t(capacity) * 2, 1.f, 7);
   std::vector<float> sums(n);
+  constexpr int kPartWidth = 24;  // of the moments that come with x
+  std::vector<Moments> moments;
   std::vector<double> scale(tokens, 1.), shift(tokens, 0.);
   if (NORMALISE) {
     for (int j = 0; j < n; ++j)
@@ -103,6 +106,13 @@ void check(const char* name, int tokens, int capacity, int n, int k, ClusterShap
       for (int i = 0; i < k; ++i) squares += std::pow(float(x[size_t(t) * k + i]) - mean, 2);
       scale[t] = 1 / std::sqrt(squares / k + 1e-12);
       shift[t] = -mean * scale[t];
+      for (int start = 0; start < k; start += kPartWidth) {
+        Moments part{};
+        for (int i = start; i < start + kPartWidth; ++i) part.mean += float(x[size_t(t) * k + i]) / kPartWidth;
+        for (int i = start; i < start + kPartWidth; ++i)
+          part.squares += std::pow(float(x[size_t(t) * k + i]) - part.mean, 2.f);
+        moments.push_back(part);
+      }
     }
   }
   T* dx = upload(x);
@@ -113,19 +123,22 @@ void check(const char* name, int tokens, int capacity, int n, int k, ClusterShap
   int* dt = upload(std::vector<int>{tokens});
   RowNorm* drows = reinterpret_cast<RowNorm*>(upload(std::vector<float>(size_t(capacity) * 2, NAN)));
   const auto dnorms = reinterpret_cast<RowNorm*>(upload(norms));
-  const LinearArguments<T> a{{upload(bias), pointwise, with_residual ? upload(residual) : nullptr,
-                              with_residual ? dnorms : nullptr, upload(gamma), upload(beta), dy},
-                             {NORMALISE ? upload(sums) : nullptr, 1e-12f, drows},
-                             dt,
-                             n,
-                             k,
-                             nullptr,
-                             0,
-                             0,
-                             0,
-                             0};
+  const int out_parts = n / Tile::kColumns;
+  const bool with_moments = with_residual && n % Tile::kColumns == 0;
+  auto* const dout = reinterpret_cast<Moments*>(upload(std::vector<float>(size_t(capacity) * n, NAN)));
+  const LinearArguments<T> a{
+      {upload(bias), pointwise, with_residual ? upload(residual) : nullptr, with_residual ? dnorms : nullptr,
+       upload(gamma), upload(beta), dy, with_moments ? dout : nullptr},
+      {NORMALISE ? upload(sums) : nullptr, 1e-12f, NORMALISE ? upload(moments) : nullptr, kPartWidth, drows},
+      dt,
+      n,
+      k,
+      nullptr,
+      0,
+      0,
+      0};
   const auto launch = [&](int i) {
-    CHECK((launch_linear<T, Tile, NORMALISE>(dx, dw[i % kWeights], a, capacity, cluster, Order::kOverlap, stream)));
+    CHECK((launch_linear<T, Tile, NORMALISE>(dx, dw[i % kWeights], a, capacity, sharers, Order::kOverlap, stream)));
   };
   launch(0);
   CHECK(cudaStreamSynchronize(stream));
@@ -159,60 +172,52 @@ void check(const char* name, int tokens, int capacity, int n, int k, ClusterShap
       norm_error = std::isnan(d) ? 1e9 : std::fmax(norm_error, d);
     }
   }
+  if (with_moments) {
+    std::vector<Moments> got(size_t(tokens) * out_parts);
+    CHECK(cudaMemcpy(got.data(), dout, got.size() * sizeof(Moments), cudaMemcpyDeviceToHost));
+    for (size_t i = 0; i < got.size(); ++i) {
+      const T* const part = &y[i / out_parts * n + i % out_parts * Tile::kColumns];
+      double mean = 0, squares = 0;
+      for (int c = 0; c < Tile::kColumns; ++c) mean += double(float(part[c])) / Tile::kColumns;
+      for (int c = 0; c < Tile::kColumns; ++c) squares += std::pow(float(part[c]) - mean, 2);
+      const double d = std::fabs(got[i].mean - mean) + std::fabs(got[i].squares / squares - 1);
+      norm_error = std::isnan(d) ? 1e9 : std::fmax(norm_error, d);
+    }
+  }
   if (profiling) launch(1);
   CHECK(cudaDeviceSynchronize());
   const float us = profiling ? 0.f : graph_time(stream, 24, launch);
   CHECK(cudaMemcpy(again.data(), dy, y.size() * sizeof(T), cudaMemcpyDeviceToHost));
   const bool same = memcmp(y.data(), again.data(), size_t(tokens) * n * sizeof(T)) == 0;
   const double gflop = 2e-9 * tokens * n * k;
-  std::printf("%-18s T%5d/%5d n%5d k%5d cl %dx%d rel %.2e worst %.1e norm %.0e bad %d %d %d  %7.2f us %5.0f TF/s\n",
-              name, tokens, capacity, n, k, cluster.rows, cluster.columns, std::sqrt(error / norm), worst, norm_error,
-              unwritten, overrun, !same, us, gflop / us * 1e3);
+  std::printf("%-30s T%5d/%5d n%5d k%5d sharers %d rel %.2e worst %.1e norm %.0e bad %d %d %d  %7.2f us %5.0f TF/s\n",
+              name, tokens, capacity, n, k, sharers, std::sqrt(error / norm), worst, norm_error, unwritten, overrun,
+              !same, us, gflop / us * 1e3);
   std::fflush(stdout);
 }
 
-#define RUN(T, TILE, NORM, ...) check<T, TILE, NORM>(#TILE " " #NORM, __VA_ARGS__)
+// TILE in parentheses.
+template <typename>
+struct Unwrap;
+template <typename Tile>
+struct Unwrap<void(Tile)> {
+  using type = Tile;
+};
+#define RUN(T, TILE, NORM, TOKENS, CAPACITY, N, K, SHARERS, ...) \
+  check<T, typename Unwrap<void TILE>::type, NORM>(#TILE " " #NORM, TOKENS, CAPACITY, N, K, SHARERS, __VA_ARGS__)
 
 int main(int argc, char**) {
   const auto none = Pointwise::none, gelu = Pointwise::gelu;
-  using LT8 = SmallLinearTile<64, 8>;
-  using LT16 = SmallLinearTile<64, 16>;
-  using LT24 = SmallLinearTile<64, 24>;
-  using LT48 = SmallLinearTile<64, 48>;
-  using LT64 = SmallLinearTile<64, 64>;
-  using LT96 = SmallLinearTile<64, 96>;
-  using LT128 = SmallLinearTile<64, 128>;
-  using LT192 = SmallLinearTile<64, 192>;
-  using LS8 = SmallLinearTile<32, 8>;
-  using LS24 = SmallLinearTile<32, 24>;
-  using LS32 = SmallLinearTile<32, 32>;
-  // correctness at odd sizes
-  RUN(half, LT48, false, 1, 32, 768, 768, ClusterShape{1, 1}, none, true);
-  RUN(half, LT48, false, 33, 64, 768, 768, ClusterShape{1, 4}, none, true);
-  RUN(half, LT128, false, 499, 1024, 2304, 768, ClusterShape{4, 1}, none, false);
-  RUN(half, LT128, true, 499, 1024, 2304, 768, ClusterShape{2, 2}, none, false);
-  RUN(__nv_bfloat16, LT192, true, 70, 128, 3072, 768, ClusterShape{2, 1}, gelu, false);
-  RUN(half, LT48, false, 70, 128, 312, 1200, ClusterShape{1, 1}, gelu, false);
   profiling = argc > 1;
-  using C = ClusterShape;
-  for (const C c : {C{1, 1}, C{1, 2}, C{1, 4}}) {  // 1x32
-    RUN(half, LS24, true, 32, 32, 2304, 768, c, none, false);
-    RUN(half, LS8, false, 32, 32, 768, 768, c, none, true);
-    RUN(half, LS24, true, 32, 32, 3072, 768, c, gelu, false);
-    RUN(half, LS32, true, 32, 32, 3072, 768, c, gelu, false);
-    RUN(half, LS8, false, 32, 32, 768, 3072, c, none, true);
-  }
-  for (const C c : {C{1, 1}, C{1, 2}}) {  // 1x128
-    RUN(half, LT48, true, 128, 128, 2304, 768, c, none, false);
-    RUN(half, LT16, false, 128, 128, 768, 768, c, none, true);
-    RUN(half, LT16, false, 128, 128, 768, 3072, c, none, true);
-  }
-  for (const C c : {C{1, 1}, C{2, 1}}) {  // 8x128
-    RUN(half, LT128, true, 448, 1024, 2304, 768, c, none, false);
-    RUN(half, LT48, false, 448, 1024, 768, 768, c, none, true);
-    RUN(half, LT192, true, 448, 1024, 3072, 768, c, gelu, false);
-    RUN(half, LT48, false, 448, 1024, 768, 3072, c, none, true);
-    RUN(half, LT96, false, 448, 1024, 768, 3072, c, none, true);
-  }
+  // correctness at odd sizes
+  RUN(half, (LinearTile<64, 48, 1, 2, 1, 1>), false, 1, 32, 768, 768, 1, none, true);
+  RUN(half, (LinearTile<64, 48, 1, 2, 1, 1>), false, 33, 64, 768, 768, 1, none, true);
+  RUN(half, (LinearTile<64, 192, 2, 1, 1, 1>), true, 499, 1024, 2304, 768, 2, none, false);
+  RUN(__nv_bfloat16, (LinearTile<64, 96, 2, 1, 2, 2>), true, 70, 128, 3072, 768, 1, gelu, false);
+  RUN(__nv_bfloat16, (LinearTile<64, 32, 1, 1, 4, 2>), false, 70, 128, 768, 3072, 1, none, true);
+  RUN(half, (LinearTile<128, 96, 1, 1, 4, 1>), false, 300, 384, 768, 3072, 1, none, true);
+  RUN(half, (LinearTile<32, 24, 1, 1, 4, 2>), false, 20, 32, 384, 384, 1, none, true);
+  RUN(half, (LinearTile<32, 24, 1, 1, 4, 2>), false, 33, 64, 312, 1200, 1, none, true);
+  RUN(half, (LinearTile<64, 48, 1, 2, 1, 1>), false, 70, 128, 312, 1200, 1, gelu, false);
   return 0;
 }

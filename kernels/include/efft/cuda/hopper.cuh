@@ -117,6 +117,21 @@ __device__ __forceinline__ uint32_t cluster_rank() {
   return rank;
 }
 
+// Where `here` lies in block `rank` of the cluster.
+__device__ __forceinline__ uint32_t address_at(const void* here, uint32_t rank) {
+  uint32_t there;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(shared_address(here)), "r"(rank));
+  return there;
+}
+
+// Writes two floats into a block of the cluster and counts their 8 bytes at a barrier of that block. Whoever sees the
+// barrier complete sees the floats: no fence, unlike a plain store and an arrival behind it.
+__device__ __forceinline__ void store_async(uint32_t to, float2 values, uint32_t barrier) {
+  asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1, %2}, [%3];" ::"r"(to),
+               "f"(values.x), "f"(values.y), "r"(barrier)
+               : "memory");
+}
+
 // Execution only: writes before it are not ordered for the other blocks (barrier_init_fence orders initialised
 // barriers).
 __device__ __forceinline__ void cluster_sync() {

@@ -10,6 +10,11 @@ struct RowNorm {
   float scale, shift;
 };
 
+// Mean of some neighbouring elements of a row, and the sum of the squares around it.
+struct Moments {
+  float mean, squares;
+};
+
 // out = pointwise(product + bias) + residual, the residual normalised on the fly where residual_norm is given.
 template <typename T>
 struct Epilogue {
@@ -20,6 +25,8 @@ struct Epilogue {
   const float* gamma;            // [n], where residual_norm is given
   const float* beta;             // [n]
   T* out;                        // [tokens, n]
+  Moments* moments;              // [tokens, tiles along n] of out's rows, a tile's columns each, n a multiple of
+                                 // those; or nullptr, as where there is no residual
 };
 
 // LayerNorm of the input rows x, folded into the product. With w' = w * gamma (each row times gamma),
@@ -28,7 +35,9 @@ struct Epilogue {
 struct InputNorm {
   const float* weight_sums;  // [n], row sums of the folded weights; nullptr: no norm
   float epsilon;
-  RowNorm* rows;  // [tokens], written: what the residual's normalisation needs later
+  const Moments* moments;  // [tokens, parts] of the rows of x, from the epilogue of the kernel that made them
+  int part_width;          // elements that each of them tells of: k / parts
+  RowNorm* rows;           // [tokens], written: what the residual's normalisation needs later
 };
 
 template <typename T>
@@ -37,12 +46,11 @@ struct LinearArguments {
   InputNorm norm;
   const int* tokens;
   int n;
-  int k;                     // a multiple of 64 where the input is normalised
+  int k;
   const void* next_weights;  // what the next kernel reads first: brought into the L2 cache meanwhile; or nullptr
   int next_bytes;            // a multiple of 16
-  // Set by the launcher. Blocks of a cluster along the tokens share weight tiles, along the outputs input tiles.
-  int cluster_rows;
-  int cluster_columns;
+  // Set by the launcher.
+  int sharers;     // neighbouring tiles along the tokens whose blocks share copies of the weights
   int weight_box;  // rows of w per copy
 };
 

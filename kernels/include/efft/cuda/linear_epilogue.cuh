@@ -3,6 +3,8 @@
 
 #include "efft/cuda/hopper.cuh"
 #include "efft/cuda/linear_arguments.cuh"
+#include "efft/cuda/linear_exchange.cuh"
+#include "efft/cuda/linear_norm.cuh"
 #include "efft/cuda/pointwise.cuh"
 
 namespace efft::cuda {
@@ -68,9 +70,9 @@ struct TileColumns {
 // Eight neighbouring outputs of one row: what one thread finishes at a time.
 template <typename Tile>
 struct TileItem {
-  static constexpr int kCount = Tile::kRows * Tile::kColumns / 8;
+  static constexpr int kCount = Tile::kShareRows * Tile::kColumns / 8;
   static constexpr int kOfThread = (kCount + Tile::kConsumers - 1) / Tile::kConsumers;
-  int row, column;  // in the tile
+  int row, column;  // in the block's share of the tile
   bool inside;      // the output has it
 
   __device__ TileItem(int index, int first_row, int tokens, int first_column, int n)
@@ -123,14 +125,14 @@ __device__ __forceinline__ void lay_down(const float (&accumulators)[Tile::kGrou
             make_float2(accumulators[i * 4 + half * 2], accumulators[i * 4 + half * 2 + 1]);
 }
 
-// The sums of one item, all K groups together.
+// The sums of one item, all parts of K together, always in the same order.
 template <typename Tile>
 __device__ __forceinline__ void gather(const float* sums, const TileItem<Tile>& item, float (&values)[8]) {
   load_eight(sums + item.row * Tile::kSumsPitch + item.column, values);
 #pragma unroll
-  for (int group = 1; group < Tile::kKGroups; ++group) {
+  for (int part = 1; part < Tile::kParts; ++part) {
     float more[8];
-    load_eight(sums + (group * Tile::kRows + item.row) * Tile::kSumsPitch + item.column, more);
+    load_eight(sums + (part * Tile::kShareRows + item.row) * Tile::kSumsPitch + item.column, more);
 #pragma unroll
     for (int i = 0; i < 8; ++i) values[i] += more[i];
   }
@@ -166,9 +168,10 @@ __device__ __forceinline__ void add_residual(float (&values)[8], const Pack<T, 8
     values[i] += fmaf(fmaf(to_float(residual.values[i]), norm.scale, norm.shift), gamma[i], beta[i]);
 }
 
-// Finishes a tile whose first output is (row, column). Products with input norm have no residual.
+// Finishes a block's share of a tile, whose first output is (row, column). Products with input norm have no residual;
+// those with one may be asked for the moments of their rows.
 template <typename T, typename Tile, bool NORMALISE>
-__device__ void finish_tile(const LinearArguments<T>& a, const float* sums, const RowNorm* row_norms,
+__device__ void finish_tile(const LinearArguments<T>& a, float* sums, const RowNorm* row_norms,
                             const Residual<T, Tile>& residual, const TileColumns<Tile>& columns, int row, int column,
                             int tokens, int thread) {
   const auto finish = [&](int i, const auto& and_residual) {
@@ -181,23 +184,25 @@ __device__ void finish_tile(const LinearArguments<T>& a, const float* sums, cons
     else
       add_bias(values, columns, item.column);
     activate(values, a.epilogue.pointwise);
-    and_residual(values, item.column);
+    and_residual(values, item);
     store(a.epilogue.out + static_cast<int64_t>(row + item.row) * a.n + column + item.column, values);
   };
-  if constexpr (NORMALISE) {
+  if (NORMALISE || a.epilogue.residual == nullptr) {
     // Rolled: code that runs once per launch costs its fetch from the L2 cache.
 #pragma unroll 1
-    for (int i = 0; i < TileItem<Tile>::kOfThread; ++i) finish(i, [](float (&)[8], int) {});
-  } else if (a.epilogue.residual == nullptr) {
-#pragma unroll 1
-    for (int i = 0; i < TileItem<Tile>::kOfThread; ++i) finish(i, [](float (&)[8], int) {});
-  } else {
-#pragma unroll
-    for (int i = 0; i < TileItem<Tile>::kOfThread; ++i)
-      finish(i, [&](float (&values)[8], int c) {
-        add_residual(values, residual.values[i], residual.norms[i], columns, c);
-      });
+    for (int i = 0; i < TileItem<Tile>::kOfThread; ++i) finish(i, [](float (&)[8], const TileItem<Tile>&) {});
+    return;
   }
+  const bool with_moments = a.epilogue.moments != nullptr;
+#pragma unroll
+  for (int i = 0; i < TileItem<Tile>::kOfThread; ++i)
+    finish(i, [&](float (&values)[8], const TileItem<Tile>& item) {
+      add_residual(values, residual.values[i], residual.norms[i], columns, item.column);
+      if (with_moments) leave_moments(values, sums + item.row * Tile::kSumsPitch + item.column);
+    });
+  if (!with_moments) return;
+  hopper::named_sync(kSumsBarrier, Tile::kConsumers);
+  write_moments<Tile>(a, sums, row, column, tokens, thread);
 }
 
 }  // namespace efft::cuda

@@ -2,20 +2,18 @@
 // stages, consumer warpgroups multiply them, and the epilogue finishes them (linear_arguments.cuh says how).
 //
 // Made for chains of small kernels: the weights of the first stages are requested before the predecessor on the stream
-// has finished, and a LayerNorm of the input costs no kernel of its own. Where NORMALISE is set, a few warps read the
-// input's rows from the stages as they pass, to take their means and variances.
+// has finished, and a LayerNorm of the input costs no kernel of its own: the product that makes the rows leaves their
+// moments too (linear_norm.cuh).
 #pragma once
 
 #include "efft/cuda/linear_epilogue.cuh"
+#include "efft/cuda/linear_exchange.cuh"
 #include "efft/cuda/linear_ring.cuh"
 #include "efft/cuda/wgmma.cuh"
 
 namespace efft::cuda {
 
 #ifdef EFFT_HOPPER
-
-// Numbers of named barriers; 0 is __syncthreads.
-constexpr int kColumnsBarrier = 1, kStagesBarrier = 2, kSumsBarrier = 3;
 
 // One stage: steps of 16 along K.
 template <typename T, typename Tile>
@@ -31,151 +29,80 @@ __device__ __forceinline__ void multiply_stage(float (&sums)[Tile::kGroupColumns
     }
 }
 
-// Which columns of the tile a warpgroup makes, and which stages it takes.
+// Which rows and columns of the tile a warpgroup makes, and which stages it takes.
 template <typename Tile>
 struct ConsumerRole {
-  int column, k_group, warp, lane;
+  int row, column, k_group, warp, lane;
 
   __device__ explicit ConsumerRole(int thread)
-      : column(thread / 128 % Tile::kColumnGroups * Tile::kGroupColumns),
-        k_group(thread / 128 / Tile::kColumnGroups),
+      : row(thread / 128 / Tile::kColumnGroups % Tile::kRowGroups * 64),
+        column(thread / 128 % Tile::kColumnGroups * Tile::kGroupColumns),
+        k_group(thread / 128 / (Tile::kColumnGroups * Tile::kRowGroups)),
         warp(thread / 32 % 4),
         lane(thread % 32) {}
+  // The first of the two rows that this thread's accumulators belong to; the other is 8 rows below.
+  __device__ int accumulator_row() const { return row + warp * 16 + lane / 4; }
 };
 
-// The K loop of one warpgroup: stages k_group, k_group + kKGroups, ... Each is given back as soon as its products are
-// done: these tiles wait for data, not for the matrix unit.
+// The K loop of one warpgroup: stages k_group, k_group + kKGroups, ... A stage is given back when the next one's
+// products have been queued behind its own. The last need not be: nobody waits for it.
 template <typename T, typename Tile>
-__device__ void accumulate(float (&sums)[Tile::kGroupColumns / 2], const LinearRing<Tile>& ring, int steps,
-                           const ConsumerRole<Tile>& role, int cluster_size) {
+__device__ void accumulate(float (&sums)[Tile::kGroupColumns / 2], const LinearRing<Tile>& ring,
+                           const LinearPlace<Tile>& place, const ConsumerRole<Tile>& role, int sharers) {
 #pragma unroll
   for (float& sum : sums) sum = 0.f;  // a K group may have no stage at all
   RingPosition<Tile> at(role.k_group);
-  for (int step = role.k_group; step < steps; step += Tile::kKGroups) {
+  int previous = -1;
+  for (int step = role.k_group; step < place.steps; step += Tile::kKGroups) {
     ring.wait_full(at);
     hopper::wgmma_begin();
-    multiply_stage<T, Tile>(sums, ring.input(at.stage), ring.weight(at.stage) + role.column * 128,
+    multiply_stage<T, Tile>(sums, ring.input(at.stage) + role.row * 128, ring.weight(at.stage) + role.column * 128,
                             step == role.k_group);
     hopper::wgmma_commit();
-    hopper::wgmma_wait<0>();
-    ring.release(at.stage, role.lane, cluster_size);
+    if constexpr (Tile::kStages < 4 * Tile::kKGroups) {  // too few to keep one longer
+      hopper::wgmma_wait<0>();
+      ring.release(at.stage, role.lane, place.rank, sharers);
+    } else {
+      hopper::wgmma_wait<1>();
+      if (previous >= 0) ring.release(previous, role.lane, place.rank, sharers);
+      previous = at.stage;
+    }
     at.advance(Tile::kKGroups);
   }
+  hopper::wgmma_wait<0>();
 }
 
 template <typename T, typename Tile, bool NORMALISE>
 __device__ void consume(const LinearArguments<T>& a, const LinearRing<Tile>& ring, const LinearPlace<Tile>& place,
-                        const TileColumns<Tile>& columns, const RowNorm* row_norms) {
-  const int thread = threadIdx.x;
+                        const TileColumns<Tile>& columns, RowNorm* row_norms, const Exchange<Tile>& exchange) {
+  const int thread = threadIdx.x, row = place.row + place.split * Tile::kShareRows;
   const ConsumerRole<Tile> role(thread);
   columns.fill(a, place.column, thread);
   wait_for_predecessor();
   Residual<T, Tile> residual;
-  if constexpr (!NORMALISE) residual.load(a, place.row, place.column, place.tokens, thread);
+  if constexpr (!NORMALISE) residual.load(a, row, place.column, place.tokens, thread);
   float accumulators[Tile::kGroupColumns / 2];
-  accumulate<T, Tile>(accumulators, ring, ring_steps<Tile>(a), role, a.cluster_rows * a.cluster_columns);
-  // Nobody reads the stages any more, and the row norms are there.
-  hopper::named_sync(kStagesBarrier, Tile::kConsumers + (NORMALISE ? Tile::kMomentThreads : 0));
-  float* const sums = reinterpret_cast<float*>(ring.stages);
-  lay_down<Tile>(accumulators, sums + role.k_group * Tile::kRows * Tile::kSumsPitch, role.warp * 16 + role.lane / 4,
-                 role.column, role.lane);
-  hopper::named_sync(kSumsBarrier, Tile::kConsumers);
-  finish_tile<T, Tile, NORMALISE>(a, sums, row_norms, residual, columns, place.row, place.column, place.tokens, thread);
-}
-
-// Sums of a row's elements and of their squares, both less a pivot near the row's mean: without one the variance would
-// cancel in rows far from zero. Even and odd elements apart, which shortens the chains of additions.
-struct ShiftedSums {
-  float pivot;
-  float2 sum, squares;
-
-  __device__ __forceinline__ void add(float2 v) {
-    const float x = v.x - pivot, y = v.y - pivot;
-    sum.x += x, sum.y += y;
-    squares.x = fmaf(x, x, squares.x), squares.y = fmaf(y, y, squares.y);
+  accumulate<T, Tile>(accumulators, ring, place, role, a.sharers);
+  // From here on columns and row norms are there, and nobody reads the stages any more.
+  hopper::named_sync(kStagesBarrier, Tile::kConsumers + (NORMALISE ? kNormThreads : 0));
+  const int part = place.split * Tile::kKGroups + role.k_group;
+  if constexpr (Tile::kSplits > 1) {
+    exchange.send(accumulators, part, role.accumulator_row(), role.column, role.lane);
+    exchange.wait();
+  } else {
+    lay_down<Tile>(accumulators, exchange.sums + part * Tile::kRows * Tile::kSumsPitch, role.accumulator_row(),
+                   role.column, role.lane);
+    hopper::named_sync(kSumsBarrier, Tile::kConsumers);
   }
-};
-
-__device__ __forceinline__ float2 unpack(uint32_t pair, __half) {
-  return __half22float2(reinterpret_cast<const __half2&>(pair));
-}
-__device__ __forceinline__ float2 unpack(uint32_t pair, __nv_bfloat16) {
-  return __bfloat1622float2(reinterpret_cast<const __nv_bfloat162&>(pair));
-}
-
-template <int LANES>
-__device__ __forceinline__ float sum_lanes(float x) {
-#pragma unroll
-  for (int step = 1; step < LANES; step *= 2) x += __shfl_xor_sync(0xffffffff, x, step);
-  return x;
-}
-
-// A lane's part of a row in one box: LANES neighbouring lanes share the row's 64 elements.
-template <typename T, int LANES>
-struct RowPart {
-  static constexpr int kChunks = 8 / LANES;
-  uint4 chunks[kChunks];
-
-  __device__ __forceinline__ RowPart(const char* box, int row, int lane) {
-#pragma unroll
-    for (int i = 0; i < kChunks; ++i) {
-      const int chunk = (lane % LANES * kChunks + i) ^ (row & 7);  // the copy engine's swizzle
-      chunks[i] = *reinterpret_cast<const uint4*>(box + row * 128 + chunk * 16);
-    }
-  }
-  template <typename Visit>
-  __device__ __forceinline__ void each(Visit&& visit) const {
-#pragma unroll
-    for (int i = 0; i < kChunks; ++i) {
-      visit(unpack(chunks[i].x, T{}));
-      visit(unpack(chunks[i].y, T{}));
-      visit(unpack(chunks[i].z, T{}));
-      visit(unpack(chunks[i].w, T{}));
-    }
-  }
-};
-
-// The warps that take the input rows' moments, kMomentLanes lanes a row, and leave scale and shift in shared memory.
-template <typename T, typename Tile>
-__device__ void take_moments(const LinearArguments<T>& a, const LinearRing<Tile>& ring, const LinearPlace<Tile>& place,
-                             RowNorm* row_norms, int thread) {
-  constexpr int kLanes = Tile::kMomentLanes;
-  const int lane = thread % 32, row = thread / kLanes, steps = ring_steps<Tile>(a);
-  wait_for_predecessor();
-  RingPosition<Tile> at(0);
-  ShiftedSums sums{};
-  for (int step = 0; step < steps; ++step, at.advance(1)) {
-    ring.wait_full(at);
-#pragma unroll
-    for (int box = 0; box < Tile::kBoxes; ++box) {
-      if (step * Tile::kStageDepth + box * kLinearDepth >= a.k) break;
-      const RowPart<T, kLanes> part(ring.input(at.stage) + box * Tile::kInputBoxBytes, row, lane);
-      if (box == 0 && step == 0) {  // the pivot: the mean of the first 64
-        float2 first{};
-        part.each([&](float2 v) { first.x += v.x, first.y += v.y; });
-        sums.pivot = sum_lanes<kLanes>(first.x + first.y) * (1.f / kLinearDepth);
-      }
-      part.each([&](float2 v) { sums.add(v); });
-    }
-    ring.release(at.stage, lane, a.cluster_rows * a.cluster_columns);
-  }
-  const float width = static_cast<float>(a.k);
-  const float offset = sum_lanes<kLanes>(sums.sum.x + sums.sum.y) / width;
-  const float squares = sum_lanes<kLanes>(sums.squares.x + sums.squares.y) / width;
-  const float scale = rsqrtf(fmaxf(squares - offset * offset, 0.f) + a.norm.epsilon);
-  const RowNorm norm{scale, -(sums.pivot + offset) * scale};
-  if (lane % kLanes == 0) {
-    row_norms[row] = norm;
-    if (place.column == 0 && place.row + row < place.tokens) a.norm.rows[place.row + row] = norm;
-  }
-  hopper::named_arrive(kStagesBarrier, Tile::kConsumers + Tile::kMomentThreads);
+  finish_tile<T, Tile, NORMALISE>(a, exchange.sums, row_norms, residual, columns, row, place.column, place.tokens,
+                                  thread);
 }
 
 #endif  // EFFT_HOPPER
 
 template <typename Tile>
 constexpr int linear_threads(bool normalise) {
-  return Tile::kConsumers + Tile::kProducers + (normalise ? Tile::kMomentThreads : 0);
+  return Tile::kConsumers + Tile::kProducers + (normalise ? kNormThreads : 0);
 }
 
 template <typename T, typename Tile, bool NORMALISE>
@@ -186,44 +113,48 @@ __global__ void __launch_bounds__(linear_threads<Tile>(NORMALISE), Tile::kBlocks
   extern __shared__ __align__(1024) char shared[];
   uint64_t* const barriers = reinterpret_cast<uint64_t*>(shared + Tile::kStages * Tile::kStageBytes);
   const LinearRing<Tile> ring{shared, barriers, barriers + Tile::kStages};
-  const TileColumns<Tile> columns(reinterpret_cast<float*>(barriers + 2 * Tile::kStages));
+  constexpr int kBarriers = 2 * Tile::kStages + (Tile::kSplits > 1 ? 2 : 0);  // an even number, for alignment
+  const TileColumns<Tile> columns(reinterpret_cast<float*>(barriers + kBarriers));
   RowNorm* const row_norms = reinterpret_cast<RowNorm*>(columns.bias + 4 * Tile::kColumns);
-  const int cluster_size = a.cluster_rows * a.cluster_columns;
+  const Exchange<Tile> exchange{
+      barriers + 2 * Tile::kStages,
+      reinterpret_cast<float*>(Tile::kSplits > 1 ? reinterpret_cast<char*>(row_norms + Tile::kRows) : shared)};
   const LinearPlace<Tile> place(a, *a.tokens);  // readable before the predecessor has ended: see linear.cuh
-  if (!place.inside) {                          // the same for all blocks of a cluster
-    wait_for_predecessor();
-    return;
-  }
   if (threadIdx.x == 0) {
     hopper::prefetch_map(&x);
     hopper::prefetch_map(&w);
-    constexpr int kReaders = 4 * Tile::kColumnGroups + (NORMALISE ? Tile::kMomentThreads / 32 : 0);
+    constexpr int kReaders = Tile::kConsumers / 32 / Tile::kKGroups;
     for (int stage = 0; stage < Tile::kStages; ++stage) {
       hopper::barrier_init(ring.full + stage, 1);
-      hopper::barrier_init(ring.empty + stage, kReaders * cluster_size);
+      hopper::barrier_init(ring.empty + stage, kReaders * a.sharers);
     }
+    if constexpr (Tile::kSplits > 1) exchange.open();
     hopper::barrier_init_fence();
   }
-  if (cluster_size > 1) hopper::cluster_sync();
+  if (a.sharers * Tile::kSplits > 1) hopper::cluster_sync();
   __syncthreads();
+  // The same for all blocks of a cluster. Asked no earlier: the number of tokens takes its time to arrive.
+  if (!place.inside) {
+    wait_for_predecessor();
+    return;
+  }
 
   const int helper = static_cast<int>(threadIdx.x) - Tile::kConsumers;
   if (helper < 0) {
-    consume<T, Tile, NORMALISE>(a, ring, place, columns, row_norms);
+    consume<T, Tile, NORMALISE>(a, ring, place, columns, row_norms, exchange);
   } else if (helper < 32) {
     if (hopper::elect_lane())
-      a.cluster_rows > 1 ? produce_weights<Tile, true>(&w, a, ring, place)
-                         : produce_weights<Tile, false>(&w, a, ring, place);
+      a.sharers > 1 ? produce_weights<Tile, true>(&w, a, ring, place)
+                    : produce_weights<Tile, false>(&w, a, ring, place);
   } else if (helper < Tile::kProducers) {
-    if (hopper::elect_lane())
-      a.cluster_columns > 1 ? produce_input<Tile, true>(&x, a, ring, place)
-                            : produce_input<Tile, false>(&x, a, ring, place);
+    if (hopper::elect_lane()) produce_input(&x, ring, place);
   } else if constexpr (NORMALISE) {
-    take_moments<T, Tile>(a, ring, place, row_norms, helper - Tile::kProducers);
+    join_rows<Tile>(a, place, row_norms, helper - Tile::kProducers);
   }
   __syncwarp();
-  // A block's shared memory must outlive its peers' copies and arrivals.
-  if (cluster_size > 1) hopper::cluster_sync();
+  // A block's shared memory must outlive its peers' copies and arrivals. What the parts of K send each other, each
+  // has waited for.
+  if (a.sharers > 1) hopper::cluster_sync();
 #endif
 }
 

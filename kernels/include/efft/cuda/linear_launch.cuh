@@ -7,31 +7,30 @@
 
 namespace efft::cuda {
 
-// Rows of w per copy: an even share for each block of a cluster column where that is a whole number of swizzle groups.
+// Rows of w per copy: an even share for each block where that is a whole number of swizzle groups.
 template <typename Tile>
-int weight_box(int cluster_rows) {
-  const int share = Tile::kColumns / cluster_rows;
-  if (share * cluster_rows == Tile::kColumns && share % 8 == 0 && share <= 256) return share;
+int weight_box(int sharers) {
+  const int share = Tile::kColumns / sharers;
+  if (share * sharers == Tile::kColumns && share % 8 == 0 && share <= 256) return share;
   return Tile::kColumns % 24 == 0 ? 24 : 8;
 }
 
-// out = epilogue(norm(x) · w^T) for rows below *a.tokens. x [capacity, k], w [n, k]; a.cluster_*, a.weight_box are set
+// out = epilogue(norm(x) · w^T) for rows below *a.tokens. x [capacity, k], w [n, k]; a.sharers and a.weight_box are set
 // here.
 template <typename T, typename Tile, bool NORMALISE>
-cudaError_t launch_linear(const T* x, const T* w, LinearArguments<T> a, int capacity, ClusterShape cluster, Order order,
+cudaError_t launch_linear(const T* x, const T* w, LinearArguments<T> a, int capacity, int sharers, Order order,
                           cudaStream_t stream) {
   const auto kernel = linear_kernel<T, Tile, NORMALISE>;
-  const int shared = Tile::kSharedBytes, cluster_size = cluster.rows * cluster.columns;
-  a.cluster_rows = cluster.rows;
-  a.cluster_columns = cluster.columns;
-  a.weight_box = weight_box<Tile>(cluster.rows);
+  const int shared = Tile::kSharedBytes, cluster_size = sharers * Tile::kSplits;
+  a.sharers = sharers;
+  a.weight_box = weight_box<Tile>(sharers);
   CUtensorMap x_map, w_map;
-  cudaError_t error = encode_matrix(x, capacity, a.k, Tile::kRows / cluster.columns, &x_map);
+  cudaError_t error = encode_matrix(x, capacity, a.k, Tile::kRows, &x_map);
   if (error == cudaSuccess) error = encode_matrix(w, a.n, a.k, a.weight_box, &w_map);
   if (error == cudaSuccess) error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
   if (error != cudaSuccess) return error;
   const auto tiles = [](int size, int tile) { return (size + tile - 1) / tile; };
-  const int clusters = tiles(capacity, Tile::kRows * cluster.rows) * tiles(a.n, Tile::kColumns * cluster.columns);
+  const int clusters = tiles(capacity, Tile::kRows * sharers) * tiles(a.n, Tile::kColumns);
 
   cudaLaunchAttribute attributes[2] = {};
   attributes[0].id = cudaLaunchAttributeClusterDimension;
@@ -48,56 +47,36 @@ cudaError_t launch_linear(const T* x, const T* w, LinearArguments<T> a, int capa
   return cudaLaunchKernelEx(&config, kernel, x_map, w_map, a);
 }
 
-// The tile by its size. Returns cudaErrorInvalidValue for one that is not compiled in.
-template <typename T, bool NORMALISE>
-cudaError_t launch_linear(const T* x, const T* w, const LinearArguments<T>& a, int capacity, const LinearChoice& choice,
-                          Order order, cudaStream_t stream) {
-  const auto with = [&](auto tile) {
-    return launch_linear<T, decltype(tile), NORMALISE>(x, w, a, capacity, choice.cluster, order, stream);
-  };
-  switch (choice.rows * 1000 + choice.columns) {
-    case 32008:
-      return with(SmallLinearTile<32, 8>{});
-    case 32016:
-      return with(SmallLinearTile<32, 16>{});
-    case 32024:
-      return with(SmallLinearTile<32, 24>{});
-    case 32032:
-      return with(SmallLinearTile<32, 32>{});
-    case 64008:
-      return with(SmallLinearTile<64, 8>{});
-    case 64016:
-      return with(SmallLinearTile<64, 16>{});
-    case 64024:
-      return with(SmallLinearTile<64, 24>{});
-    case 64032:
-      return with(SmallLinearTile<64, 32>{});
-    case 64048:
-      return with(SmallLinearTile<64, 48>{});
-    case 64064:
-      return with(SmallLinearTile<64, 64>{});
-    case 64096:
-      return with(SmallLinearTile<64, 96>{});
-    case 64128:
-      return with(SmallLinearTile<64, 128>{});
-    case 64192:
-      return with(SmallLinearTile<64, 192>{});
-  }
-  return cudaErrorInvalidValue;
+template <typename Tile>
+bool is_choice(const LinearChoice& c) {
+  return c.rows == Tile::kRows && c.columns == Tile::kColumns && c.splits == Tile::kSplits &&
+         (c.splits == 1 || c.sharers == 1);
+}
+
+// The tile by its description. Returns cudaErrorInvalidValue for one that is not compiled in.
+template <typename T, bool NORMALISE, typename... Tiles>
+cudaError_t launch_linear(TileList<Tiles...>, const T* x, const T* w, const LinearArguments<T>& a, int capacity,
+                          const LinearChoice& choice, Order order, cudaStream_t stream) {
+  cudaError_t error = cudaErrorInvalidValue;
+  ((is_choice<Tiles>(choice) &&
+    (error = launch_linear<T, Tiles, NORMALISE>(x, w, a, capacity, choice.sharers, order, stream), true)) ||
+   ...);
+  return error;
 }
 
 template <typename T>
 cudaError_t linear(const T* x, const T* w, const LinearArguments<T>& a, int capacity, const LinearChoice& choice,
                    Order order, cudaStream_t stream) {
-  return a.norm.weight_sums == nullptr ? launch_linear<T, false>(x, w, a, capacity, choice, order, stream)
-                                       : launch_linear<T, true>(x, w, a, capacity, choice, order, stream);
+  return a.norm.weight_sums == nullptr
+             ? launch_linear<T, false>(LinearTiles{}, x, w, a, capacity, choice, order, stream)
+             : launch_linear<T, true>(LinearTiles{}, x, w, a, capacity, choice, order, stream);
 }
 
 template <typename T>
 cudaError_t linear_bias_activation(const T* x, const T* w, const float* bias, T* out, const int* tokens, int capacity,
                                    int n, int k, Pointwise pointwise, cudaStream_t stream, Order order) {
   const LinearArguments<T> a{
-      {bias, pointwise, nullptr, nullptr, nullptr, nullptr, out}, {}, tokens, n, k, nullptr, 0, 0, 0, 0};
+      {bias, pointwise, nullptr, nullptr, nullptr, nullptr, out}, {}, tokens, n, k, nullptr, 0, 0, 0};
   return linear(x, w, a, capacity, choose_linear(capacity, n, k), order, stream);
 }
 
@@ -105,7 +84,7 @@ template <typename T>
 cudaError_t linear_bias_residual(const T* x, const T* w, const float* bias, const T* residual, T* out,
                                  const int* tokens, int capacity, int n, int k, cudaStream_t stream, Order order) {
   const LinearArguments<T> a{
-      {bias, Pointwise::none, residual, nullptr, nullptr, nullptr, out}, {}, tokens, n, k, nullptr, 0, 0, 0, 0};
+      {bias, Pointwise::none, residual, nullptr, nullptr, nullptr, out}, {}, tokens, n, k, nullptr, 0, 0, 0};
   return linear(x, w, a, capacity, choose_linear(capacity, n, k), order, stream);
 }
 

@@ -38,38 +38,41 @@ struct LinearRing {
   __device__ void wait_full(RingPosition<Tile> at) const { hopper::barrier_wait(full + at.stage, at.phase); }
   // Until the stage's previous contents have been consumed.
   __device__ void wait_empty(RingPosition<Tile> at) const { hopper::barrier_wait(empty + at.stage, at.phase ^ 1); }
-  // By a whole warp, one lane per block of the cluster: any of them may write into this block's stage.
-  __device__ void release(int stage, int lane, int cluster_size) const {
+  // By a whole warp, one lane per block that may write into this block's stage: this one, or all that share weights.
+  __device__ void release(int stage, int lane, int rank, int sharers) const {
     __syncwarp();
-    if (lane < cluster_size) hopper::barrier_arrive_at(empty + stage, lane);
+    if (lane < sharers) hopper::barrier_arrive_at(empty + stage, sharers == 1 ? rank : lane);
   }
 };
 
-// Where a block's tile lies: clusters take cluster tiles, outputs fastest.
+// Where a block's tile and part of K lie. Outputs come fastest. A cluster holds the parts of K of one tile, or tiles
+// that share copies of the weights.
 template <typename Tile>
 struct LinearPlace {
-  int rank_row, rank_column;  // of this block in its cluster
-  int row, column;            // of the tile's first output
+  int rank;               // of this block in its cluster
+  int split;              // which part of K
+  int row, column;        // of the tile's first output
+  int first_step, steps;  // stages of this part of K
+  int end;                // of it, in elements
   int tokens;
-  bool inside;  // the cluster's tile has a token
+  bool inside;  // some tile of the cluster has a token
 
   template <typename T>
   __device__ LinearPlace(const LinearArguments<T>& a, int tokens) : tokens(tokens) {
-    const int rank = hopper::cluster_rank(), index = blockIdx.x / (a.cluster_rows * a.cluster_columns);
-    rank_row = rank / a.cluster_columns;
-    rank_column = rank % a.cluster_columns;
-    const int columns = Tile::kColumns * a.cluster_columns, tiles_along_n = (a.n + columns - 1) / columns;
-    const int cluster_row = index / tiles_along_n * a.cluster_rows;
-    inside = cluster_row * Tile::kRows < tokens;
-    row = (cluster_row + rank_row) * Tile::kRows;
-    column = (index % tiles_along_n * a.cluster_columns + rank_column) * Tile::kColumns;
+    rank = hopper::cluster_rank();
+    split = Tile::kSplits == 1 ? 0 : rank;
+    const int index = blockIdx.x / (a.sharers * Tile::kSplits);
+    const int tiles_along_n = (a.n + Tile::kColumns - 1) / Tile::kColumns;
+    const int first_row = index / tiles_along_n * a.sharers * Tile::kRows;
+    inside = first_row < tokens;
+    row = first_row + (rank - split) * Tile::kRows;
+    column = index % tiles_along_n * Tile::kColumns;
+    const int all = (a.k + Tile::kStageDepth - 1) / Tile::kStageDepth;
+    first_step = all * split / Tile::kSplits;
+    steps = all * (split + 1) / Tile::kSplits - first_step;
+    end = min(a.k, (first_step + steps) * Tile::kStageDepth);
   }
 };
-
-template <typename Tile, typename T>
-__device__ int ring_steps(const LinearArguments<T>& a) {
-  return (a.k + Tile::kStageDepth - 1) / Tile::kStageDepth;
-}
 
 // This block's share of the next kernel's weights.
 template <typename T>
@@ -81,20 +84,19 @@ __device__ void prefetch_next(const LinearArguments<T>& a) {
 }
 
 // The weights' producer: runs ahead of the predecessor kernel as far as the ring goes, and asks the L2 cache for the
-// rest. Its share of a weight tile goes to all blocks of its cluster column.
+// rest. With SHARED its share of a weight tile goes to all blocks of the cluster.
 template <typename Tile, bool SHARED, typename T>
 __device__ void produce_weights(const CUtensorMap* w, const LinearArguments<T>& a, const LinearRing<Tile>& ring,
                                 const LinearPlace<Tile>& place) {
-  const int steps = ring_steps<Tile>(a), row = place.column;
-  const int first = SHARED ? place.rank_row * a.weight_box : 0, stride = a.cluster_rows * a.weight_box;
-  uint16_t peers = 0;
-  for (int i = 0; i < a.cluster_rows; ++i) peers |= 1 << (i * a.cluster_columns + place.rank_column);
+  const int steps = place.steps, row = place.column;
+  const int first = SHARED ? place.rank * a.weight_box : 0, stride = a.sharers * a.weight_box;
+  const uint16_t peers = (1 << a.sharers) - 1;
   RingPosition<Tile> at(0);
   for (int step = 0; step < steps; ++step) {
-    const int k = step * Tile::kStageDepth;
+    const int k = (place.first_step + step) * Tile::kStageDepth;
     if (step == min(Tile::kStages, steps - 1)) prefetch_next(a);
     if (step == Tile::kStages)
-      for (int later = k; later < a.k; later += kLinearDepth)
+      for (int later = k; later < place.end; later += kLinearDepth)
         for (int i = first; i < Tile::kColumns; i += stride) hopper::prefetch_box(w, later, row + i);
     if (step >= Tile::kStages) ring.wait_empty(at);
     uint64_t* const full = ring.full + at.stage;
@@ -114,28 +116,19 @@ __device__ void produce_weights(const CUtensorMap* w, const LinearArguments<T>& 
   }
 }
 
-// The input's producer. Its share of an input tile goes to all blocks of its cluster row.
-template <typename Tile, bool SHARED, typename T>
-__device__ void produce_input(const CUtensorMap* x, const LinearArguments<T>& a, const LinearRing<Tile>& ring,
-                              const LinearPlace<Tile>& place) {
-  const int steps = ring_steps<Tile>(a);
-  const int first = SHARED ? Tile::kRows / a.cluster_columns * place.rank_column : 0, row = place.row + first;
-  const uint16_t peers = ((1 << a.cluster_columns) - 1) << (place.rank_row * a.cluster_columns);
+// The input's producer.
+template <typename Tile>
+__device__ void produce_input(const CUtensorMap* x, const LinearRing<Tile>& ring, const LinearPlace<Tile>& place) {
   wait_for_predecessor();
   release_successor();
   RingPosition<Tile> at(0);
-  for (int step = 0; step < steps; ++step) {
+  for (int step = 0; step < place.steps; ++step) {
     if (step >= Tile::kStages) ring.wait_empty(at);
-    uint64_t* const full = ring.full + at.stage;
-    char* const to = ring.input(at.stage) + first * 128;
 #pragma unroll
-    for (int box = 0; box < Tile::kBoxes; ++box) {
-      const int k = step * Tile::kStageDepth + box * kLinearDepth;
-      if constexpr (SHARED)
-        hopper::copy_box_to(to + box * Tile::kInputBoxBytes, x, k, row, full, peers);
-      else
-        hopper::copy_box(to + box * Tile::kInputBoxBytes, x, k, row, full);
-    }
+    for (int box = 0; box < Tile::kBoxes; ++box)
+      hopper::copy_box(ring.input(at.stage) + box * Tile::kInputBoxBytes, x,
+                       (place.first_step + step) * Tile::kStageDepth + box * kLinearDepth, place.row,
+                       ring.full + at.stage);
     at.advance(1);
   }
 }
