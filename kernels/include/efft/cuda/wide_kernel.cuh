@@ -72,8 +72,8 @@ template <typename T, typename Tile, typename LastStage>
 __device__ __forceinline__ void multiply(float (&sums)[Tile::kGroupHalves][Tile::kColumns / 2],
                                          const LinearRing<Tile>& ring, int first, int steps, int row, int lane,
                                          LastStage&& last_stage) {
-  constexpr int kBlockSize = 1;         // of the cluster: no other block reads a stage
-  constexpr int kHalf = 64 * 128 / 16;  // of a tile's rows, in a descriptor's units
+  constexpr int kRank = 0, kSharers = 1;  // no cluster: no other block writes into a stage
+  constexpr int kHalf = 64 * 128 / 16;    // of a tile's rows, in a descriptor's units
   RingPosition<Tile> at(first);
   int previous = 0;
 #pragma unroll 1
@@ -91,13 +91,13 @@ __device__ __forceinline__ void multiply(float (&sums)[Tile::kGroupHalves][Tile:
     hopper::wgmma_commit();
     if (step > 0) {
       hopper::wgmma_wait<1>();
-      ring.release(previous, lane, kBlockSize);
+      ring.release(previous, lane, kRank, kSharers);
     }
     previous = at.stage;
     at.advance(1);
   }
   hopper::wgmma_wait<0>();
-  ring.release(previous, lane, kBlockSize);
+  ring.release(previous, lane, kRank, kSharers);
 }
 
 // A consumer warpgroup's tiles.
