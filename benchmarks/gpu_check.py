@@ -48,6 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if failed else 0
 
 
+SANITIZERS = ("memcheck", "racecheck")
+
+
 class Check:
     """What the stages have found so far."""
 
@@ -95,24 +98,20 @@ def _load_libraries() -> None:
 
 
 def _tests(check: Check) -> None:
-    command = [sys.executable, "-m", "pytest", "-n", "6", "-p", "no:cacheprovider"]
-    command += ["tests/gpu", "tests/kernels", "-k", "not cpu"]
-    check.checks["tests"] = subprocess.run(command, cwd=ROOT, check=False).returncode == 0
-
-
-def _sanitizer(check: Check) -> None:
+    """The tests and, side by side with them, the sanitizers: both spend most of their time on the host."""
     tool = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path="/usr/local/cuda/bin")
-    if tool is None:
-        print("compute-sanitizer not found: stage left out")
-        check.checks["sanitizer"] = "compute-sanitizer not found"
-        return
-    # Side by side: each spends most of its time on one core of the host.
-    running = {
-        name: subprocess.Popen(
-            [tool, "--tool", name, "--error-exitcode", "9", sys.executable, "-m", "benchmarks.gpu.sanitized"], cwd=ROOT
-        )
-        for name in ("memcheck", "racecheck")
-    }
+    workers = str(min(12, max(1, machine.threads_available() - 2)))
+    pytest = [sys.executable, "-m", "pytest", "-n", workers, "-p", "no:cacheprovider"]
+    commands = {"tests": [*pytest, "tests/gpu", "tests/kernels", "-k", "not cpu"]}
+    for name in SANITIZERS:
+        if tool is None:
+            print(f"compute-sanitizer not found: {name} left out")
+            check.checks[name] = "compute-sanitizer not found"
+            continue
+        sanitized = [sys.executable, "-m", "benchmarks.gpu.sanitized"]
+        commands[name] = [tool, "--tool", name, "--error-exitcode", "9", *sanitized]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    running = {name: subprocess.Popen(command, cwd=ROOT, env=environment) for name, command in commands.items()}
     for name, process in running.items():
         check.checks[name] = process.wait() == 0
 
@@ -144,7 +143,6 @@ def _stream(check: Check) -> None:
 
 _STAGES: dict[str, Callable[[Check], None]] = {
     "tests": _tests,
-    "sanitizer": _sanitizer,
     "rows": _rows,
     "encoders": _encoders,
     "types": _types,

@@ -1,8 +1,8 @@
 """Search the fastest cuBLASLt algorithm for each matrix product of an encoder, on the GPU of this machine.
 
 The winners go into ``gemm_config.json``: one readable line a product, with the device, driver and library versions they
-were measured on. Only products that run through cuBLASLt use them: fp32 and tf32, and every type on chips before or
-after Hopper.
+were measured on. Only products that run through cuBLASLt use them: fp32 and tf32, every type on chips before or after
+Hopper, and on Hopper those of many tokens for which the library's own kernels are not the faster ones.
 """
 
 from __future__ import annotations
@@ -17,8 +17,23 @@ import torch
 from builder.families import EncoderShape
 from handler.gemm_config import COLUMNS, TYPES, environment
 
-TOKENS = (32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
-"""Rows to tune for unless told; each is the capacity of a bucket."""
+EIGHTHS = 8
+
+
+def bucket(tokens: int) -> int:
+    """The capacity of the bucket that so many tokens fall into, as ``kernels/cuda/engine.cu`` rounds them."""
+    step = 16
+    while step * 16 <= tokens:
+        step *= 2
+    return -(-tokens // step) * step
+
+
+TOKENS = (
+    *(32, 64, 128, 256, 512),
+    *(1024 * 2**octave * (EIGHTHS + part) // EIGHTHS for octave in range(4) for part in range(EIGHTHS)),
+    16384,
+)
+"""Rows to tune for unless told: every bucket from 1,024 tokens on, where products take long, some below."""
 
 
 def tune(
@@ -29,7 +44,7 @@ def tune(
     tokens: tuple[int, ...] = TOKENS,
     candidates: int = 24,
 ) -> dict[str, Any]:
-    """Time ``candidates`` algorithms of each product for each number of tokens; the content of ``gemm_config.json``.
+    """Time some ``candidates`` of each product for each number of tokens; the content of ``gemm_config.json``.
 
     Needs the CUDA library loaded and a GPU. Takes about a tenth of a second a product.
     """

@@ -37,11 +37,7 @@ std::shared_ptr<const Plan> Matmul::plan(const Product& product, size_t alignmen
   if (plan == nullptr) {
     auto made = std::make_shared<Plan>(product, alignment);
     const auto tuned = tuned_.find(product);
-    if (tuned != tuned_.end() && made->accepts(handle_, tuned->second)) {
-      made->algorithm = tuned->second;
-    } else {
-      made->choose(handle_);
-    }
+    if (tuned == tuned_.end() || !made->adopt(handle_, tuned->second)) made->choose(handle_);
     plan = made;
     if (plans_.size() > kMaxPlans) {
       const auto keep = plan;

@@ -53,7 +53,7 @@ class Matmul {
   void run(const Product& product, const void* x, const void* w, const void* addend, void* y, void* workspace,
            cudaStream_t stream);
 
-  // Times up to `candidates` algorithms for the product on this device, keeps the fastest for run() and returns it.
+  // Times up to twice `candidates` algorithms for the product on this device, keeps the fastest for run() and returns it.
   // Takes device memory for its own operands; blocks until done.
   Algorithm tune(const Product& product, int candidates);
 

@@ -93,13 +93,17 @@ std::vector<cublasLtMatmulHeuristicResult_t> Plan::propose(cublasLtHandle_t hand
 
 std::vector<cublasLtMatmulAlgo_t> Plan::candidates(cublasLtHandle_t handle, int count) const {
   std::vector<cublasLtMatmulAlgo_t> algorithms;
-  for (const auto& result : propose(handle, count, kMatmulWorkspaceBytes)) algorithms.push_back(result.algo);
+  for (const size_t most_workspace : {size_t{0}, kMatmulWorkspaceBytes}) {
+    for (const auto& result : propose(handle, count, most_workspace)) algorithms.push_back(result.algo);
+  }
   if (algorithms.empty()) check(CUBLAS_STATUS_NOT_SUPPORTED, "finding an algorithm");
   return algorithms;
 }
 
 void Plan::choose(cublasLtHandle_t handle) {
-  algorithm = candidates(handle, 1).front();
+  const auto favourite = propose(handle, 1, kMatmulWorkspaceBytes);
+  if (favourite.empty()) check(CUBLAS_STATUS_NOT_SUPPORTED, "finding an algorithm");
+  algorithm = favourite.front().algo;
   const bool widens = product_.outputs > product_.inputs;
   if (product_.type == DataType::fp32 || product_.rows < kManyRows || !widens) return;
   const auto proposals = propose(handle, kProposals, 0);
@@ -117,22 +121,25 @@ void Plan::choose(cublasLtHandle_t handle) {
   workspace_bytes = 0;
 }
 
-bool Plan::accepts(cublasLtHandle_t handle, const cublasLtMatmulAlgo_t& algorithm) const {
+bool Plan::adopt(cublasLtHandle_t handle, const cublasLtMatmulAlgo_t& chosen) {
   cublasLtMatmulHeuristicResult_t result;
-  const auto status = Cublaslt::get().MatmulAlgoCheck(handle, operation_, w_, x_, y_, y_, &algorithm, &result);
-  return status == CUBLAS_STATUS_SUCCESS && result.workspaceSize <= kMatmulWorkspaceBytes && alignment_ >= 16;
+  const auto status = Cublaslt::get().MatmulAlgoCheck(handle, operation_, w_, x_, y_, y_, &chosen, &result);
+  if (status != CUBLAS_STATUS_SUCCESS || result.workspaceSize > kMatmulWorkspaceBytes || alignment_ < 16) return false;
+  algorithm = chosen;
+  workspace_bytes = result.workspaceSize == 0 ? 0 : kMatmulWorkspaceBytes;
+  return true;
 }
 
 bool Plan::restore(cublasLtHandle_t handle, const std::array<int64_t, Algorithm::kSettings>& settings,
-                   cublasLtMatmulAlgo_t* algorithm) const {
+                   cublasLtMatmulAlgo_t* made) {
   const auto& lt = Cublaslt::get();
   const auto type = data_type(product_.type);
   auto status = lt.MatmulAlgoInit(handle, compute_type(product_), CUDA_R_32F, type, type, type, type,
-                                  static_cast<int>(settings[0]), algorithm);
+                                  static_cast<int>(settings[0]), made);
   for (int i = 1; i < Algorithm::kSettings && status == CUBLAS_STATUS_SUCCESS; ++i) {
-    status = lt.MatmulAlgoConfigSetAttribute(algorithm, kSettings[i].attribute, &settings[i], kSettings[i].bytes);
+    status = lt.MatmulAlgoConfigSetAttribute(made, kSettings[i].attribute, &settings[i], kSettings[i].bytes);
   }
-  return status == CUBLAS_STATUS_SUCCESS && accepts(handle, *algorithm);
+  return status == CUBLAS_STATUS_SUCCESS && adopt(handle, *made);
 }
 
 void Plan::run(cublasLtHandle_t handle, const void* x, const void* w, const void* addend, void* y, void* workspace,

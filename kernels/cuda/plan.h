@@ -19,15 +19,16 @@ class Plan {
   // std::runtime_error where there is none).
   void choose(cublasLtHandle_t handle);
 
-  // What the heuristic proposes, its favourite first, never empty (throws std::runtime_error).
+  // Up to twice `count` algorithms worth timing, never empty (throws std::runtime_error): what the heuristic proposes
+  // without a workspace and with one.
   std::vector<cublasLtMatmulAlgo_t> candidates(cublasLtHandle_t handle, int count) const;
 
-  // Whether the algorithm runs this product within the workspace.
-  bool accepts(cublasLtHandle_t handle, const cublasLtMatmulAlgo_t& algorithm) const;
+  // Sets the algorithm to run. False where it does not run this product within the workspace.
+  bool adopt(cublasLtHandle_t handle, const cublasLtMatmulAlgo_t& algorithm);
 
   // Makes an algorithm from its settings; false when this cuBLASLt or this product refuses them.
   bool restore(cublasLtHandle_t handle, const std::array<int64_t, Algorithm::kSettings>& settings,
-               cublasLtMatmulAlgo_t* algorithm) const;
+               cublasLtMatmulAlgo_t* made);
 
   // addend may be nullptr.
   void run(cublasLtHandle_t handle, const void* x, const void* w, const void* addend, void* y, void* workspace,

@@ -80,23 +80,29 @@ Algorithm Matmul::tune(const Product& product, int candidates) {
   // Regions start on 256 bytes, as arenas and workspaces do.
   const auto padded = [](size_t bytes) { return (bytes + 255) / 256 * 256; };
   DeviceMemory w(padded(weights) * copies), x(padded(inputs)), y(padded(outputs)), workspace(kMatmulWorkspaceBytes);
+  // In an encoder, what does not widen its input closes a block: the residual is its addend.
+  const bool adds = product.outputs <= product.inputs;
+  DeviceMemory addend(padded(adds ? outputs : 0));
   cudaStream_t stream = nullptr;
   check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
   const std::unique_ptr<CUstream_st, decltype(&cudaStreamDestroy)> stream_owner(stream, cudaStreamDestroy);
   const bool fp32 = product.type == DataType::fp32, fp16 = product.type == DataType::fp16;
   fill_kernel<<<1024, 256, 0, stream>>>(static_cast<uint16_t*>(w.pointer), padded(weights) * copies / 2, fp32, fp16);
   fill_kernel<<<1024, 256, 0, stream>>>(static_cast<uint16_t*>(x.pointer), padded(inputs) / 2, fp32, fp16);
+  if (adds) {
+    fill_kernel<<<1024, 256, 0, stream>>>(static_cast<uint16_t*>(addend.pointer), padded(outputs) / 2, fp32, fp16);
+  }
   check(cudaGetLastError());
 
   Plan plan(product, 256);
   Algorithm best{{}, std::numeric_limits<int64_t>::max()};
   for (const auto& algorithm : plan.candidates(handle_, candidates)) {
-    plan.algorithm = algorithm;
+    if (!plan.adopt(handle_, algorithm)) continue;
     // As a graph: what a launch costs the host would hide what a small product costs the device.
     const float milliseconds = time_as_graph(stream, [&] {
       for (size_t copy = 0; copy < copies; ++copy) {
         const auto* weight = static_cast<char*>(w.pointer) + padded(weights) * copy;
-        plan.run(handle_, x.pointer, weight, nullptr, y.pointer, workspace.pointer, stream);
+        plan.run(handle_, x.pointer, weight, adds ? addend.pointer : nullptr, y.pointer, workspace.pointer, stream);
       }
     });
     const auto nanoseconds = static_cast<int64_t>(milliseconds * 1e6f / copies);
