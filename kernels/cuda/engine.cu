@@ -18,7 +18,7 @@ namespace {
 
 constexpr size_t kAlignment = 256;
 // Up to this many tokens of capacity the chained kernels are the faster path.
-constexpr int kSmallTokens = 512;
+constexpr int kSmallTokens = 448;
 // Up to here padded tokens cost no more than valid ones: a product over so few rows is bound by its weights, and
 // waiting for the device costs more.
 constexpr int kFewTokens = 256;

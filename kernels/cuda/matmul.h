@@ -53,8 +53,8 @@ class Matmul {
   void run(const Product& product, const void* x, const void* w, const void* addend, void* y, void* workspace,
            cudaStream_t stream);
 
-  // Times up to twice `candidates` algorithms for the product on this device, keeps the fastest for run() and returns it.
-  // Takes device memory for its own operands; blocks until done.
+  // Times up to twice `candidates` algorithms for the product on this device, keeps the fastest for run() and returns
+  // it. Takes device memory for its own operands; blocks until done.
   Algorithm tune(const Product& product, int candidates);
 
   // Makes run() use an algorithm measured earlier. False when this cuBLASLt does not know it.

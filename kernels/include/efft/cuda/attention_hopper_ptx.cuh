@@ -76,10 +76,7 @@ __device__ inline void load_shared(float (&v)[4], uint32_t address) {
                : "memory");
 }
 
-// Named barriers: arrive does not wait, sync does.
-__device__ inline void barrier_arrive(int id, int threads) {
-  asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
-}
+// A barrier among `threads` threads of one block.
 __device__ inline void barrier_sync(int id, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }

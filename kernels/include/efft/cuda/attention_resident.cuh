@@ -147,12 +147,10 @@ class ResidentGroup {
     softmax_.total();
     if constexpr (kKeyGroups > 1) {
       const int working = min(kKeyGroups, blocks_);
-      if (key_group_ > 0) {
-        if (key_group_ < working) give();
-        ptx::barrier_arrive(kMergeBarrier, Shared::kThreads);
-        return;
-      }
+      if (key_group_ > 0 && key_group_ < working) give();
+      // To arrive would be enough for those that give, but compute-sanitizer does not follow that.
       ptx::barrier_sync(kMergeBarrier, Shared::kThreads);
+      if (key_group_ > 0) return;
       for (int other = 1; other < working; ++other) take(other);
     }
     store();

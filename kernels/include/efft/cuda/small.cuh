@@ -37,7 +37,8 @@ size_t small_workspace_bytes(const EncoderShape& shape, int capacity);
 //             kernel in between waits for its predecessor before it releases its successor
 // cu_seqlens  [batch + 1] on the device
 // max_length  no sequence is longer
-// out         [capacity, H]: the last block's output before its LayerNorm, which is the caller's to do; rows from *tokens
+// out         [capacity, H]: the last block's output before its LayerNorm, which is the caller's to do; rows from
+// *tokens
 //             on are not written
 // workspace   small_workspace_bytes, aligned to 256 bytes
 //
