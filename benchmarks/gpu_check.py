@@ -42,7 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stage in [name for name in _STAGES if name in options.only]:
         print(f"== {stage}", flush=True)
         _STAGES[stage](check)
-    print(results.save("encoder", check.result(), options.output))
+        path = results.save("encoder", check.result(), options.output)  # what is known so far is not lost
+    print(path)
     failed = [name for name, passed in check.checks.items() if passed is False]
     print(f"gpu-check: {'failed: ' + ', '.join(failed) if failed else 'passed'}")
     return 1 if failed else 0
@@ -60,6 +61,7 @@ class Check:
         self.ceilings = Ceilings({}, 0.0)
         self.rows: list[dict[str, object]] = []
         self.more: dict[str, object] = {}
+        self.facts = machine.facts("cuda", machine.threads_available())
 
     def rates(self, data_type: str) -> Ceilings:
         """The ceilings with those of ``data_type`` measured now."""
@@ -73,10 +75,11 @@ class Check:
 
     def result(self) -> dict[str, Any]:
         """As the encoder benchmark writes it, with the checks' outcomes."""
-        facts = machine.facts("cuda", machine.threads_available())
-        facts["commit"] = os.environ.get("EFFT_COMMIT") or facts["commit"]
+        commit = os.environ.get("EFFT_COMMIT") or self.facts["commit"]
         return {
-            **facts,
+            **self.facts,
+            "commit": commit,
+            "modified": self.facts["modified"] and "EFFT_COMMIT" not in os.environ,
             "library": torch.ops.efft.describe_cuda(),
             "settings": {"interleaved": True, "statistic": "median and quartiles between events of a busy stream"},
             "ceilings": asdict(self.ceilings),
@@ -141,12 +144,13 @@ def _stream(check: Check) -> None:
     check.more["stream"] = outcome
 
 
+# Times first, on a device that no test has heated.
 _STAGES: dict[str, Callable[[Check], None]] = {
-    "tests": _tests,
     "rows": _rows,
     "encoders": _encoders,
     "types": _types,
     "stream": _stream,
+    "tests": _tests,
 }
 
 
