@@ -135,7 +135,18 @@ def cases() -> list[Case]:
         Case(lengths, 12, head_size, dtype)
         for dtype in (half, bfloat, single)
         for head_size in (64, 32)
-        for lengths in ([1], [32], [128], [384], mixed, workload(32, 31), workload(32, 128), workload(40, 70), [290], [700, 3])
+        for lengths in (
+            [1],
+            [32],
+            [128],
+            [384],
+            mixed,
+            workload(32, 31),
+            workload(32, 128),
+            workload(40, 70),
+            [290],
+            [700, 3],
+        )
     ]
     for dtype in (half, bfloat, single):
         found += [Case(mixed, 3, head_size, dtype) for head_size in (2, 26, 40, 48, 80, 96, 100, 128)]
