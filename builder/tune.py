@@ -18,15 +18,7 @@ from builder.families import EncoderShape
 from handler.gemm_config import COLUMNS, TYPES, environment
 
 EIGHTHS = 8
-
-
-def bucket(tokens: int) -> int:
-    """The capacity of the bucket that so many tokens fall into, as ``kernels/cuda/engine.cu`` rounds them."""
-    step = 16
-    while step * 16 <= tokens:
-        step *= 2
-    return -(-tokens // step) * step
-
+"""Buckets between two powers of two, as ``kernels/cuda/engine.cu`` rounds tokens."""
 
 TOKENS = (
     *(32, 64, 128, 256, 512),

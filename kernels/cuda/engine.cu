@@ -198,18 +198,17 @@ class Road {
   // The product of out = LayerNorm(x w^T + bias + carried); returns what is left to do. Where out is another array than
   // carried (pre-norm), carried becomes the sum.
   AddNorm<T> close_block(const T* x, const Weights& p, const Norm& n, T* carried, T* out) {
-    T* sum = as<T>(workspace_.sum);
-    T* const carried_on = out != carried ? carried : sum;
-    if (wide(x, p, width_, Pointwise::none, carried, carried_on)) {
-      return {carried_on, nullptr, nullptr, n.gamma, n.beta, shape_.epsilon, out, nullptr};
-    }
+    T* const sum = as<T>(workspace_.sum);
+    // Own kernels add the bias too, so that what they write is what a pre-norm block carries on.
+    T* const whole = out != carried ? carried : sum;
+    const AddNorm<T> rest{whole, nullptr, nullptr, n.gamma, n.beta, shape_.epsilon, out, nullptr};
+    if (wide(x, p, width_, Pointwise::none, carried, whole)) return rest;
     if constexpr (!std::is_same_v<T, float>) {
       if (path_ == Path::hopper) {
-        if (out != carried) sum = carried;
-        check(linear_bias_residual(x, p.w, p.bias, as<const T>(carried), sum, tokens_, bucket_.tokens, width_,
+        check(linear_bias_residual(x, p.w, p.bias, as<const T>(carried), whole, tokens_, bucket_.tokens, width_,
                                    as_int(p.inputs), stream_),
               "a block's last product");
-        return {sum, nullptr, nullptr, n.gamma, n.beta, shape_.epsilon, out, nullptr};
+        return rest;
       }
     }
     multiply(x, p.w, carried, sum, width_, p.inputs);

@@ -18,21 +18,13 @@ Cut cut_into(int columns, int tokens, int n, int multiprocessors) {
   return {rounds, columns, static_cast<float>(rows) * n / (static_cast<float>(rounds) * columns * multiprocessors)};
 }
 
-int multiprocessors_here() {
-  int device = 0, count = 0;
-  if (cudaGetDevice(&device) != cudaSuccess ||
-      cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device) != cudaSuccess)
-    return 0;
-  return count;
-}
-
 }  // namespace
 
 // The thresholds part what was faster from what was slower than cuBLASLt on an H200: docs/kernels.md.
 WideCut choose_wide(int expected_tokens, int n, int k, Pointwise pointwise) {
   constexpr int kShortProduct = 1024;
-  const int multiprocessors = multiprocessors_here();
-  if (multiprocessors == 0 || expected_tokens <= 0) return WideCut::none;
+  int multiprocessors = 0;
+  if (expected_tokens <= 0 || multiprocessor_count(&multiprocessors) != cudaSuccess) return WideCut::none;
   const auto cut = [&](int columns) { return cut_into(columns, expected_tokens, n, multiprocessors); };
   const Cut narrow = cut(96);
   if (pointwise == Pointwise::gelu) {

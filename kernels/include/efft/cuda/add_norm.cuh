@@ -215,11 +215,8 @@ cudaError_t launch_add_norm(const AddNorm<T>& a, const Rows& rows, int capacity,
   const auto start = [&](auto warps, auto whole_packs, auto residual) {
     constexpr int kWarps = decltype(warps)::value;
     constexpr bool kVectors = decltype(whole_packs)::value, kResidual = decltype(residual)::value;
-    int device = 0, multiprocessors = 0;
-    cudaError_t error = cudaGetDevice(&device);
-    if (error == cudaSuccess) {
-      error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
-    }
+    int multiprocessors = 0;
+    const cudaError_t error = multiprocessor_count(&multiprocessors);
     if (error != cudaSuccess) return error;
     const int blocks = std::min(capacity, multiprocessors * kNormBlocks<kWarps>);
     return launch(add_norm_kernel<T, kWarps, kVectors, kResidual, Rows>, dim3(blocks), dim3(kWarp, kWarps), 0, order,

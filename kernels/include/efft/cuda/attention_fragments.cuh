@@ -3,6 +3,7 @@
 #pragma once
 
 #include "efft/cuda/attention_ptx.cuh"
+#include "efft/cuda/types.cuh"
 
 namespace efft::cuda {
 
@@ -27,9 +28,9 @@ __device__ inline uint32_t biased_pair(const T* row, const float* bias, int colu
   if (!valid) return 0;
   const uint32_t pair = *reinterpret_cast<const uint32_t*>(row + column);
   if (bias == nullptr) return pair;
-  const float2 value = ptx::unpack<T>(pair);
+  const float2 value = unpack_pair<T>(pair);
   const float2 addend = bias_pair(bias + column);
-  return ptx::pack<T>(value.x + addend.x, value.y + addend.y);
+  return pack_pair<T>(value.x + addend.x, value.y + addend.y);
 }
 
 // Adds a bias in shared memory to a strip's queries.
@@ -42,8 +43,8 @@ __device__ inline void add_bias(Operand<kHead>& queries, const float* bias) {
       const float2 addend = *reinterpret_cast<const float2*>(bias + 16 * step + 8 * half + fragment_column());
 #pragma unroll
       for (int i = 2 * half; i < 2 * half + 2; ++i) {
-        const float2 value = ptx::unpack<T>(queries[step][i]);
-        queries[step][i] = ptx::pack<T>(value.x + addend.x, value.y + addend.y);
+        const float2 value = unpack_pair<T>(queries[step][i]);
+        queries[step][i] = pack_pair<T>(value.x + addend.x, value.y + addend.y);
       }
     }
   }
@@ -72,7 +73,7 @@ __device__ inline void to_operand(Operand<kKeys>& operand, const Accumulator<kKe
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const float* pair = &accumulator[2 * step + i / 2][2 * (i % 2)];
-      operand[step][i] = ptx::pack<T>(pair[0], pair[1]);
+      operand[step][i] = pack_pair<T>(pair[0], pair[1]);
     }
   }
 }
@@ -107,7 +108,7 @@ __device__ inline void store_output(const Accumulator<kHead>& accumulator, const
       if (rows[r] == nullptr) continue;
       const float* pair = &accumulator[group][2 * r];
       *reinterpret_cast<uint32_t*>(rows[r] + column) =
-          ptx::pack<T>(pair[0] * factor[r] + addend.x, pair[1] * factor[r] + addend.y);
+          pack_pair<T>(pair[0] * factor[r] + addend.x, pair[1] * factor[r] + addend.y);
     }
   }
 }
@@ -127,7 +128,7 @@ __device__ inline void store_rows(const Accumulator<kHead>& accumulator, const f
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
         const float* pair = &accumulator[first + i][2 * r];
-        words[r][i] = ptx::pack<T>(fmaf(pair[0], factor[r], addend.x), fmaf(pair[1], factor[r], addend.y));
+        words[r][i] = pack_pair<T>(fmaf(pair[0], factor[r], addend.x), fmaf(pair[1], factor[r], addend.y));
       }
     }
 #pragma unroll

@@ -74,34 +74,6 @@ __device__ inline float ex2_approx(float x) {
   return y;
 }
 
-template <typename T>
-__device__ inline uint32_t pack(float low, float high);
-
-template <>
-__device__ inline uint32_t pack<__half>(float low, float high) {
-  const __half2 pair = __floats2half2_rn(low, high);
-  return reinterpret_cast<const uint32_t&>(pair);
-}
-
-template <>
-__device__ inline uint32_t pack<__nv_bfloat16>(float low, float high) {
-  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
-  return reinterpret_cast<const uint32_t&>(pair);
-}
-
-template <typename T>
-__device__ inline float2 unpack(uint32_t pair);
-
-template <>
-__device__ inline float2 unpack<__half>(uint32_t pair) {
-  return __half22float2(reinterpret_cast<const __half2&>(pair));
-}
-
-template <>
-__device__ inline float2 unpack<__nv_bfloat16>(uint32_t pair) {
-  return __bfloat1622float2(reinterpret_cast<const __nv_bfloat162&>(pair));
-}
-
 // Waits until the kernels this one depends on have finished, then lets the dependents of this one launch. In this
 // order a dependent that has waited in its turn also knows that everything before this kernel is done.
 __device__ inline void griddepcontrol_wait_then_launch() {

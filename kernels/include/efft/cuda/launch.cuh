@@ -26,6 +26,13 @@ __device__ __forceinline__ void release_successor() {
 #endif
 }
 
+// Multiprocessors of the current device.
+inline cudaError_t multiprocessor_count(int* count) {
+  int device = 0;
+  const cudaError_t error = cudaGetDevice(&device);
+  return error == cudaSuccess ? cudaDeviceGetAttribute(count, cudaDevAttrMultiProcessorCount, device) : error;
+}
+
 template <typename... Parameters, typename... Arguments>
 cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, Order order,
                    cudaStream_t stream, Arguments&&... arguments) {

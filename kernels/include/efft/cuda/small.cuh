@@ -38,8 +38,7 @@ size_t small_workspace_bytes(const EncoderShape& shape, int capacity);
 // cu_seqlens  [batch + 1] on the device
 // max_length  no sequence is longer
 // out         [capacity, H]: the last block's output before its LayerNorm, which is the caller's to do; rows from
-// *tokens
-//             on are not written
+//             *tokens on are not written
 // workspace   small_workspace_bytes, aligned to 256 bytes
 //
 // May be captured into a graph: no allocation, no synchronisation. Deterministic. Returns the first launch's error.

@@ -40,6 +40,26 @@ __device__ __forceinline__ T from_float(float x) {
     return __float2bfloat16_rn(x);
 }
 
+// Two neighbouring numbers of two bytes in a word, the first in its lower half.
+template <typename T>
+__device__ __forceinline__ uint32_t pack_pair(float low, float high) {
+  if constexpr (std::is_same_v<T, __half>) {
+    const __half2 pair = __floats2half2_rn(low, high);
+    return reinterpret_cast<const uint32_t&>(pair);
+  } else {
+    const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+    return reinterpret_cast<const uint32_t&>(pair);
+  }
+}
+
+template <typename T>
+__device__ __forceinline__ float2 unpack_pair(uint32_t pair) {
+  if constexpr (std::is_same_v<T, __half>)
+    return __half22float2(reinterpret_cast<const __half2&>(pair));
+  else
+    return __bfloat1622float2(reinterpret_cast<const __nv_bfloat162&>(pair));
+}
+
 template <typename T, int WIDTH>
 struct alignas(sizeof(T) * WIDTH) Pack {
   T values[WIDTH];

@@ -33,21 +33,6 @@ struct StagedRows {
   static __device__ __forceinline__ int column(int lane, int i) { return lane % kChunks + i / (kChunks / 2) * kChunks; }
 };
 
-__device__ __forceinline__ uint32_t pack_pair(float x, float y, __half) {
-  const __half2 pair = __floats2half2_rn(x, y);
-  return reinterpret_cast<const uint32_t&>(pair);
-}
-__device__ __forceinline__ uint32_t pack_pair(float x, float y, __nv_bfloat16) {
-  const __nv_bfloat162 pair = __floats2bfloat162_rn(x, y);
-  return reinterpret_cast<const uint32_t&>(pair);
-}
-__device__ __forceinline__ float2 unpack_pair(uint32_t pair, __half) {
-  return __half22float2(reinterpret_cast<const __half2&>(pair));
-}
-__device__ __forceinline__ float2 unpack_pair(uint32_t pair, __nv_bfloat16) {
-  return __bfloat1622float2(reinterpret_cast<const __nv_bfloat162&>(pair));
-}
-
 // A warp's share of a tile: kGroupHalves times 16 rows, 64 rows apart.
 template <typename T, typename Tile, Pointwise KIND>
 class WideEpilogue {
@@ -133,13 +118,13 @@ class WideEpilogue {
         hopper::load_matrices(fragment, residual);
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          const float2 pair = unpack_pair(residual[i], T{});
+          const float2 pair = unpack_pair<T>(residual[i]);
           values[2 * i] += pair.x, values[2 * i + 1] += pair.y;
         }
       }
       uint32_t pairs[4];
 #pragma unroll
-      for (int i = 0; i < 4; ++i) pairs[i] = pack_pair(values[2 * i], values[2 * i + 1], T{});
+      for (int i = 0; i < 4; ++i) pairs[i] = pack_pair<T>(values[2 * i], values[2 * i + 1]);
       hopper::store_matrices(fragment, pairs);
     }
   }

@@ -18,13 +18,12 @@ cudaError_t launch_wide(const T* x, const T* w, WideArguments<T> a, int capacity
   if (error == cudaSuccess) error = encode_matrix(w, a.n, a.k, Tile::kColumns, &w_map);
   if (error == cudaSuccess)
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Tile::kSharedBytes);
-  int device = 0, processors = 0;
-  if (error == cudaSuccess) error = cudaGetDevice(&device);
-  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
+  int multiprocessors = 0;
+  if (error == cudaSuccess) error = multiprocessor_count(&multiprocessors);
   if (error != cudaSuccess) return error;
   a.tiles_along_n = (a.n + Tile::kColumns - 1) / Tile::kColumns;
   const int tiles = (capacity + Tile::kRows - 1) / Tile::kRows * a.tiles_along_n;
-  return launch(kernel, dim3(std::min(tiles, processors)), dim3(Tile::kThreads), Tile::kSharedBytes, order, stream,
+  return launch(kernel, dim3(std::min(tiles, multiprocessors)), dim3(Tile::kThreads), Tile::kSharedBytes, order, stream,
                 x_map, w_map, a);
 }
 
