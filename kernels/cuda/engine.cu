@@ -18,10 +18,13 @@ namespace {
 
 constexpr size_t kAlignment = 256;
 // Up to this many tokens of capacity the chained kernels are the faster path.
-constexpr int kSmallTokens = 448;
+constexpr int kSmallTokens = 512;
 // Up to here padded tokens cost no more than valid ones: a product over so few rows is bound by its weights, and
 // waiting for the device costs more.
 constexpr int kFewTokens = 256;
+
+// Beyond, the first layer loses more on kernels chosen for padded tokens than the host's wait costs.
+constexpr int kEarlyTokens = 1024;
 
 // Rounds up to a multiple of an eighth of the power of two below, 16 at least: at most an eighth is waste.
 int64_t round_tokens(int64_t tokens) {
@@ -67,6 +70,9 @@ class Road {
                      as<T>(workspace_.embedded), bucket_.tokens, static_cast<int>(shape_.embedding), stream_),
           "the embeddings");
   }
+
+  // What the embeddings are first needed for.
+  void attend_first() { attend(0, as<T>(workspace_.hidden)); }
 
   // From the embeddings to the last hidden states, except for the LayerNorm that ends them: returns that.
   AddNorm<T> layers() {
@@ -115,9 +121,10 @@ class Road {
     } else {
       const int64_t last = shape_.layers - 1;
       T* sum = as<T>(workspace_.sum);
-      check(encoder_layers_small(shape_, as<const T>(workspace_.hidden), matrix(0), model_.vectors, model_.folded,
-                                 tokens_, workspace_.unpadded.cu_seqlens, bucket_.batch, bucket_.length, bucket_.tokens,
-                                 sum, workspace_.scratch, stream_),
+      check(encoder_layers_small(shape_, as<const T>(workspace_.hidden),
+                                 bucket_.attended ? as<const T>(workspace_.context) : nullptr, matrix(0),
+                                 model_.vectors, model_.folded, tokens_, workspace_.unpadded.cu_seqlens, bucket_.batch,
+                                 bucket_.length, bucket_.tokens, sum, workspace_.scratch, stream_),
             "the layers");
       return {sum,
               nullptr,
@@ -136,7 +143,7 @@ class Road {
     AddNorm<T> step{};
     for (int64_t layer = 0; layer < shape_.layers; ++layer) {
       if (layer > 0) norm(step);
-      attend(layer, hidden);
+      if (layer > 0 || !bucket_.attended) attend(layer, hidden);
       norm(close_block(
           as<const T>(workspace_.context),
           {matrix(matrix_at_.attention_output(layer)), vector(vector_at_.attention_output_bias(layer)), width_},
@@ -202,33 +209,35 @@ class Road {
     // Own kernels add the bias too, so that what they write is what a pre-norm block carries on.
     T* const whole = out != carried ? carried : sum;
     const AddNorm<T> rest{whole, nullptr, nullptr, n.gamma, n.beta, shape_.epsilon, out, nullptr};
-    if (wide(x, p, width_, Pointwise::none, carried, whole)) return rest;
-    if constexpr (!std::is_same_v<T, float>) {
-      if (path_ == Path::hopper) {
-        check(linear_bias_residual(x, p.w, p.bias, as<const T>(carried), whole, tokens_, bucket_.tokens, width_,
-                                   as_int(p.inputs), stream_),
-              "a block's last product");
-        return rest;
-      }
+    if (path_ == Path::hopper) {
+      own(x, p, width_, Pointwise::none, carried, whole);
+      return rest;
     }
+    if (wide(x, p, width_, Pointwise::none, carried, whole)) return rest;
     multiply(x, p.w, carried, sum, width_, p.inputs);
     return {sum, p.bias, nullptr, n.gamma, n.beta, shape_.epsilon, out, out != carried ? carried : nullptr};
   }
 
   // y = activation(x w^T + bias).
   void linear(const T* x, const Weights& p, int64_t outputs, Pointwise kind, T* y) {
+    if (path_ == Path::hopper) return own(x, p, outputs, kind, nullptr, y);
     if (wide(x, p, outputs, kind, nullptr, y)) return;
-    if constexpr (!std::is_same_v<T, float>) {
-      if (path_ == Path::hopper) {
-        return check(linear_bias_activation(x, p.w, p.bias, y, tokens_, bucket_.tokens, as_int(outputs),
-                                            as_int(p.inputs), kind, stream_),
-                     "a product");
-      }
-    }
     multiply(x, p.w, nullptr, y, outputs, p.inputs);
     if (p.bias == nullptr && kind == Pointwise::none) return;
     check(bias_activation(as<const T>(y), p.bias, kind, y, tokens_, bucket_.tokens, as_int(outputs), stream_),
           "bias and activation");
+  }
+
+  // y = activation(x w^T + bias), plus addend unless that is nullptr, on the kernels that read the number of tokens.
+  void own(const T* x, const Weights& p, int64_t outputs, Pointwise kind, const T* addend, T* y) {
+    if constexpr (!std::is_same_v<T, float>) {
+      const int n = as_int(outputs), k = as_int(p.inputs);
+      const LinearArguments<T> arguments{
+          {p.bias, kind, addend, nullptr, nullptr, nullptr, y, nullptr}, {}, tokens_, n, k, 0, 0};
+      check(any_linear(x, p.w, arguments, bucket_.tokens,
+                       choose_own(expected_tokens(bucket_.tokens), n, k, kind, addend != nullptr), stream_),
+            "a product");
+    }
   }
 
   // y = activation(x w^T + bias), plus addend unless that is nullptr, on the kernel for many tokens. False where
@@ -238,13 +247,14 @@ class Road {
       return false;
     } else {
       const int n = as_int(outputs), k = as_int(p.inputs);
-      if (path_ == Path::small || !linear_supported(n, k)) return false;
+      if (path_ != Path::library || !linear_supported(n, k)) return false;
       for (const void* matrix : {static_cast<const void*>(x), static_cast<const void*>(p.w)})
         if (!aligned(matrix)) return false;
       const WideCut cut = choose_wide(bucket_.tokens, n, k, kind);
       if (cut == WideCut::none) return false;
-      check(wide_linear(x, p.w, {p.bias, addend, y, tokens_, n, k, 0}, bucket_.tokens, kind, cut, stream_),
-            "a product");
+      const LinearArguments<T> arguments{
+          {p.bias, kind, addend, nullptr, nullptr, nullptr, y, nullptr}, {}, tokens_, n, k, 0, 0};
+      check(wide_linear(x, p.w, arguments, bucket_.tokens, cut, Order::kOverlap, stream_), "a product");
       return true;
     }
   }
@@ -287,7 +297,7 @@ Bucket bucket_for(int64_t batch, int64_t length, int64_t tokens, bool tight) {
   const int64_t columns = std::max<int64_t>(round_size(length), 32);
   const int64_t rows = round_size(batch);
   return {static_cast<int>(rows), static_cast<int>(columns),
-          static_cast<int>(std::min(round_tokens(tokens), rows * columns)), tight};
+          static_cast<int>(std::min(round_tokens(tokens), rows * columns)), tight, false};
 }
 
 Workspace::Workspace(void* base, const Model& model, const Bucket& bucket) {
@@ -304,18 +314,23 @@ Workspace::Workspace(void* base, const Model& model, const Bucket& bucket) {
   unpadded.cu_seqlens = static_cast<int*>(take(4 * (size_t{1} + bucket.batch)));
   unpadded.rows = static_cast<int*>(take(padded));
   unpadded.slots = static_cast<int*>(take(padded));
-  embedded = take(token_bytes * shape.embedding);
+  const size_t early_bytes = element_size(model.type) * (bucket.attended ? padded / 4 : bucket.tokens);
+  embedded = take(early_bytes * shape.embedding);
+  if (bucket.attended) context = take(early_bytes * shape.hidden);
   front_bytes = next - static_cast<char*>(base);
-  hidden = shape.projects() ? take(token_bytes * shape.hidden) : embedded;
-  sum = take(token_bytes * shape.hidden);
-  normed = shape.pre_norm ? take(token_bytes * shape.hidden) : hidden;
   char* shared = next;
   qkv = take(token_bytes * 3 * shape.hidden);
-  context = take(token_bytes * shape.hidden);
+  if (bucket.attended)
+    front_bytes = next - static_cast<char*>(base);
+  else
+    context = take(token_bytes * shape.hidden);
   char* attention_end = next;
   next = shared;
   intermediate = take(token_bytes * shape.intermediate);
   next = std::max(next, attention_end);
+  hidden = shape.projects() ? take(token_bytes * shape.hidden) : embedded;
+  sum = take(token_bytes * shape.hidden);
+  normed = shape.pre_norm ? take(token_bytes * shape.hidden) : hidden;
   const Path path = path_for(model, bucket);
   scratch = take(path == Path::library ? kMatmulWorkspaceBytes
                  : path == Path::small ? small_workspace_bytes(shape, bucket.tokens)
@@ -334,10 +349,19 @@ bool worth_counting(const Model& model, const Bucket& bucket) {
   return path_for(model, bucket) != Path::small && bucket.batch > 1 && bucket.tokens > kFewTokens;
 }
 
+bool attends_early(const Model& model, const Bucket& padded) {
+  return padded.tokens <= kEarlyTokens && model.type != DataType::fp32 && !model.shape.projects() &&
+         !model.shape.pre_norm && model.shape.layers > 0 && hopper_supported(model.shape);
+}
+
 void enqueue_front(const Model& model, const Call& call, const Bucket& bucket, const Workspace& workspace,
                    const TokenReport& report, cudaStream_t stream) {
   check(unpad(call, bucket.batch, workspace.unpadded, report, stream), "padding removal");
-  for_type(model.type, [&](auto zero) { Road<decltype(zero)>(model, bucket, workspace, stream).embed(); });
+  for_type(model.type, [&](auto zero) {
+    Road<decltype(zero)> road(model, bucket, workspace, stream);
+    road.embed();
+    if (bucket.attended) road.attend_first();
+  });
 }
 
 void enqueue_encoder(const Model& model, const Bucket& bucket, const Workspace& workspace, cudaStream_t stream) {

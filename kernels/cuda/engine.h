@@ -43,9 +43,10 @@ struct Bucket {
   int batch;
   int length;
   int tokens;
-  bool tight;  // tokens is close to the number of valid tokens; else only to that of padded ones
+  bool tight;             // tokens is close to the number of valid tokens; else only to that of padded ones
+  bool attended = false;  // enqueue_front does the first layer's attention, too
 
-  auto key() const { return std::make_tuple(batch, length, tokens, tight); }
+  auto key() const { return std::make_tuple(batch, length, tokens, tight, attended); }
 };
 
 // The smallest bucket for a call of `batch` sequences, `length` columns and at most `tokens` valid tokens. Sizes grow
@@ -65,6 +66,10 @@ Path path_for(const Model& model, const Bucket& bucket);
 // tight bucket.
 bool worth_counting(const Model& model, const Bucket& bucket);
 
+// Whether the device has more to do than the embeddings while the host waits: the first layer's attention, on kernels
+// that read the number of tokens themselves. padded: the bucket before they are counted.
+bool attends_early(const Model& model, const Bucket& padded);
+
 // Where the intermediate results of one call lie in one allocation.
 struct Workspace {
   Workspace(void* base, const Model& model, const Bucket& bucket);
@@ -73,21 +78,22 @@ struct Workspace {
   // it may be written before the number of tokens is known.
   Unpadded unpadded;
   void* embedded;      // [tokens, E]; hidden, unless the model projects
-  size_t front_bytes;  // up to the end of embedded
+  size_t front_bytes;  // up to the end of embedded; where the bucket is attended, of context and qkv
 
-  void* hidden;        // [tokens, H]
-  void* sum;           // [tokens, H]
-  void* normed;        // [tokens, H], pre-norm models; else hidden
   void* qkv;           // [tokens, 3H]
   void* context;       // [tokens, H]
   void* intermediate;  // [tokens, I], in the place of qkv and context, which are done with by then
+  void* hidden;        // [tokens, H]
+  void* sum;           // [tokens, H]
+  void* normed;        // [tokens, H], pre-norm models; else hidden
   void* scratch;       // of the path's own kernels
   size_t bytes;        // of the whole, whatever base is
 
   const int* tokens(const Bucket& bucket) const { return unpadded.cu_seqlens + bucket.batch; }
 };
 
-// Enqueues padding removal and the embeddings. A bucket that differs in tokens alone may be used for what follows.
+// Enqueues padding removal, the embeddings and, where the bucket says so, the first layer's attention. A bucket that
+// differs in tokens and tight alone may be used for what follows.
 // Captures into a graph, whose only root is padding removal.
 void enqueue_front(const Model& model, const Call& call, const Bucket& bucket, const Workspace& workspace,
                    const TokenReport& report, cudaStream_t stream);

@@ -94,7 +94,7 @@ class Lane {
  private:
   using Key = decltype(std::make_pair(Model().key(), Bucket().key()));
 
-  Bucket start_and_count(const Request& request, const Bucket& padded, const Allocate& allocate, cudaStream_t stream);
+  Bucket start_and_count(const Request& request, Bucket padded, const Allocate& allocate, cudaStream_t stream);
   void reserve(size_t bytes, const Allocate& allocate);
   Entry& entry(const Model& model, const Bucket& bucket);
 
@@ -122,14 +122,15 @@ void Lane::run(const Request& request, const Allocate& allocate, cudaStream_t st
 }
 
 // Enqueues the front and returns the bucket for as many tokens as the device then finds; it goes on with the embeddings
-// while the host waits.
-Bucket Lane::start_and_count(const Request& request, const Bucket& padded, const Allocate& allocate,
-                             cudaStream_t stream) {
+// and the first attention while the host waits.
+Bucket Lane::start_and_count(const Request& request, Bucket padded, const Allocate& allocate, cudaStream_t stream) {
   const auto& [model, call] = request;
+  padded.attended = attends_early(model, padded);
   reserve(Workspace(nullptr, model, padded).front_bytes, allocate);
   const void* const written = memory_.get();
   enqueue_front(model, call, padded, Workspace(memory_.get(), model, padded), count_.expect(), stream);
-  const Bucket tight = bucket_for(padded.batch, padded.length, std::max(count_.wait(stream), 1), true);
+  Bucket tight = bucket_for(padded.batch, padded.length, std::max(count_.wait(stream), 1), true);
+  tight.attended = padded.attended;
   reserve(Workspace(nullptr, model, tight).bytes, allocate);
   if (memory_.get() != written) {
     enqueue_front(model, call, tight, Workspace(memory_.get(), model, tight), {}, stream);

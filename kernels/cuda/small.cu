@@ -4,15 +4,13 @@
 #include "efft/cuda/fold.cuh"
 #include "efft/cuda/linear.cuh"
 #include "efft/cuda/small.cuh"
+#include "efft/cuda/wide.cuh"
 
 namespace efft::cuda {
 
 namespace {
 
 constexpr size_t kAlignment = 256;
-
-// Tokens to expect where up to `capacity` fit: beyond a single sequence's worth, batches are half padding on average.
-int expected_tokens(int capacity) { return capacity <= 512 ? capacity : std::max(512, capacity / 2); }
 
 // Cuts arrays out of one allocation, or only counts their bytes where it starts at null.
 class Carver {
@@ -110,79 +108,75 @@ class SmallEncoder {
         carver_(workspace),
         buffers_(s_, run.capacity, carver_) {}
 
-  cudaError_t forward(const T* hidden, T* out) {
+  cudaError_t forward(const T* hidden, const T* context, T* out) {
     for (int64_t layer = 0; layer < s_.layers && error_ == cudaSuccess; ++layer) {
-      attend(layer, hidden);
+      attend(layer, layer == 0 ? hidden : nullptr, layer == 0 ? context : nullptr);
       feed_forward(layer, layer + 1 < s_.layers ? buffers_.feed_forward.sum : out);
     }
     return error_;
   }
 
  private:
-  // A kernel's weights, named to the kernel before it.
-  struct Next {
-    const T* w;
-    int64_t elements;
-  };
-
-  void attend(int64_t layer, const T* hidden) {
-    const bool first = layer == 0;
+  // hidden: the layer's input, normalised, or nullptr where the layer before has left it in buffers_.feed_forward.
+  // context: its attention, or nullptr where that is still to do.
+  void attend(int64_t layer, const T* hidden, const T* context) {
     const int h = s_.hidden;
     const BlockOutput<T>& input = buffers_.feed_forward;
-    const T* const output = matrices_ + matrix_.attention_output(layer);
-    const FoldedLayer<T> folded = FoldedLayer<T>::at(s_, folded_, layer);
-    if (first)
-      multiply(
-          hidden, matrices_ + matrix_.qkv(0), 3 * h, h, {},
-          {vector(vector_.qkv_bias(0)), Pointwise::none, nullptr, nullptr, nullptr, nullptr, buffers_.qkv, nullptr},
-          {output, s_.hidden * s_.hidden});
-    else
-      multiply_normalised(input, s_.intermediate, folded.qkv, 3 * h, Pointwise::none, buffers_.qkv,
-                          {output, s_.hidden * s_.hidden});
-    if (error_ != cudaSuccess) return;
-    error_ = attention<T>(buffers_.qkv, nullptr, run_.cu_seqlens, buffers_.context, run_.batch, s_.heads,
-                          s_.head_size(), run_.max_length, run_.capacity, run_.stream, true);
+    if (context == nullptr) {
+      if (hidden != nullptr)
+        multiply(hidden, matrices_ + matrix_.qkv(layer), 3 * h, h, {},
+                 {vector(vector_.qkv_bias(layer)), Pointwise::none, nullptr, nullptr, nullptr, nullptr, buffers_.qkv,
+                  nullptr});
+      else
+        multiply_normalised(input, s_.intermediate, FoldedLayer<T>::at(s_, folded_, layer).qkv, 3 * h, Pointwise::none,
+                            buffers_.qkv);
+      if (error_ != cudaSuccess) return;
+      error_ = attention<T>(buffers_.qkv, nullptr, run_.cu_seqlens, buffers_.context, run_.batch, s_.heads,
+                            s_.head_size(), run_.max_length, run_.capacity, run_.stream, true);
+      context = buffers_.context;
+    }
     Epilogue<T> residual{vector(vector_.attention_output_bias(layer)),
                          Pointwise::none,
-                         first ? hidden : input.sum,
-                         first ? nullptr : input.norm,
+                         hidden != nullptr ? hidden : input.sum,
+                         hidden != nullptr ? nullptr : input.norm,
                          nullptr,
                          nullptr,
                          buffers_.attention.sum,
                          buffers_.attention.moments};
-    if (!first) {
+    if (hidden == nullptr) {
       residual.gamma = vector(vector_.output_gamma(layer - 1));
       residual.beta = vector(vector_.output_beta(layer - 1));
     }
-    multiply(buffers_.context, output, h, h, {}, residual, {folded.up.w, s_.hidden * s_.intermediate});
+    multiply(context, matrices_ + matrix_.attention_output(layer), h, h, {}, residual);
   }
+
   void feed_forward(int64_t layer, T* sum) {
     const BlockOutput<T>& input = buffers_.attention;
-    const T* const down = matrices_ + matrix_.output(layer);
-    Next next{nullptr, 0};
-    if (layer + 1 < s_.layers) next = {FoldedLayer<T>::at(s_, folded_, layer + 1).qkv.w, 3 * s_.hidden * s_.hidden};
     multiply_normalised(input, s_.hidden, FoldedLayer<T>::at(s_, folded_, layer).up, s_.intermediate,
-                        pointwise(s_.activation), buffers_.intermediate, {down, s_.hidden * s_.intermediate});
-    multiply(buffers_.intermediate, down, s_.hidden, s_.intermediate, {},
+                        pointwise(s_.activation), buffers_.intermediate);
+    multiply(buffers_.intermediate, matrices_ + matrix_.output(layer), s_.hidden, s_.intermediate, {},
              {vector(vector_.output_bias(layer)), Pointwise::none, input.sum, input.norm,
               vector(vector_.attention_gamma(layer)), vector(vector_.attention_beta(layer)), sum,
-              layer + 1 < s_.layers ? buffers_.feed_forward.moments : nullptr},
-             next);
+              layer + 1 < s_.layers ? buffers_.feed_forward.moments : nullptr});
   }
+
   // `depth` of the product that made x.
   void multiply_normalised(const BlockOutput<T>& x, int depth, const FoldedWeights<T>& w, int n, Pointwise pointwise,
-                           T* out, const Next& next) {
-    multiply(x.sum, w.w, n, s_.hidden, {w.sums, s_.epsilon, x.moments, choose(s_.hidden, depth).columns, x.norm},
-             {w.bias, pointwise, nullptr, nullptr, nullptr, nullptr, out, nullptr}, next);
+                           T* out) {
+    multiply(x.sum, w.w, n, s_.hidden,
+             {w.sums, s_.epsilon, x.moments, choose(s_.hidden, depth, Pointwise::none, true).columns(), x.norm},
+             {w.bias, pointwise, nullptr, nullptr, nullptr, nullptr, out, nullptr});
   }
-  void multiply(const T* x, const T* w, int n, int k, const InputNorm& norm, const Epilogue<T>& epilogue,
-                const Next& next) {
+  void multiply(const T* x, const T* w, int n, int k, const InputNorm& norm, const Epilogue<T>& epilogue) {
     if (error_ != cudaSuccess) return;
-    const LinearArguments<T> a{epilogue, norm, run_.tokens, n, k, next.w, static_cast<int>(next.elements * sizeof(T)),
-                               0,        0};
-    error_ = linear<T>(x, w, a, run_.capacity, choose(n, k), Order::kOverlap, run_.stream);
+    const LinearArguments<T> a{epilogue, norm, run_.tokens, n, k, 0, 0};
+    OwnChoice choice = choose(n, k, epilogue.pointwise, epilogue.residual != nullptr);
+    if (norm.weight_sums != nullptr && norm.parts(k) > kMostMoments) choice.wide = WideCut::none;
+    error_ = any_linear<T>(x, w, a, run_.capacity, choice, run_.stream);
   }
-  LinearChoice choose(int n, int k) const { return choose_linear(expected_tokens(run_.capacity), n, k); }
+  OwnChoice choose(int n, int k, Pointwise pointwise, bool closes) const {
+    return choose_own(expected_tokens(run_.capacity), n, k, pointwise, closes);
+  }
   const float* vector(int64_t offset) const { return run_.vectors + offset; }
 
   Run run_;
@@ -236,17 +230,19 @@ cudaError_t small_fold(const EncoderShape& s, const T* matrices, const float* ve
 }
 
 template <typename T>
-cudaError_t encoder_layers_small(const EncoderShape& shape, const T* hidden, const T* matrices, const float* vectors,
-                                 const void* folded, const int* tokens, const int* cu_seqlens, int batch,
-                                 int max_length, int capacity, T* out, void* workspace, cudaStream_t stream) {
+cudaError_t encoder_layers_small(const EncoderShape& shape, const T* hidden, const T* context, const T* matrices,
+                                 const float* vectors, const void* folded, const int* tokens, const int* cu_seqlens,
+                                 int batch, int max_length, int capacity, T* out, void* workspace,
+                                 cudaStream_t stream) {
   const Run run{shape, vectors, tokens, cu_seqlens, batch, max_length, capacity, stream};
-  return SmallEncoder<T>(run, matrices, folded, workspace).forward(hidden, out);
+  return SmallEncoder<T>(run, matrices, folded, workspace).forward(hidden, context, out);
 }
 
-#define EFFT_SMALL(T)                                                                                           \
-  template cudaError_t small_fold(const EncoderShape&, const T*, const float*, void*, cudaStream_t);            \
-  template cudaError_t encoder_layers_small(const EncoderShape&, const T*, const T*, const float*, const void*, \
-                                            const int*, const int*, int, int, int, T*, void*, cudaStream_t);
+#define EFFT_SMALL(T)                                                                                        \
+  template cudaError_t small_fold(const EncoderShape&, const T*, const float*, void*, cudaStream_t);         \
+  template cudaError_t encoder_layers_small(const EncoderShape&, const T*, const T*, const T*, const float*, \
+                                            const void*, const int*, const int*, int, int, int, T*, void*,   \
+                                            cudaStream_t);
 EFFT_SMALL(__half)
 EFFT_SMALL(__nv_bfloat16)
 

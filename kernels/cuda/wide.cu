@@ -47,4 +47,29 @@ WideCut choose_wide(int expected_tokens, int n, int k, Pointwise pointwise) {
   return short_and_narrow && narrow.rounds > 1 && narrow.share >= kSeveral ? WideCut::columns96 : WideCut::none;
 }
 
+OwnChoice choose_own(int expected_tokens, int n, int k, Pointwise pointwise, bool closes) {
+  constexpr int kFewTokens = 256;
+  constexpr float kOneRound = .5f;
+  OwnChoice choice{WideCut::none, choose_linear(expected_tokens, n, k)};
+  int multiprocessors = 0;
+  const bool built = pointwise == Pointwise::none || pointwise == Pointwise::gelu;
+  if (expected_tokens <= kFewTokens || !built || multiprocessor_count(&multiprocessors) != cudaSuccess) return choice;
+  const Cut narrow = cut_into(96, expected_tokens, n, multiprocessors);
+  if (narrow.rounds == 1 && narrow.share < kOneRound) return choice;
+  choice.wide = WideCut::columns96;
+  if (narrow.rounds > 1 && !closes) {
+    Cut best = narrow;
+    for (const int columns : {176, 192, 256}) {
+      if ((columns == 256) != (pointwise == Pointwise::none)) continue;
+      const Cut cut = cut_into(columns, expected_tokens, n, multiprocessors);
+      if (cut.cost() < best.cost()) best = cut;
+    }
+    choice.wide = best.columns == 176   ? WideCut::columns176
+                  : best.columns == 192 ? WideCut::columns192
+                  : best.columns == 256 ? WideCut::columns256
+                                        : WideCut::columns96;
+  }
+  return choice;
+}
+
 }  // namespace efft::cuda

@@ -10,27 +10,11 @@
 #include <vector>
 
 #include "efft/cuda/linear_launch.cuh"
+#include "lab.cuh"
 
 using namespace efft::cuda;
 
-#define CHECK(call)                                                                        \
-  do {                                                                                     \
-    const cudaError_t error = (call);                                                      \
-    if (error != cudaSuccess) {                                                            \
-      std::printf("%s:%d %s: %s\n", __FILE__, __LINE__, #call, cudaGetErrorString(error)); \
-      std::exit(1);                                                                        \
-    }                                                                                      \
-  } while (0)
-
 bool profiling = false;  // no timing: a profiler counts two launches of each product
-
-template <typename T>
-T* upload(const std::vector<T>& host) {
-  T* device;
-  CHECK(cudaMalloc(&device, host.size() * sizeof(T)));
-  CHECK(cudaMemcpy(device, host.data(), host.size() * sizeof(T), cudaMemcpyHostToDevice));
-  return device;
-}
 
 template <typename T>
 std::vector<T> random_vector(size_t size, float scale, int seed) {
@@ -133,8 +117,6 @@ void check(const char* name, int tokens, int capacity, int n, int k, int sharers
       dt,
       n,
       k,
-      nullptr,
-      0,
       0,
       0};
   const auto launch = [&](int i) {

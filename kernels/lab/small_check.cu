@@ -1,5 +1,6 @@
 // Checks and times encoder_layers_small as a whole: against a double-precision encoder on the host, and in a graph.
-// Build: with kernels/cuda/{small,linear,linear_fp16,linear_bf16,attention,add_norm}.cu, as linear_check.cu.
+// Build: with kernels/cuda/{small,linear,linear_fp16,linear_bf16,wide,wide_fp16,wide_bf16,attention,add_norm}.cu, as
+// linear_check.cu.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
@@ -14,28 +15,12 @@
 
 #include "efft/cuda/add_norm.cuh"
 #include "efft/cuda/small.cuh"
+#include "lab.cuh"
 
 using namespace efft;
 using namespace efft::cuda;
 
-#define CHECK(call)                                                                        \
-  do {                                                                                     \
-    const cudaError_t error = (call);                                                      \
-    if (error != cudaSuccess) {                                                            \
-      std::printf("%s:%d %s: %s\n", __FILE__, __LINE__, #call, cudaGetErrorString(error)); \
-      std::exit(1);                                                                        \
-    }                                                                                      \
-  } while (0)
-
 using Matrix = std::vector<double>;
-
-template <typename T>
-T* upload(const std::vector<T>& host) {
-  T* device;
-  CHECK(cudaMalloc(&device, host.size() * sizeof(T)));
-  CHECK(cudaMemcpy(device, host.data(), host.size() * sizeof(T), cudaMemcpyHostToDevice));
-  return device;
-}
 
 struct Random {
   std::minstd_rand generator;
@@ -157,7 +142,8 @@ void run(const EncoderShape& s, const Case& c, bool check) {
   cudaGraph_t graph;
   cudaGraphExec_t exec;
   CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
-  CHECK(encoder_layers_small<T>(s, dx, dm, dv, folded, dt, dc, batch, c.max_length, capacity, dy, workspace, stream));
+  CHECK(encoder_layers_small<T>(s, dx, nullptr, dm, dv, folded, dt, dc, batch, c.max_length, capacity, dy, workspace,
+                                stream));
   const VectorLayout at(s);
   const AddNorm<T> last{
       dy,        nullptr, nullptr, dv + at.output_gamma(s.layers - 1), dv + at.output_beta(s.layers - 1),

@@ -11,21 +11,13 @@
 #include <vector>
 
 #include "efft/cuda/wide_launch.cuh"
+#include "lab.cuh"
 #ifdef WITH_CUBLASLT
 #include "../cuda/matmul.h"
 #include "efft/cuda/bias_activation.cuh"
 #endif
 
 using namespace efft::cuda;
-
-#define CHECK(call)                                                                        \
-  do {                                                                                     \
-    const cudaError_t error = (call);                                                      \
-    if (error != cudaSuccess) {                                                            \
-      std::printf("%s:%d %s: %s\n", __FILE__, __LINE__, #call, cudaGetErrorString(error)); \
-      std::exit(1);                                                                        \
-    }                                                                                      \
-  } while (0)
 
 constexpr int kWeights = 8, kChain = 24;
 
@@ -198,14 +190,14 @@ struct Problem {
 
   template <typename Tile>
   void wide() {
-    WideArguments<T> a{};
-    a.bias = bias, a.residual = adds ? residual : nullptr, a.tokens = count, a.n = n, a.k = k;
+    LinearArguments<T> a{};
+    a.epilogue.bias = bias, a.epilogue.residual = adds ? residual : nullptr, a.tokens = count, a.n = n, a.k = k;
     char name[64];
     std::snprintf(name, sizeof name, "%d%s", Tile::kColumns, Tile::kInTurns ? " in turns" : "");
     measure(name, [&](int i, T* out) {
       auto mine = a;
-      mine.out = out;
-      CHECK((launch_wide<T, Tile, KIND>(x, w[i % kWeights], mine, capacity, Order::kOverlap, stream)));
+      mine.epilogue.out = out;
+      CHECK((launch_wide<T, Tile, KIND, false>(x, w[i % kWeights], mine, capacity, Order::kOverlap, stream)));
     });
   }
 

@@ -40,7 +40,7 @@ def test_family(family: str, data_type: str) -> None:
 )
 def test_shape(sizes: dict[str, Any], data_type: str) -> None:
     pair = make_pair("bert", data_type, max_position_embeddings=600, **sizes)
-    for seed, lengths in enumerate([[7], [384, 1, 200], [31] * 40, [600, 599, 2]]):
+    for seed, lengths in enumerate([[7], [384, 1, 200], [400], [300, 1, 150], [31] * 40, [600, 599, 2]]):
         check(pair, lengths, seed=seed)
 
 

@@ -74,7 +74,18 @@ __device__ __forceinline__ void copy_box(void* to, const CUtensorMap* map, int c
       : "memory");
 }
 
-// The same, into every block of the cluster whose bit is set in `blocks`, at the same offsets.
+// Copies bytes that follow each other, a multiple of 16, both addresses too, counting them at `barrier`.
+__device__ __forceinline__ void copy_bytes(void* to, const void* from, uint32_t bytes, uint64_t* barrier) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                   shared_address(to)),
+               "l"(from), "r"(bytes), "r"(shared_address(barrier))
+               : "memory");
+}
+
+// Lets the copy engine write where threads have read or written.
+__device__ __forceinline__ void copy_engine_fence() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+// The same as copy_box, into every block of the cluster whose bit is set in `blocks`, at the same offsets.
 __device__ __forceinline__ void copy_box_to(void* to, const CUtensorMap* map, int column, int row, uint64_t* barrier,
                                             uint16_t blocks) {
   asm volatile(
@@ -88,10 +99,6 @@ __device__ __forceinline__ void copy_box_to(void* to, const CUtensorMap* map, in
 __device__ __forceinline__ void prefetch_box(const CUtensorMap* map, int column, int row) {
   asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global [%0, {%1, %2}];" ::"l"(map), "r"(column), "r"(row)
                : "memory");
-}
-
-__device__ __forceinline__ void prefetch_bytes(const void* from, uint32_t bytes) {
-  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
 }
 
 // Fetches the description itself ahead of the first copy that uses it.

@@ -15,6 +15,8 @@ struct Moments {
   float mean, squares;
 };
 
+constexpr int kMostMoments = 16;  // of a row that the wide kernel can normalise
+
 // out = pointwise(product + bias) + residual, the residual normalised on the fly where residual_norm is given.
 template <typename T>
 struct Epilogue {
@@ -25,8 +27,8 @@ struct Epilogue {
   const float* gamma;            // [n], where residual_norm is given
   const float* beta;             // [n]
   T* out;                        // [tokens, n]
-  Moments* moments;              // [tokens, tiles along n] of out's rows, a tile's columns each, n a multiple of
-                                 // those; or nullptr, as where there is no residual
+  Moments* moments;              // [tokens, tiles along n] of out's rows, a tile's columns each; or nullptr, as where
+                                 // there is no residual
 };
 
 // LayerNorm of the input rows x, folded into the product. With w' = w * gamma (each row times gamma),
@@ -36,8 +38,10 @@ struct InputNorm {
   const float* weight_sums;  // [n], row sums of the folded weights; nullptr: no norm
   float epsilon;
   const Moments* moments;  // [tokens, parts] of the rows of x, from the epilogue of the kernel that made them
-  int part_width;          // elements that each of them tells of: k / parts
+  int part_width;          // elements that each of them tells of; the last may tell of fewer
   RowNorm* rows;           // [tokens], written: what the residual's normalisation needs later
+
+  __host__ __device__ int parts(int k) const { return (k + part_width - 1) / part_width; }
 };
 
 template <typename T>
@@ -47,8 +51,6 @@ struct LinearArguments {
   const int* tokens;
   int n;
   int k;
-  const void* next_weights;  // what the next kernel reads first: brought into the L2 cache meanwhile; or nullptr
-  int next_bytes;            // a multiple of 16
   // Set by the launcher.
   int sharers;     // neighbouring tiles along the tokens whose blocks share copies of the weights
   int weight_box;  // rows of w per copy

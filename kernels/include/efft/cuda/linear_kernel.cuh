@@ -133,15 +133,13 @@ __global__ void __launch_bounds__(linear_threads<Tile>(NORMALISE), Tile::kBlocks
   }
   if (a.sharers * Tile::kSplits > 1) hopper::cluster_sync();
   __syncthreads();
-  // The same for all blocks of a cluster. Asked no earlier: the number of tokens takes its time to arrive.
-  if (!place.inside) {
-    wait_for_predecessor();
-    return;
-  }
-
   const int helper = static_cast<int>(threadIdx.x) - Tile::kConsumers;
   if (helper < 0) {
-    consume<T, Tile, NORMALISE>(a, ring, place, columns, row_norms, exchange);
+    // The same for all blocks of a cluster. Without a token, shared memory must but outlive the copies.
+    if (place.inside())
+      consume<T, Tile, NORMALISE>(a, ring, place, columns, row_norms, exchange);
+    else if (threadIdx.x == 0)
+      for (int stage = 0; stage < place.ahead(); ++stage) hopper::barrier_wait(ring.full + stage, 0);
   } else if (helper < 32) {
     if (hopper::elect_lane())
       a.sharers > 1 ? produce_weights<Tile, true>(&w, a, ring, place)
@@ -149,7 +147,7 @@ __global__ void __launch_bounds__(linear_threads<Tile>(NORMALISE), Tile::kBlocks
   } else if (helper < Tile::kProducers) {
     if (hopper::elect_lane()) produce_input(&x, ring, place);
   } else if constexpr (NORMALISE) {
-    join_rows<Tile>(a, place, row_norms, helper - Tile::kProducers);
+    if (place.inside()) join_rows<Tile>(a, place, row_norms, helper - Tile::kProducers);
   }
   __syncwarp();
   // A block's shared memory must outlive its peers' copies and arrivals. What the parts of K send each other, each

@@ -72,28 +72,8 @@ cudaError_t linear(const T* x, const T* w, const LinearArguments<T>& a, int capa
              : launch_linear<T, true>(LinearTiles{}, x, w, a, capacity, choice, order, stream);
 }
 
-template <typename T>
-cudaError_t linear_bias_activation(const T* x, const T* w, const float* bias, T* out, const int* tokens, int capacity,
-                                   int n, int k, Pointwise pointwise, cudaStream_t stream, Order order) {
-  const LinearArguments<T> a{
-      {bias, pointwise, nullptr, nullptr, nullptr, nullptr, out}, {}, tokens, n, k, nullptr, 0, 0, 0};
-  return linear(x, w, a, capacity, choose_linear(capacity, n, k), order, stream);
-}
-
-template <typename T>
-cudaError_t linear_bias_residual(const T* x, const T* w, const float* bias, const T* residual, T* out,
-                                 const int* tokens, int capacity, int n, int k, cudaStream_t stream, Order order) {
-  const LinearArguments<T> a{
-      {bias, Pointwise::none, residual, nullptr, nullptr, nullptr, out}, {}, tokens, n, k, nullptr, 0, 0, 0};
-  return linear(x, w, a, capacity, choose_linear(capacity, n, k), order, stream);
-}
-
 }  // namespace efft::cuda
 
-#define EFFT_LINEAR(T)                                                                                                 \
-  template cudaError_t linear(const T*, const T*, const LinearArguments<T>&, int, const LinearChoice&, Order,          \
-                              cudaStream_t);                                                                           \
-  template cudaError_t linear_bias_activation(const T*, const T*, const float*, T*, const int*, int, int, int,         \
-                                              Pointwise, cudaStream_t, Order);                                         \
-  template cudaError_t linear_bias_residual(const T*, const T*, const float*, const T*, T*, const int*, int, int, int, \
-                                            cudaStream_t, Order);
+#define EFFT_LINEAR(T)                                                                                        \
+  template cudaError_t linear(const T*, const T*, const LinearArguments<T>&, int, const LinearChoice&, Order, \
+                              cudaStream_t);

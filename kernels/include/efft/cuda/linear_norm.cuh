@@ -30,7 +30,8 @@ template <typename Tile, typename T>
 __device__ void join_rows(const LinearArguments<T>& a, const LinearPlace<Tile>& place, RowNorm* row_norms, int thread) {
   constexpr int kLanes = kNormThreads / Tile::kShareRows;
   static_assert(kLanes > 0 && kLanes <= 32);
-  const int lane = thread % kLanes, row = thread / kLanes, parts = a.k / a.norm.part_width;
+  const int lane = thread % kLanes, row = thread / kLanes;
+  const int width = a.norm.part_width, parts = a.norm.parts(a.k);
   const int64_t token = place.row + place.split * Tile::kShareRows + row;
   wait_for_predecessor();
   Part joined{};
@@ -39,7 +40,7 @@ __device__ void join_rows(const LinearArguments<T>& a, const LinearPlace<Tile>& 
 #pragma unroll 8
     for (int i = lane; i < parts; i += kLanes) {
       const float2 part = __ldcg(of_row + i);
-      joined = join(joined, {static_cast<float>(a.norm.part_width), part.x, part.y});
+      joined = join(joined, {static_cast<float>(min(width, a.k - i * width)), part.x, part.y});
     }
   }
 #pragma unroll

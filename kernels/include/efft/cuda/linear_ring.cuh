@@ -54,8 +54,8 @@ struct LinearPlace {
   int row, column;        // of the tile's first output
   int first_step, steps;  // stages of this part of K
   int end;                // of it, in elements
-  int tokens;
-  bool inside;  // some tile of the cluster has a token
+  int tokens;             // the one thing that is not known at once: it takes its time to arrive
+  int first_row;          // of the cluster's tiles
 
   template <typename T>
   __device__ LinearPlace(const LinearArguments<T>& a, int tokens) : tokens(tokens) {
@@ -63,8 +63,7 @@ struct LinearPlace {
     split = Tile::kSplits == 1 ? 0 : rank;
     const int index = blockIdx.x / (a.sharers * Tile::kSplits);
     const int tiles_along_n = (a.n + Tile::kColumns - 1) / Tile::kColumns;
-    const int first_row = index / tiles_along_n * a.sharers * Tile::kRows;
-    inside = first_row < tokens;
+    first_row = index / tiles_along_n * a.sharers * Tile::kRows;
     row = first_row + (rank - split) * Tile::kRows;
     column = index % tiles_along_n * Tile::kColumns;
     const int all = (a.k + Tile::kStageDepth - 1) / Tile::kStageDepth;
@@ -72,16 +71,11 @@ struct LinearPlace {
     steps = all * (split + 1) / Tile::kSplits - first_step;
     end = min(a.k, (first_step + steps) * Tile::kStageDepth);
   }
+  // Whether some tile of the cluster has a token.
+  __device__ bool inside() const { return first_row < tokens; }
+  // Steps that are begun before it is known whether there is a token at all.
+  __device__ int ahead() const { return min(Tile::kStages, steps); }
 };
-
-// This block's share of the next kernel's weights.
-template <typename T>
-__device__ void prefetch_next(const LinearArguments<T>& a) {
-  if (a.next_weights == nullptr) return;
-  const int share = (a.next_bytes / static_cast<int>(gridDim.x) + 15) / 16 * 16;
-  const int start = share * static_cast<int>(blockIdx.x), bytes = min(share, a.next_bytes - start);
-  if (bytes > 0) hopper::prefetch_bytes(static_cast<const char*>(a.next_weights) + start, bytes);
-}
 
 // The weights' producer: runs ahead of the predecessor kernel as far as the ring goes, and asks the L2 cache for the
 // rest. With SHARED its share of a weight tile goes to all blocks of the cluster.
@@ -94,7 +88,7 @@ __device__ void produce_weights(const CUtensorMap* w, const LinearArguments<T>& 
   RingPosition<Tile> at(0);
   for (int step = 0; step < steps; ++step) {
     const int k = (place.first_step + step) * Tile::kStageDepth;
-    if (step == min(Tile::kStages, steps - 1)) prefetch_next(a);
+    if (step == place.ahead() && !place.inside()) return;
     if (step == Tile::kStages)
       for (int later = k; later < place.end; later += kLinearDepth)
         for (int i = first; i < Tile::kColumns; i += stride) hopper::prefetch_box(w, later, row + i);
@@ -123,6 +117,7 @@ __device__ void produce_input(const CUtensorMap* x, const LinearRing<Tile>& ring
   release_successor();
   RingPosition<Tile> at(0);
   for (int step = 0; step < place.steps; ++step) {
+    if (step == place.ahead() && !place.inside()) return;
     if (step >= Tile::kStages) ring.wait_empty(at);
 #pragma unroll
     for (int box = 0; box < Tile::kBoxes; ++box)

@@ -65,7 +65,7 @@ using LinearTiles =
              LinearTile<32, 24, 1, 1, 4, 2>, LinearTile<32, 32, 1, 1, 4, 2>, LinearTile<64, 8, 1, 2, 1, 2>,
              LinearTile<64, 32, 1, 2, 1, 2>, LinearTile<64, 48, 1, 2, 1, 1>, LinearTile<64, 64, 1, 2, 1, 1>,
              LinearTile<64, 96, 2, 1, 1, 1>, LinearTile<64, 128, 2, 1, 1, 1>, LinearTile<64, 192, 2, 1, 1, 1>,
-             LinearTile<64, 32, 1, 1, 4, 2>, LinearTile<64, 48, 1, 1, 4, 2>, LinearTile<64, 96, 2, 1, 2, 1>,
+             LinearTile<64, 32, 1, 1, 4, 2>, LinearTile<64, 48, 1, 1, 4, 2>, LinearTile<64, 96, 1, 1, 2, 1>,
              LinearTile<128, 96, 1, 1, 4, 1>, LinearTile<128, 128, 1, 1, 4, 1>>;
 
 struct LinearChoice {

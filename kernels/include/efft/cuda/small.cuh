@@ -1,6 +1,6 @@
 // All layers of an encoder for few tokens on sm_90a: five kernels a layer, each starting while its predecessor ends
-// (programmatic dependent launch) and fetching its weights meanwhile. LayerNorm costs no kernel of its own: gamma and
-// beta are folded into the weights that follow it, once, when a model is loaded.
+// (programmatic dependent launch) and fetching its first weights meanwhile. LayerNorm costs no kernel of its own: gamma
+// and beta are folded into the weights that follow it, once, when a model is loaded.
 //
 // Correct for any number of tokens; meant for up to about 512, where launches and latency, not arithmetic, bound a
 // layer. Declarations only; kernels/cuda/small.cu holds the definitions, for __half and __nv_bfloat16.
@@ -31,6 +31,7 @@ cudaError_t small_fold(const EncoderShape& shape, const T* matrices, const float
 size_t small_workspace_bytes(const EncoderShape& shape, int capacity);
 
 // hidden      [capacity, H], the normalised embeddings; not written
+// context     [capacity, H], the first layer's attention, or nullptr: to be done here
 // matrices    the arena of MatrixLayout; vectors the arena of VectorLayout
 // folded      from small_fold with the same arenas
 // tokens      their number on the device, written no later than two kernels before this call on the stream, where the
@@ -43,8 +44,8 @@ size_t small_workspace_bytes(const EncoderShape& shape, int capacity);
 //
 // May be captured into a graph: no allocation, no synchronisation. Deterministic. Returns the first launch's error.
 template <typename T>
-cudaError_t encoder_layers_small(const EncoderShape& shape, const T* hidden, const T* matrices, const float* vectors,
-                                 const void* folded, const int* tokens, const int* cu_seqlens, int batch,
-                                 int max_length, int capacity, T* out, void* workspace, cudaStream_t stream);
+cudaError_t encoder_layers_small(const EncoderShape& shape, const T* hidden, const T* context, const T* matrices,
+                                 const float* vectors, const void* folded, const int* tokens, const int* cu_seqlens,
+                                 int batch, int max_length, int capacity, T* out, void* workspace, cudaStream_t stream);
 
 }  // namespace efft::cuda

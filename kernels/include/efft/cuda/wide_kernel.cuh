@@ -7,44 +7,16 @@
 #include "efft/cuda/wgmma.cuh"
 #include "efft/cuda/wide_epilogue.cuh"
 #include "efft/cuda/wide_tile.cuh"
+#include "efft/cuda/wide_walk.cuh"
 
 namespace efft::cuda {
 
 #ifdef EFFT_HOPPER
 
-// The tiles of one block: those whose number is the block's modulo the number of blocks, outputs fastest.
-template <typename Tile>
-struct WideWalk {
-  int along_n, tiles;
-
-  template <typename T>
-  __device__ WideWalk(const WideArguments<T>& a, int tokens)
-      : along_n(a.tiles_along_n), tiles((tokens + Tile::kRows - 1) / Tile::kRows * along_n) {}
-  __device__ int tile(int i) const { return static_cast<int>(blockIdx.x + i * gridDim.x); }
-  __device__ bool has(int i) const { return tile(i) < tiles; }
-  // First token and output of the block's i-th tile.
-  __device__ int row(int i) const { return tile(i) / along_n * Tile::kRows; }
-  __device__ int column(int i) const { return tile(i) % along_n * Tile::kColumns; }
-};
-
-// A step of a block's tiles, which follow each other without a gap.
-template <typename Tile>
-struct WideStep {
-  int tile = 0, k = 0, row, column;
-
-  __device__ explicit WideStep(const WideWalk<Tile>& walk) : row(walk.row(0)), column(walk.column(0)) {}
-  __device__ void next(const WideWalk<Tile>& walk, int depth) {
-    k += Tile::kDepth;
-    if (k < depth) return;
-    k = 0;
-    ++tile;
-    row = walk.row(tile), column = walk.column(tile);
-  }
-};
-
-// One thread. The weights of the first stages are requested before the predecessor has ended.
+// One thread. The weights of the first stages are requested before the predecessor has ended, and those stages are
+// filled before the number of tokens has arrived.
 template <typename Tile, typename T>
-__device__ void feed(const CUtensorMap* x, const CUtensorMap* w, const WideArguments<T>& a,
+__device__ void feed(const CUtensorMap* x, const CUtensorMap* w, const LinearArguments<T>& a,
                      const LinearRing<Tile>& ring, const WideWalk<Tile>& walk) {
   const auto weights = [&](int stage, const WideStep<Tile>& step) {
     hopper::barrier_expect(ring.full + stage, Tile::kStageBytes);
@@ -53,13 +25,15 @@ __device__ void feed(const CUtensorMap* x, const CUtensorMap* w, const WideArgum
   const auto input = [&](int stage, const WideStep<Tile>& step) {
     hopper::copy_box(ring.input(stage), x, step.k, step.row, ring.full + stage);
   };
-  WideStep<Tile> step(walk), ahead(walk);
-  int stages = 0;
-  for (; stages < Tile::kStages && walk.has(ahead.tile); ++stages, ahead.next(walk, a.k)) weights(stages, ahead);
+  WideStep<Tile> step(walk);
+  for (int stage = 0; stage < walk.ahead(); ++stage) {
+    hopper::barrier_expect(ring.full + stage, Tile::kStageBytes);
+    hopper::copy_box(ring.weight(stage), w, stage * Tile::kDepth, step.column, ring.full + stage);
+  }
   wait_for_predecessor();
   release_successor();
-  for (int stage = 0; stage < stages; ++stage, step.next(walk, a.k)) input(stage, step);
-  for (RingPosition<Tile> at(Tile::kStages); walk.has(step.tile); step.next(walk, a.k), at.advance(1)) {
+  for (int stage = 0; stage < walk.ahead(); ++stage, step.next(walk)) input(stage, step);
+  for (RingPosition<Tile> at(walk.ahead()); walk.has(step.tile); step.next(walk), at.advance(1)) {
     ring.wait_empty(at);
     weights(at.stage, step);
     input(at.stage, step);
@@ -101,14 +75,16 @@ __device__ __forceinline__ void multiply(float (&sums)[Tile::kGroupHalves][Tile:
 }
 
 // A consumer warpgroup's tiles.
-template <typename T, typename Tile, Pointwise KIND>
-__device__ __forceinline__ void consume_tiles(const WideArguments<T>& a, const LinearRing<Tile>& ring,
-                                              const WideWalk<Tile>& walk, char* warps, int tokens) {
+template <typename T, typename Tile, Pointwise KIND, bool NORMALISE>
+__device__ __forceinline__ void consume_tiles(const LinearArguments<T>& a, const LinearRing<Tile>& ring,
+                                              const WideWalk<Tile>& walk, TileNorm<Tile>& norm, char* warps,
+                                              int tokens) {
   constexpr int kTurnBarrier = 1;  // and 2: whose turn it is to multiply
+  using Barriers = TileNormBarriers<Tile>;
   constexpr int kStride = Tile::kInTurns ? Tile::kGroups : 1;
   const int warp = threadIdx.x / 32, group = warp / 4, lane = threadIdx.x % 32;
-  const int steps = (a.k + Tile::kDepth - 1) / Tile::kDepth, row = Tile::kInTurns ? 0 : group * 64;
-  WideEpilogue<T, Tile, KIND> epilogue(a, warps + warp * Tile::kWarpBytes, tokens, lane);
+  const int row = Tile::kInTurns ? 0 : group * 64;
+  WideEpilogue<T, Tile, KIND, NORMALISE> epilogue(a, warps + warp * Tile::kWarpBytes, tokens, lane);
   float sums[Tile::kGroupHalves][Tile::kColumns / 2];
 #pragma unroll 1
   for (int i = Tile::kInTurns ? group : 0; walk.has(i); i += kStride) {
@@ -119,24 +95,27 @@ __device__ __forceinline__ void consume_tiles(const WideArguments<T>& a, const L
     // A stage's barrier tells only this use from the one before: a warpgroup may wait for its first stage once the
     // other has met all of its own.
     if (Tile::kInTurns && i > 0) hopper::named_sync(kTurnBarrier + group, 256);
-    multiply<T, Tile>(sums, ring, i * steps, steps, row, lane, [&] {
+    multiply<T, Tile>(sums, ring, i * walk.steps, walk.steps, row, lane, [&] {
       if (Tile::kInTurns && walk.has(i + 1)) hopper::named_arrive(kTurnBarrier + 1 - group, 256);
     });
-    epilogue.finish(sums);
+    if constexpr (NORMALISE) hopper::named_sync(Barriers::kFilled, Barriers::kThreads);
+    epilogue.finish(sums, norm, row + warp % 4 * 16);
+    if (NORMALISE && walk.has(i + 1)) hopper::named_arrive(Barriers::kUsed, Barriers::kThreads);
   }
 }
 
 #endif  // EFFT_HOPPER
 
-template <typename T, typename Tile, Pointwise KIND>
+template <typename T, typename Tile, Pointwise KIND, bool NORMALISE>
 __global__ void __launch_bounds__(Tile::kThreads, 1)
     wide_kernel(const __grid_constant__ CUtensorMap x, const __grid_constant__ CUtensorMap w,
-                const __grid_constant__ WideArguments<T> a) {
+                const __grid_constant__ LinearArguments<T> a) {
 #ifdef EFFT_HOPPER
   extern __shared__ __align__(1024) char shared[];
   const int tokens = *a.tokens;  // readable before the predecessor has ended: see wide.cuh
   char* const warps = shared + Tile::kStages * Tile::kStageBytes;
-  uint64_t* const barriers = reinterpret_cast<uint64_t*>(warps + 4 * Tile::kGroups * Tile::kWarpBytes);
+  TileNorm<Tile>& norm = *reinterpret_cast<TileNorm<Tile>*>(warps + 4 * Tile::kGroups * Tile::kWarpBytes);
+  uint64_t* const barriers = reinterpret_cast<uint64_t*>(&norm + 1);
   const LinearRing<Tile> ring{shared, barriers, barriers + Tile::kStages};
   constexpr int kFeeder = 128 * Tile::kGroups;
   if (threadIdx.x == kFeeder) {
@@ -144,6 +123,7 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
       hopper::barrier_init(ring.full + stage, 1);
       hopper::barrier_init(ring.empty + stage, 4 * Tile::kReaders);
     }
+    hopper::barrier_init(&norm.arrived, 1);
     hopper::barrier_init_fence();
     hopper::prefetch_map(&w);
     hopper::prefetch_map(&x);
@@ -151,11 +131,18 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
   __syncthreads();
   const WideWalk<Tile> walk(a, tokens);
   if (threadIdx.x >= kFeeder) {
-    hopper::give_up_registers<24>();
-    if (threadIdx.x / 32 == kFeeder / 32 && hopper::elect_lane()) feed(&x, &w, a, ring, walk);
-  } else {
-    hopper::claim_registers<240>();
-    consume_tiles<T, Tile, KIND>(a, ring, walk, warps, tokens);
+    hopper::give_up_registers<NORMALISE ? 40 : 24>();
+    if (threadIdx.x / 32 == kFeeder / 32) {
+      if (hopper::elect_lane()) feed(&x, &w, a, ring, walk);
+    } else if constexpr (NORMALISE) {
+      fill_norms(a, walk, norm, warps, tokens, static_cast<int>(threadIdx.x) - kFeeder - 32);
+    }
+  } else if (walk.has(0)) {
+    hopper::claim_registers<NORMALISE ? 232 : 240>();
+    consume_tiles<T, Tile, KIND, NORMALISE>(a, ring, walk, norm, warps, tokens);
+  } else if (threadIdx.x == 0) {
+    // Nothing to do, but shared memory must outlive the copies.
+    for (int stage = 0; stage < walk.ahead(); ++stage) hopper::barrier_wait(ring.full + stage, 0);
   }
 #endif
 }

@@ -9,10 +9,10 @@
 
 namespace efft::cuda {
 
-// out = pointwise(x · w^T + bias) + residual for rows below *a.tokens. x [capacity, k], w [n, k].
-template <typename T, typename Tile, Pointwise KIND>
-cudaError_t launch_wide(const T* x, const T* w, WideArguments<T> a, int capacity, Order order, cudaStream_t stream) {
-  const auto kernel = wide_kernel<T, Tile, KIND>;
+template <typename T, typename Tile, Pointwise KIND, bool NORMALISE>
+cudaError_t launch_wide(const T* x, const T* w, const LinearArguments<T>& a, int capacity, Order order,
+                        cudaStream_t stream) {
+  const auto kernel = wide_kernel<T, Tile, KIND, NORMALISE>;
   CUtensorMap x_map, w_map;
   cudaError_t error = encode_matrix(x, capacity, a.k, Tile::kRows, &x_map);
   if (error == cudaSuccess) error = encode_matrix(w, a.n, a.k, Tile::kColumns, &w_map);
@@ -21,34 +21,44 @@ cudaError_t launch_wide(const T* x, const T* w, WideArguments<T> a, int capacity
   int multiprocessors = 0;
   if (error == cudaSuccess) error = multiprocessor_count(&multiprocessors);
   if (error != cudaSuccess) return error;
-  a.tiles_along_n = (a.n + Tile::kColumns - 1) / Tile::kColumns;
-  const int tiles = (capacity + Tile::kRows - 1) / Tile::kRows * a.tiles_along_n;
+  const int tiles = (capacity + Tile::kRows - 1) / Tile::kRows * ((a.n + Tile::kColumns - 1) / Tile::kColumns);
   return launch(kernel, dim3(std::min(tiles, multiprocessors)), dim3(Tile::kThreads), Tile::kSharedBytes, order, stream,
                 x_map, w_map, a);
 }
 
 template <typename T>
-cudaError_t wide_linear(const T* x, const T* w, const WideArguments<T>& a, int capacity, Pointwise pointwise,
-                        WideCut cut, cudaStream_t stream, Order order) {
-  const auto with = [&](auto tile, auto kind) {
-    return launch_wide<T, decltype(tile), kind.value>(x, w, a, capacity, order, stream);
+cudaError_t wide_linear(const T* x, const T* w, const LinearArguments<T>& a, int capacity, WideCut cut, Order order,
+                        cudaStream_t stream) {
+  using Together96 = WideTile<96, Warpgroups::together>;
+  using Together176 = WideTile<176, Warpgroups::together>;
+  using Together192 = WideTile<192, Warpgroups::together>;
+  using Together256 = WideTile<256, Warpgroups::together>;
+  const auto with = [&](auto tile, auto kind, auto normalise) {
+    return launch_wide<T, decltype(tile), kind.value, normalise.value>(x, w, a, capacity, order, stream);
   };
   constexpr std::integral_constant<Pointwise, Pointwise::none> none;
   constexpr std::integral_constant<Pointwise, Pointwise::gelu> gelu;
-  if (pointwise == Pointwise::gelu && a.residual == nullptr) {
-    if (cut == WideCut::columns96) return with(WideTile<96, Warpgroups::together>{}, gelu);
-    if (cut == WideCut::columns176) return with(WideTile<176, Warpgroups::together>{}, gelu);
-    if (cut == WideCut::columns192) return with(WideTile<192, Warpgroups::together>{}, gelu);
-    if (cut == WideCut::turns192) return with(WideTile<192, Warpgroups::in_turns>{}, gelu);
-  } else if (pointwise == Pointwise::none) {
-    if (cut == WideCut::columns96) return with(WideTile<96, Warpgroups::together>{}, none);
-    if (cut == WideCut::columns256) return with(WideTile<256, Warpgroups::together>{}, none);
+  const Epilogue<T>& e = a.epilogue;
+  const bool normalises = a.norm.weight_sums != nullptr;
+  const auto either = [&](auto tile, auto kind) {
+    return normalises ? with(tile, kind, std::true_type{}) : with(tile, kind, std::false_type{});
+  };
+  if (normalises && a.norm.parts(a.k) > kMostMoments) return cudaErrorInvalidValue;
+  if (e.pointwise == Pointwise::gelu && e.residual == nullptr) {
+    if (cut == WideCut::columns96) return either(Together96{}, gelu);
+    if (cut == WideCut::columns176) return either(Together176{}, gelu);
+    if (cut == WideCut::columns192) return either(Together192{}, gelu);
+    if (cut == WideCut::turns192 && !normalises)
+      return with(WideTile<192, Warpgroups::in_turns>{}, gelu, std::false_type{});
+  } else if (e.pointwise == Pointwise::none && !(normalises && e.residual != nullptr)) {
+    if (cut == WideCut::columns96) return either(Together96{}, none);
+    if (cut == WideCut::columns256 && e.residual_norm == nullptr && e.moments == nullptr)
+      return either(Together256{}, none);
   }
   return cudaErrorInvalidValue;
 }
 
 }  // namespace efft::cuda
 
-#define EFFT_WIDE(T)                                                                                                   \
-  template cudaError_t wide_linear(const T*, const T*, const WideArguments<T>&, int, Pointwise, WideCut, cudaStream_t, \
-                                   Order);
+#define EFFT_WIDE(T) \
+  template cudaError_t wide_linear(const T*, const T*, const LinearArguments<T>&, int, WideCut, Order, cudaStream_t);

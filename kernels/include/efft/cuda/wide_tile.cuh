@@ -30,9 +30,11 @@ struct WideTile {
   static constexpr int kStagedColumns = !kInTurns && COLUMNS <= 96 ? COLUMNS : 64;
   static constexpr int kWarpBytes = 16 * kStagedColumns * 2;
 
+  static constexpr int kNormBytes = 8 * (kRows + COLUMNS) + 16;  // a TileNorm and its barrier
+
   static constexpr int kBlockBytes = 227 * 1024;  // shared memory that one block can have
-  static constexpr int kStages = (kBlockBytes - 4 * kGroups * kWarpBytes) / (kStageBytes + 16);
-  static constexpr int kSharedBytes = kStages * (kStageBytes + 16) + 4 * kGroups * kWarpBytes;
+  static constexpr int kStages = (kBlockBytes - kNormBytes - 4 * kGroups * kWarpBytes) / (kStageBytes + 16);
+  static constexpr int kSharedBytes = kStages * (kStageBytes + 16) + kNormBytes + 4 * kGroups * kWarpBytes;
 };
 
 }  // namespace efft::cuda
