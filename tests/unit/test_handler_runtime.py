@@ -112,9 +112,11 @@ def test_a_model_that_cannot_answer_the_canary_is_refused(tmp_path: Path) -> Non
         Predictor.load(tmp_path)
 
 
-def test_a_loaded_archive_answers_and_describes_itself(tmp_path: Path) -> None:
+def test_a_loaded_archive_answers_and_describes_itself(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     save_archive(tmp_path, PooledLogits(2), "sequence_classification", {"max_length": 16, "stride": 2})
-    predictor = Predictor.load(tmp_path)
+    with caplog.at_level("INFO"):
+        predictor = Predictor.load(tmp_path)
+    assert "runs on cpu in fp32 with torch alone" in caplog.text
     assert predictor("the cat")["label"] in ("LABEL_0", "LABEL_1")
     described = predictor.describe()
     assert described["canary"]["healthy"]
