@@ -190,7 +190,8 @@ def main() -> int:
         expected = serve_on_cpu(servers / "cpu", options, bodies)
         result = serve_on_gpu(servers / "gpu", options, bodies, expected)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    result = {**machine.facts(device, machine.threads_available()), **result, "allowed_difference": ALLOWED}
+    result = {**machine.facts(device, machine.threads_available()), **result}
+    result["settings"] = {"seconds": options.seconds, "allowed_difference": ALLOWED}
     print(results.save("served", result, options.output))
     print("passed" if good(result) else "FAILED")
     return int(not good(result))
