@@ -75,11 +75,8 @@ class Check:
 
     def result(self) -> dict[str, Any]:
         """As the encoder benchmark writes it, with the checks' outcomes."""
-        commit = os.environ.get("EFFT_COMMIT") or self.facts["commit"]
         return {
             **self.facts,
-            "commit": commit,
-            "modified": self.facts["modified"] and "EFFT_COMMIT" not in os.environ,
             "library": torch.ops.efft.describe_cuda(),
             "settings": {"interleaved": True, "statistic": "median and quartiles between events of a busy stream"},
             "ceilings": asdict(self.ceilings),

@@ -58,11 +58,15 @@ class Watch:
 
 
 def facts(device: str, threads: int) -> dict[str, Any]:
-    """Device, versions, commit and date, as every result file carries them."""
+    """Device, versions, commit and date, as every result file carries them.
+
+    ``EFFT_COMMIT`` names the commit where an exported tree runs, in which git knows nothing.
+    """
+    exported = os.environ.get("EFFT_COMMIT")
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": _git("rev-parse", "--short=12", "HEAD"),
-        "modified": bool(_git("status", "--porcelain", "--untracked-files=no", "--", ".", *_NO_CODE)),
+        "commit": exported or _git("rev-parse", "--short=12", "HEAD"),
+        "modified": not exported and bool(_git("status", "--porcelain", "--untracked-files=no", "--", ".", *_NO_CODE)),
         "device": _device(device, threads),
         "versions": {"python": platform.python_version(), **_versions()},
     }

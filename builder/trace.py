@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,10 +23,36 @@ def save_torchscript(module: nn.Module, inputs: tuple[Tensor, Tensor, Tensor], p
     with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         traced = torch.jit.trace(module, inputs, check_trace=False, strict=False)
+        _follow_inputs(traced)
         traced_file = path.with_suffix(".traced")
         torch.jit.save(traced, str(traced_file))
     _without_sources(traced_file, path)
     traced_file.unlink()
+
+
+def _follow_inputs(traced: torch.jit.ScriptModule) -> None:
+    """Let the tensors that a trace makes itself, such as transformers' attention mask, be made where its inputs are.
+
+    The tracer writes down the device it ran on, and ``map_location`` moves weights only: on a GPU a file traced on a
+    CPU would mix the two.
+    """
+    parts: Any = traced.modules()
+    for part in parts:
+        for method in part._c._method_names():
+            graph = part._c._get_method(method).graph
+            fixed = [node.output() for node in graph.findAllNodes("prim::Constant") if _is_device(node.output())]
+            tensors = [value for value in graph.inputs() if value.type().isSubtypeOf(torch._C.TensorType.get())]
+            if not fixed or not tensors:
+                continue
+            followed = graph.create("prim::device", tensors[:1], 1)
+            followed.output().setType(torch._C.DeviceObjType.get())
+            graph.prependNode(followed)
+            for value in fixed:
+                value.replaceAllUsesWith(followed.output())
+
+
+def _is_device(value: torch._C.Value) -> bool:
+    return value.type().kind() == "DeviceObjType"
 
 
 def _without_sources(source: Path, target: Path) -> None:

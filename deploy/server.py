@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +25,13 @@ ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / "setup_configs" / "config.properties"
 PORTS = (8080, 8081, 8082)
 """Inference, management and metrics, as the committed config.properties has them."""
+
+
+_SAID = re.compile(r"W-\d+-(?P<model>.+)_[\d.]+-stdout MODEL_LOG - (?P<text>.*)")
+"""A worker's line in TorchServe's log of its workers."""
+_DIED = "Backend worker process died."
+_DEATHS = 2
+"""After so many while it loads, a worker is given up; TorchServe itself would try for minutes."""
 
 
 class ServerError(RuntimeError):
@@ -176,6 +185,8 @@ class Server:
                 return
             if self.process() is None and time.monotonic() > deadline - timeout + 5:
                 break
+            if self._dying():
+                break
             time.sleep(0.3)
         reason = self._reason()
         self.stop()
@@ -190,14 +201,27 @@ class Server:
             return False
         return bool(workers) and all(worker["status"] == "READY" for worker in workers)
 
+    def _said(self) -> list[tuple[str, str]]:
+        """The workers' lines so far, each with its model's name."""
+        log = self.folder / "logs" / "model_log.log"
+        text = log.read_text(errors="replace") if log.exists() else ""
+        return [(found["model"], found["text"].strip()) for found in _SAID.finditer(text)]
+
+    def _dying(self) -> str | None:
+        """The model whose worker has died again and again, None where there is none."""
+        deaths = Counter(model for model, text in self._said() if text == _DIED)
+        return next((model for model, count in deaths.items() if count >= _DEATHS), None)
+
     def _reason(self) -> str:
-        for log in (
-            self.folder / "logs" / "model_log.log",
-            self.folder / "logs" / "ts_log.log",
-            self.folder / "torchserve.out",
-        ):
+        wrong = ""
+        for model, text in self._said():
+            if text == _DIED and wrong:  # what comes behind it is TorchServe's own trace
+                return wrong[:300]
+            if "Error" in text:
+                wrong = f"{model}: {text}"
+        for log in (self.folder / "logs" / "ts_log.log", self.folder / "torchserve.out"):
             lines = log.read_text(errors="replace").splitlines() if log.exists() else []
-            wrong = [line for line in lines if "ERROR" in line or "Error" in line or "Exception" in line]
-            if wrong:
-                return wrong[-1][-300:]
+            errors = [line for line in lines if "ERROR" in line or "Error" in line or "Exception" in line]
+            if errors:
+                return errors[-1][-300:]
         return "no error in its logs"

@@ -112,9 +112,14 @@ class Predictor:
         return predictor
 
     def warm_up(self) -> None:
-        """Run representative shapes and the canary once. Raises ArchiveError where the canary gets no answer."""
+        """Run representative shapes and the canary once. Raises ArchiveError where the model fails on its device or
+        the canary gets no answer."""
         longest = self.task.tokenizer.max_length
-        seconds = warm_up(self.model, self.facts.pad_id, longest, self.config.batch_size, self._pass_tokens)
+        try:
+            seconds = warm_up(self.model, self.facts.pad_id, longest, self.config.batch_size, self._pass_tokens)
+        except RuntimeError as error:
+            reason = (str(error).strip().splitlines() or ["no reason given"])[-1]
+            raise ArchiveError(f"the model does not run on {self.model.device} ({reason}); build it again") from error
         health = self._check_canary()
         if not health["healthy"]:
             raise ArchiveError(f"the model does not answer a known request ({health['reason']}); build it again")

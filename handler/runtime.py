@@ -59,7 +59,16 @@ def load_model(folder: Path, facts: ArchiveFacts, config: SetupConfig, gpu: int 
         if device.type == "cuda":
             with torch.cuda.device(device):
                 gemm_config.use(folder)
-    return TracedModel(_load_module(folder, facts, device), device)
+    model = TracedModel(_load_module(folder, facts, device), device)
+    logger.info("%s runs on %s", facts.name, _place(facts, device))
+    return model
+
+
+def _place(facts: ArchiveFacts, device: torch.device) -> str:
+    """For the log: the device, the type, and the library that computes there."""
+    name = f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
+    libraries = [name for name, library in facts.libraries.items() if library.device == device.type]
+    return f"{name} in {facts.data_type} with {', '.join(libraries) or 'torch alone'}"
 
 
 def check_torch(oldest: str) -> None:

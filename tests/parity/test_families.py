@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from builder.checkpoint import load
-from builder.models import DTYPES, packed_model
+from builder.models import DTYPES, packed_model, stock_model
 from builder.parity import compare
+from builder.trace import example_inputs, save_torchscript
 from handler.config import SetupConfig
 from tests.checkpoints import FAMILIES, HEADS, make_checkpoint
 
@@ -55,6 +56,21 @@ def test_cls_pooling(tmp_path: Path) -> None:
 def test_shapes(tmp_path: Path, sizes: dict[str, object]) -> None:
     verdict = _verdict(make_checkpoint(tmp_path, "bert", **sizes), "fp32")
     assert verdict.passed, verdict.line()
+
+
+@pytest.mark.parametrize("task", ["sequence_classification", "question_answering", "embedding"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_stock_trace_names_no_device(tmp_path: Path, family: str, task: str) -> None:
+    """One made on a CPU must run on a GPU; tests/gpu/test_stock_trace.py lets it."""
+    checkpoint = load(SetupConfig(model_name=str(make_checkpoint(tmp_path, family, task))))
+    model = stock_model(checkpoint, torch.float32, pooling="mean" if task == "embedding" else None)
+    save_torchscript(model, example_inputs(50, 3, 8), tmp_path / "model.pt")
+    inputs = example_inputs(50, 2, 12)
+    traced = torch.jit.load(tmp_path / "model.pt")
+    graph = traced.inlined_graph  # its nodes live as long as it does
+    assert not [node for node in graph.findAllNodes("prim::Constant") if node.output().type().kind() == "DeviceObjType"]
+    for ours, expected in zip(traced(*inputs), model(*inputs), strict=True):
+        torch.testing.assert_close(ours, expected)
 
 
 def test_a_scaled_layer_norm_is_noticed(tmp_path: Path) -> None:

@@ -112,9 +112,24 @@ def test_a_model_that_cannot_answer_the_canary_is_refused(tmp_path: Path) -> Non
         Predictor.load(tmp_path)
 
 
-def test_a_loaded_archive_answers_and_describes_itself(tmp_path: Path) -> None:
+class Failing(torch.nn.Module):
+    """Runs on texts of seven tokens alone."""
+
+    def forward(self, ids: torch.Tensor, segments: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor]:
+        return ((ids + torch.ones(7)).sum(1, keepdim=True),)
+
+
+def test_a_model_that_fails_on_its_device_says_so_in_one_line(tmp_path: Path) -> None:
+    save_archive(tmp_path, Failing(), "sequence_classification", {"warm_up": True})
+    with pytest.raises(ArchiveError, match=r"^the model does not run on cpu \(.*size.*\); build it again$"):
+        Predictor.load(tmp_path)
+
+
+def test_a_loaded_archive_answers_and_describes_itself(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     save_archive(tmp_path, PooledLogits(2), "sequence_classification", {"max_length": 16, "stride": 2})
-    predictor = Predictor.load(tmp_path)
+    with caplog.at_level("INFO"):
+        predictor = Predictor.load(tmp_path)
+    assert "runs on cpu in fp32 with torch alone" in caplog.text
     assert predictor("the cat")["label"] in ("LABEL_0", "LABEL_1")
     described = predictor.describe()
     assert described["canary"]["healthy"]
