@@ -39,6 +39,8 @@ class Plan {
 
  private:
   std::vector<cublasLtMatmulHeuristicResult_t> propose(cublasLtHandle_t handle, int count, size_t most_workspace) const;
+  // Divides the depth further than the algorithm does, if it sums long runs.
+  void shorten_runs(cublasLtHandle_t handle);
 
   Product product_;
   size_t alignment_;

@@ -25,16 +25,21 @@ namespace detail {
 
 // Blocks a multiprocessor holds: as many as leave each thread the registers it needs. A few spilled ones would double
 // the traffic, since a thread has no more than 16 bytes of a row.
-template <int WARPS>
-constexpr int kNormBlocks = WARPS >= 16  ? 1
-                            : WARPS >= 8 ? 3
-                                         : 30 / WARPS;
+template <int WARPS, int ROWS>
+constexpr int kNormBlocks = ROWS > 1      ? 20 / WARPS
+                            : WARPS >= 16 ? 1
+                            : WARPS >= 8  ? 3
+                                          : 30 / WARPS;
+
+// From here on rows are taken two at a time.
+constexpr int kManyNormRows = 1024;
 
 // Which row of x each row of the result comes from, and how many there are.
 template <typename T>
 struct PackedRows {
   const int* tokens;
   int capacity;
+  static constexpr bool kHasPads = false;
 
   __device__ int count() const { return tokens == nullptr ? capacity : min(*tokens, capacity); }
   __device__ int source(int row) const { return row; }
@@ -45,6 +50,7 @@ template <typename T>
 struct PaddedRows {
   const int* slots;
   const Call* call;
+  static constexpr bool kHasPads = true;  // rows without a source, which are zero
 
   __device__ int count() const { return call->batch * call->length; }
   __device__ int source(int row) const { return slots[row]; }
@@ -122,6 +128,15 @@ __device__ __forceinline__ void store_part(T* row, int column, int width, const 
   }
 }
 
+// The sums over the warp of several values at once, so that none waits for another's shuffles.
+template <int COUNT>
+__device__ __forceinline__ void warp_sums(float (&x)[COUNT]) {
+#pragma unroll
+  for (int offset = kWarp / 2; offset > 0; offset /= 2)
+#pragma unroll
+    for (float& value : x) value += __shfl_xor_sync(0xffffffffu, value, offset);
+}
+
 // Mean and squares around it of a row of `width` elements from those of its parts of COLUMNS elements each. share: 1 /
 // width.
 template <int WARPS, int COLUMNS>
@@ -141,16 +156,22 @@ __device__ __forceinline__ float2 merge(const float2 (&parts)[WARPS], int width,
 }
 
 // A thread keeps its columns for all rows, and with them bias, gamma and beta in registers: read once a row from the L1
-// cache they are more bytes than the row. They do not depend on the predecessor, and the next row is on its way while
-// this one is worked on.
+// cache they are more bytes than the row. They do not depend on the predecessor, and the next rows are on their way
+// while these are worked on.
 //
 // Each warp takes the mean and the squares around it of its own columns; the block merges them, which is as exact as
 // taking the squares around the row's mean and needs one barrier.
-template <typename T, int WARPS, bool VECTORS, bool RESIDUAL, typename Rows>
-__global__ void __launch_bounds__(kWarp* WARPS, kNormBlocks<WARPS>)
+//
+// ROWS: taken at a time. The chain from a row's loads to its store is long, and two rows share its barrier and the
+// waits between its shuffles; but they leave room for fewer warps, which is a loss where there is less to load (H200,
+// fp16, 6,035 rows of 768, us: two operands from memory 7.9 with one row, 7.6 with two; one operand in L2 5.3 and 6.1).
+// Rejected: more rows under way in registers (8.0 and more) or by cp.async (9 and more); loads and stores that L1 or L2
+// give up first (no faster from memory, a third slower from L2).
+template <typename T, int WARPS, int ROWS, bool VECTORS, bool RESIDUAL, typename Rows>
+__global__ void __launch_bounds__(kWarp* WARPS, kNormBlocks<WARPS, ROWS>)
     add_norm_kernel(AddNorm<T> a, Rows rows, int width) {
   constexpr int kWidth = kPackWidth<T>;
-  __shared__ float2 parts[2][WARPS];  // two copies, so that one barrier a row is enough
+  __shared__ float2 parts[2][ROWS][WARPS];  // two copies, so that one barrier is enough
   const int warp = threadIdx.y;
   const int column = (warp * kWarp + static_cast<int>(threadIdx.x)) * kWidth;
   float bias[kWidth], gamma[kWidth], beta[kWidth];
@@ -162,65 +183,96 @@ __global__ void __launch_bounds__(kWarp* WARPS, kNormBlocks<WARPS>)
   wait_for_predecessor();
   release_successor();
 
-  int source = -1;
-  RowPart<T, VECTORS> x, residual;
-  const auto fetch = [&](int row) {
-    x.clear();
-    residual.clear();
-    source = row < count ? rows.source(row) : -1;
-    if (source < 0) return;
-    const int64_t start = static_cast<int64_t>(source) * width;
-    x.load(a.x + start, column, width);
-    if constexpr (RESIDUAL) residual.load(a.residual + start, column, width);
+  const int stride = gridDim.x;  // between the rows taken together, too
+  int sources[ROWS];             // -1: past the last row, or a pad
+  RowPart<T, VECTORS> x[ROWS], residual[ROWS];
+  const auto fetch = [&](int first) {
+#pragma unroll
+    for (int r = 0; r < ROWS; ++r) {
+      x[r].clear();
+      residual[r].clear();
+      const int row = first + r * stride;
+      sources[r] = row < count ? rows.source(row) : -1;
+      if (sources[r] < 0) continue;
+      const int64_t start = static_cast<int64_t>(sources[r]) * width;
+      x[r].load(a.x + start, column, width);
+      if constexpr (RESIDUAL) residual[r].load(a.residual + start, column, width);
+    }
   };
   // Divided once a block: by how many columns the row has, and this warp.
   const float share = 1.f / width, warp_share = 1.f / min(max(width - warp * kWarp * kWidth, 1), kWarp * kWidth);
-  int row = blockIdx.x;
-  fetch(row);
-  for (int step = 0; row < count; row += gridDim.x, step ^= 1) {
-    float values[kWidth], addends[kWidth], mean = 0.f, squares = 0.f;
-    x.to_floats(values);
-    if constexpr (RESIDUAL) residual.to_floats(addends);
+  int first = blockIdx.x;
+  fetch(first);
+  for (int step = 0; first < count; first += ROWS * stride, step ^= 1) {
+    float values[ROWS][kWidth], mean[ROWS] = {}, squares[ROWS] = {};
+    bool exists[ROWS];
 #pragma unroll
-    for (int i = 0; i < kWidth; ++i) {
-      values[i] += bias[i];
-      if constexpr (RESIDUAL) values[i] += addends[i];
-      mean += values[i];
-    }
-    const bool exists = source >= 0;
-    if (a.sum != nullptr && exists) {
-      store_part<VECTORS>(a.sum + static_cast<int64_t>(source) * width, column, width, values);
-    }
-    fetch(row + gridDim.x);
-    mean = warp_sum(mean) * warp_share;
+    for (int r = 0; r < ROWS; ++r) {
+      float addends[kWidth];
+      x[r].to_floats(values[r]);
+      if constexpr (RESIDUAL) residual[r].to_floats(addends);
 #pragma unroll
-    for (int i = 0; i < kWidth; ++i) {
-      values[i] -= mean;
-      if (column + (VECTORS ? 0 : i) < width) squares += values[i] * values[i];
+      for (int i = 0; i < kWidth; ++i) {
+        values[r][i] += bias[i];
+        if constexpr (RESIDUAL) values[r][i] += addends[i];
+        mean[r] += values[r][i];
+      }
+      exists[r] = sources[r] >= 0;
+      if (a.sum != nullptr && exists[r]) {
+        store_part<VECTORS>(a.sum + static_cast<int64_t>(sources[r]) * width, column, width, values[r]);
+      }
     }
-    squares = warp_sum(squares);
-    if (threadIdx.x == 0) parts[step][warp] = make_float2(mean, squares);
+    fetch(first + ROWS * stride);
+    warp_sums(mean);
+#pragma unroll
+    for (int r = 0; r < ROWS; ++r) {
+      mean[r] *= warp_share;
+#pragma unroll
+      for (int i = 0; i < kWidth; ++i) {
+        values[r][i] -= mean[r];
+        if (column + (VECTORS ? 0 : i) < width) squares[r] += values[r][i] * values[r][i];
+      }
+    }
+    warp_sums(squares);
+    if (threadIdx.x == 0) {
+#pragma unroll
+      for (int r = 0; r < ROWS; ++r) parts[step][r][warp] = make_float2(mean[r], squares[r]);
+    }
     __syncthreads();
-    const float2 whole = merge<WARPS, kWarp * kWidth>(parts[step], width, share);
-    const float scale = rsqrtf(whole.y * share + a.epsilon), shift = (mean - whole.x) * scale;
 #pragma unroll
-    for (int i = 0; i < kWidth; ++i) values[i] = exists ? (values[i] * scale + shift) * gamma[i] + beta[i] : 0.f;
-    store_part<VECTORS>(out + static_cast<int64_t>(row) * width, column, width, values);
+    for (int r = 0; r < ROWS; ++r) {
+      const int row = first + r * stride;
+      if (row >= count) break;
+      const float2 whole = merge<WARPS, kWarp * kWidth>(parts[step][r], width, share);
+      const float scale = rsqrtf(whole.y * share + a.epsilon), shift = (mean[r] - whole.x) * scale;
+      const bool zero = Rows::kHasPads && !exists[r];
+#pragma unroll
+      for (int i = 0; i < kWidth; ++i) values[r][i] = zero ? 0.f : (values[r][i] * scale + shift) * gamma[i] + beta[i];
+      store_part<VECTORS>(out + static_cast<int64_t>(row) * width, column, width, values[r]);
+    }
   }
 }
 
 template <typename T, typename Rows>
 cudaError_t launch_add_norm(const AddNorm<T>& a, const Rows& rows, int capacity, int width, bool vectors,
                             cudaStream_t stream, Order order) {
-  const auto start = [&](auto warps, auto whole_packs, auto residual) {
-    constexpr int kWarps = decltype(warps)::value;
+  const auto start_rows = [&](auto warps, auto together, auto whole_packs, auto residual) {
+    constexpr int kWarps = decltype(warps)::value, kRows = decltype(together)::value;
     constexpr bool kVectors = decltype(whole_packs)::value, kResidual = decltype(residual)::value;
     int multiprocessors = 0;
     const cudaError_t error = multiprocessor_count(&multiprocessors);
     if (error != cudaSuccess) return error;
-    const int blocks = std::min(capacity, multiprocessors * kNormBlocks<kWarps>);
-    return launch(add_norm_kernel<T, kWarps, kVectors, kResidual, Rows>, dim3(blocks), dim3(kWarp, kWarps), 0, order,
-                  stream, a, rows, width);
+    const int blocks = std::min(capacity, multiprocessors * kNormBlocks<kWarps, kRows>);
+    return launch(add_norm_kernel<T, kWarps, kRows, kVectors, kResidual, Rows>, dim3(blocks), dim3(kWarp, kWarps), 0,
+                  order, stream, a, rows, width);
+  };
+  const auto start = [&](auto warps, auto whole_packs, auto residual) {
+    constexpr int kWarps = decltype(warps)::value;
+    constexpr bool kTwoOperands = sizeof(T) == 2 && decltype(residual)::value && !Rows::kHasPads;
+    if constexpr (kTwoOperands && decltype(whole_packs)::value && (kWarps == 3 || kWarps == 4)) {
+      if (capacity >= kManyNormRows) return start_rows(warps, std::integral_constant<int, 2>{}, whole_packs, residual);
+    }
+    return start_rows(warps, std::integral_constant<int, 1>{}, whole_packs, residual);
   };
   const auto start_with = [&](auto warps, auto whole_packs) {
     return a.residual != nullptr ? start(warps, whole_packs, std::true_type{})

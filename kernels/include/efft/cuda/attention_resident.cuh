@@ -28,6 +28,7 @@ class Resident {
     float biases[2][kHead];  // of query and value
     uint64_t queries_full;
     uint64_t stage_full[Tiles::kMaxStages];
+    uint64_t given;  // every warpgroup of keys but the first has left its result
     // Origin and sum of each row for the keys of every warpgroup but the first.
     float2 rows[kKeyGroups > 1 ? (kKeyGroups - 1) * Tiles::kGroupRows : 1];
   };
@@ -40,9 +41,14 @@ class Resident {
   __device__ Resident(unsigned char* shared, int stages)
       : control(*reinterpret_cast<Control*>(shared + panel_bytes(stages))), queries_(ptx::shared_address(shared)) {}
 
-  __device__ void initialize(int stages) const {
+  // By one thread, before anything else; blocks: of keys in the sequence.
+  __device__ void initialize(int blocks) const {
     ptx::mbarrier_init(queries_full(), 1);
-    for (int stage = 0; stage < stages; ++stage) ptx::mbarrier_init(stage_full(stage), 1);
+    if constexpr (kKeyGroups > 1) {
+      const int givers = min(kKeyGroups, blocks) - 1;
+      if (givers > 0) ptx::mbarrier_init(given(), givers * Tiles::kGroupThreads);
+    }
+    for (int stage = 0; stage < blocks; ++stage) ptx::mbarrier_init(stage_full(stage), 1);
     ptx::fence_mbarrier_init();
   }
 
@@ -52,6 +58,7 @@ class Resident {
   __device__ uint32_t keys(int stage) const { return queries_ + (kRowGroups + 2 * stage) * Layout::kBytes; }
   __device__ uint32_t values(int stage) const { return keys(stage) + Layout::kBytes; }
   __device__ uint32_t queries_full() const { return ptx::shared_address(&control.queries_full); }
+  __device__ uint32_t given() const { return ptx::shared_address(&control.given); }
   __device__ uint32_t stage_full(int stage) const { return ptx::shared_address(&control.stage_full[stage]); }
 
   Control& control;
@@ -142,23 +149,24 @@ class ResidentGroup {
     ptx::pin(output_);
   }
 
-  // The results of all warpgroups with the same rows in one; the first one stores.
+  // The results of all warpgroups with the same rows in one; the first one stores. It waits at an mbarrier where every
+  // giving thread arrives: racecheck (CUDA 13.0) follows that, but reports hazards across a barrier of the whole block
+  // (bar.sync, __syncthreads) and across one arrival a warp.
   __device__ void finish() {
     softmax_.total();
     if constexpr (kKeyGroups > 1) {
       const int working = min(kKeyGroups, blocks_);
-      if (key_group_ > 0 && key_group_ < working) give();
-      // To arrive would be enough for those that give, but compute-sanitizer does not follow that.
-      ptx::barrier_sync(kMergeBarrier, Shared::kThreads);
-      if (key_group_ > 0) return;
+      if (key_group_ > 0) {
+        if (key_group_ < working) give();
+        return;
+      }
+      if (working > 1) ptx::mbarrier_wait(shared_.given(), 0);
       for (int other = 1; other < working; ++other) take(other);
     }
     store();
   }
 
  private:
-  static constexpr int kMergeBarrier = 8;
-
   __device__ int lane_in_group() const { return threadIdx.x % Tiles::kGroupThreads; }
   __device__ int strip_row() const { return lane_in_group() / 32 * 16 + fragment_row(); }
 
@@ -217,6 +225,7 @@ class ResidentGroup {
 #pragma unroll
       for (int r = 0; r < 2; ++r) rows[strip_row() + 8 * r] = make_float2(softmax_.origin(r), softmax_.sum(r));
     }
+    ptx::mbarrier_arrive(shared_.given());
   }
 
   __device__ void take(int other) {
