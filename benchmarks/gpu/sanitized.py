@@ -24,7 +24,7 @@ WIDE: list[tuple[str, list[int], dict[str, int]]] = [
     ("bert", [128] * 4, BASE),
     ("bert", [200, 150, 180], {**BASE, "num_hidden_layers": 1}),
 ]
-"""Large enough for the kernel of many tokens, in the chain and beside cuBLASLt; in one type, since it takes its time."""
+"""For the kernel of many tokens, in the chain and beside cuBLASLt; in one type, since they take their time."""
 
 
 def main() -> None:

@@ -132,13 +132,13 @@ Bucket Lane::start_and_count(const Request& request, Bucket padded, const Alloca
   Bucket tight = bucket_for(padded.batch, padded.length, std::max(count_.wait(stream), 1), true);
   tight.attended = padded.attended;
   reserve(Workspace(nullptr, model, tight).bytes, allocate);
-  if (memory_.get() != written) {
-    enqueue_front(model, call, tight, Workspace(memory_.get(), model, tight), {}, stream);
+  if (memory_.get() != written) {  // again, by the same kernels: a call's bits must not depend on the calls before it
+    enqueue_front(model, call, padded, Workspace(memory_.get(), model, padded), {}, stream);
   }
   return tight;
 }
 
-// Makes room for so many bytes. What lay in the memory is lost where that moves it.
+// Makes room for so many bytes, and never for fewer than before. What lay in the memory is lost where that moves it.
 void Lane::reserve(size_t bytes, const Allocate& allocate) {
   if (bytes <= bytes_) return;
   entries_.clear();  // their graphs point into the old memory
