@@ -53,6 +53,7 @@ def run(options: argparse.Namespace) -> None:
     end = time.monotonic() + 60 * options.minutes
     if options.clock == "cpu" and (options.threads, options.device) != (1, "cpu"):
         raise ValueError("--clock cpu adds up all threads' time: it takes --threads 1 and --device cpu")
+    kept = machine.keep_freed_memory()  # for every engine alike; peak memory is measured in other processes
     torch.set_num_threads(options.threads)
     setting = Setting(options.device, options.threads, options.clock)
     distributions = options.lengths or ["rand_r" if options.device == "cuda" else "uniform"]
@@ -80,6 +81,7 @@ def run(options: argparse.Namespace) -> None:
         "settings": {
             "minutes": options.minutes, "clock": options.clock, "interleaved": True,
             "statistic": "median and quartiles of calls", "others": round(setting.watch.others, 3),
+            "freed_memory_kept": kept,
         },
         "ceilings": asdict(ceilings),
         "rows": rows,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.metadata
 import os
 import platform
@@ -111,3 +112,20 @@ def _git(*arguments: str) -> str:
     except FileNotFoundError:
         return ""
     return result.stdout.strip()
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+"""Parameters of glibc's mallopt(3)."""
+
+
+def keep_freed_memory() -> bool:
+    """Let the C library keep what this process frees, as a server's allocator would; False where it is not glibc.
+
+    Otherwise each large buffer is mapped and faulted in anew in every call, in huge pages or not as the kernel happens
+    to have them: of six processes of TorchScript the fastest took 556 ms for what the slowest took 763 for.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return False
+    return bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))

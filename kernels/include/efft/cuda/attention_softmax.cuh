@@ -60,7 +60,9 @@ class OnlineSoftmax {
     float correction[2];
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const float origin = fmaxf(origin_[r], highest[r] * scale_);
+      // Each row as its own scores ask, not as others of its warp do: those may belong to another request, or to nobody.
+      const float highest_here = highest[r] * scale_;
+      const float origin = highest_here > origin_[r] + kSlack ? highest_here : origin_[r];
       correction[r] = ptx::ex2_approx(origin_[r] - origin);
       sum_[r] *= correction[r];
       origin_[r] = origin;
