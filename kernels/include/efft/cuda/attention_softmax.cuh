@@ -60,7 +60,7 @@ class OnlineSoftmax {
     float correction[2];
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      // Each row as its own scores ask, not as others of its warp do: those may belong to another request, or to nobody.
+      // As its own scores ask, not as other rows of its warp do: those may belong to another request, or to nobody.
       const float highest_here = highest[r] * scale_;
       const float origin = highest_here > origin_[r] + kSlack ? highest_here : origin_[r];
       correction[r] = ptx::ex2_approx(origin_[r] - origin);
