@@ -231,13 +231,21 @@ class Road {
   // y = activation(x w^T + bias), plus addend unless that is nullptr, on the kernels that read the number of tokens.
   void own(const T* x, const Weights& p, int64_t outputs, Pointwise kind, const T* addend, T* y) {
     if constexpr (!std::is_same_v<T, float>) {
-      const int n = as_int(outputs), k = as_int(p.inputs);
-      const LinearArguments<T> arguments{
-          {p.bias, kind, addend, nullptr, nullptr, nullptr, y, nullptr}, {}, tokens_, n, k, 0, 0};
-      check(any_linear(x, p.w, arguments, bucket_.tokens,
-                       choose_own(expected_tokens(bucket_.tokens), n, k, kind, addend != nullptr), stream_),
-            "a product");
+      const auto a = arguments(p, outputs, kind, addend, y);
+      const OwnChoice choice = choose_own(expected_tokens(bucket_.tokens), a.n, a.k, kind, addend != nullptr);
+      check(any_linear(x, p.w, a, bucket_.tokens, choice, stream_), "a product");
     }
+  }
+
+  // What own kernels are told of y = activation(x w^T + bias) + addend.
+  LinearArguments<T> arguments(const Weights& p, int64_t outputs, Pointwise kind, const T* addend, T* y) const {
+    return {{p.bias, kind, addend, nullptr, nullptr, nullptr, y, nullptr},
+            {},
+            tokens_,
+            as_int(outputs),
+            as_int(p.inputs),
+            0,
+            0};
   }
 
   // y = activation(x w^T + bias), plus addend unless that is nullptr, on the kernel for many tokens. False where
@@ -252,9 +260,8 @@ class Road {
         if (!aligned(matrix)) return false;
       const WideCut cut = choose_wide(bucket_.tokens, n, k, kind);
       if (cut == WideCut::none) return false;
-      const LinearArguments<T> arguments{
-          {p.bias, kind, addend, nullptr, nullptr, nullptr, y, nullptr}, {}, tokens_, n, k, 0, 0};
-      check(wide_linear(x, p.w, arguments, bucket_.tokens, cut, Order::kOverlap, stream_), "a product");
+      check(wide_linear(x, p.w, arguments(p, outputs, kind, addend, y), bucket_.tokens, cut, Order::kOverlap, stream_),
+            "a product");
       return true;
     }
   }
@@ -309,21 +316,18 @@ Workspace::Workspace(void* base, const Model& model, const Bucket& bucket) {
   };
   const auto& shape = model.shape;
   const size_t token_bytes = element_size(model.type) * bucket.tokens;
-  const size_t padded = size_t{4} * bucket.batch * bucket.length;
+  const size_t padded = size_t{1} * bucket.batch * bucket.length;
   unpadded.call = static_cast<Call*>(take(sizeof(Call)));
   unpadded.cu_seqlens = static_cast<int*>(take(4 * (size_t{1} + bucket.batch)));
-  unpadded.rows = static_cast<int*>(take(padded));
-  unpadded.slots = static_cast<int*>(take(padded));
-  const size_t early_bytes = element_size(model.type) * (bucket.attended ? padded / 4 : bucket.tokens);
+  unpadded.rows = static_cast<int*>(take(4 * padded));
+  unpadded.slots = static_cast<int*>(take(4 * padded));
+  const size_t early_bytes = element_size(model.type) * (bucket.attended ? padded : bucket.tokens);
   embedded = take(early_bytes * shape.embedding);
   if (bucket.attended) context = take(early_bytes * shape.hidden);
-  front_bytes = next - static_cast<char*>(base);
   char* shared = next;
   qkv = take(token_bytes * 3 * shape.hidden);
-  if (bucket.attended)
-    front_bytes = next - static_cast<char*>(base);
-  else
-    context = take(token_bytes * shape.hidden);
+  front_bytes = (bucket.attended ? next : shared) - static_cast<char*>(base);
+  if (!bucket.attended) context = take(token_bytes * shape.hidden);
   char* attention_end = next;
   next = shared;
   intermediate = take(token_bytes * shape.intermediate);

@@ -93,8 +93,8 @@ struct Workspace {
 };
 
 // Enqueues padding removal, the embeddings and, where the bucket says so, the first layer's attention. A bucket that
-// differs in tokens and tight alone may be used for what follows.
-// Captures into a graph, whose only root is padding removal.
+// differs in tokens and tight alone may be used for what follows. Captures into a graph, whose only root is padding
+// removal.
 void enqueue_front(const Model& model, const Call& call, const Bucket& bucket, const Workspace& workspace,
                    const TokenReport& report, cudaStream_t stream);
 

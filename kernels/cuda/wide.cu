@@ -57,17 +57,17 @@ OwnChoice choose_own(int expected_tokens, int n, int k, Pointwise pointwise, boo
   const Cut narrow = cut_into(96, expected_tokens, n, multiprocessors);
   if (narrow.rounds == 1 && narrow.share < kOneRound) return choice;
   choice.wide = WideCut::columns96;
-  if (narrow.rounds > 1 && !closes) {
-    Cut best = narrow;
-    for (const int columns : {176, 192, 256}) {
-      if ((columns == 256) != (pointwise == Pointwise::none)) continue;
-      const Cut cut = cut_into(columns, expected_tokens, n, multiprocessors);
-      if (cut.cost() < best.cost()) best = cut;
-    }
-    choice.wide = best.columns == 176   ? WideCut::columns176
-                  : best.columns == 192 ? WideCut::columns192
-                  : best.columns == 256 ? WideCut::columns256
-                                        : WideCut::columns96;
+  if (narrow.rounds == 1 || closes) return choice;
+  int least = narrow.cost();
+  const auto consider = [&](WideCut cut, int columns) {
+    const int cost = cut_into(columns, expected_tokens, n, multiprocessors).cost();
+    if (cost < least) least = cost, choice.wide = cut;
+  };
+  if (pointwise == Pointwise::none) {
+    consider(WideCut::columns256, 256);
+  } else {
+    consider(WideCut::columns176, 176);
+    consider(WideCut::columns192, 192);
   }
   return choice;
 }
