@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -19,7 +18,7 @@ import torch
 
 from benchmarks import machine, results
 from benchmarks.floor import Ceilings
-from benchmarks.gpu import ceilings, encoders, rows
+from benchmarks.gpu import ceilings, encoders, rows, sanitizers
 from benchmarks.gpu.workloads import LENGTHS
 from builder import ops
 from builder.compile import compile_cpu, compile_cuda
@@ -31,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the stages; returns the process's exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_check", description=__doc__)
     parser.add_argument("--only", nargs="+", choices=_STAGES, default=list(_STAGES), help="stages to run")
-    parser.add_argument("--peers", nargs="*", choices=encoders.PEERS, default=["packed", "ths"])
+    parser.add_argument("--peers", nargs="*", choices=encoders.PEERS, default=list(encoders.PEERS))
     parser.add_argument("--output", type=Path, default=results.RESULTS, help="folder for the JSON")
     options = parser.parse_args(arguments)
     if not torch.cuda.is_available():
@@ -47,11 +46,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     failed = [name for name, passed in check.checks.items() if passed is False]
     print(f"gpu-check: {'failed: ' + ', '.join(failed) if failed else 'passed'}")
     return 1 if failed else 0
-
-
-SANITIZERS = ("memcheck", "racecheck")
-_OWN_KERNELS = ("--kernel-name-exclude", "kernel_substring=nvjet")
-"""All but cuBLASLt's: racecheck reports hazards within those."""
 
 
 class Check:
@@ -101,21 +95,22 @@ def _load_libraries() -> None:
 
 def _tests(check: Check) -> None:
     """The tests and, side by side with them, the sanitizers: both spend most of their time on the host."""
-    tool = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path="/usr/local/cuda/bin")
     workers = str(min(12, max(1, machine.threads_available() - 2)))
     pytest = [sys.executable, "-m", "pytest", "-n", workers, "-p", "no:cacheprovider"]
-    commands = {"tests": [*pytest, "tests/gpu", "tests/kernels", "-k", "not cpu"]}
-    for name in SANITIZERS:
-        if tool is None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    tests = subprocess.Popen([*pytest, "tests/gpu", "tests/kernels", "-k", "not cpu"], cwd=ROOT, env=environment)
+    running = {name: sanitizers.start(name, ROOT, environment) for name in sanitizers.TOOLS}
+    check.checks["tests"] = tests.wait() == 0
+    for name, process in running.items():
+        if process is None:
             print(f"compute-sanitizer not found: {name} left out")
             check.checks[name] = "compute-sanitizer not found"
             continue
-        sanitized = [sys.executable, "-m", "benchmarks.gpu.sanitized"]
-        commands[name] = [tool, "--tool", name, *_OWN_KERNELS, "--error-exitcode", "9", *sanitized]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    running = {name: subprocess.Popen(command, cwd=ROOT, env=environment) for name, command in commands.items()}
-    for name, process in running.items():
-        check.checks[name] = process.wait() == 0
+        output, _ = process.communicate()
+        verdict = sanitizers.judge(output, process.returncode)
+        print(output if not verdict.passed else f"{name}: {verdict.summary}", flush=True)
+        check.checks[name] = verdict.passed
+        check.more[name] = verdict.summary
 
 
 def _rows(check: Check) -> None:
