@@ -42,9 +42,11 @@ WideCut choose_wide(int expected_tokens, int n, int k, Pointwise pointwise) {
   // Products that close a block (n <= k) add a residual, for which the widest tile has no room beside its stages.
   if (n > k && widest.rounds == 1 && widest.share >= kOneRound) return WideCut::columns256;
   if (narrow.rounds == 1 && narrow.share >= kOneRound) return WideCut::columns96;
-  // Narrow tiles in several rounds read more, but leave nothing over.
+  // Narrow tiles in several rounds leave nothing over, but read more: with each round less is gained, and more lost.
+  constexpr int kMostRounds = 3;
   const bool short_and_narrow = n <= 1024 && k <= kShortProduct;
-  return short_and_narrow && narrow.rounds > 1 && narrow.share >= kSeveral ? WideCut::columns96 : WideCut::none;
+  const bool several = narrow.rounds > 1 && narrow.rounds <= kMostRounds && narrow.share >= kSeveral;
+  return short_and_narrow && several ? WideCut::columns96 : WideCut::none;
 }
 
 OwnChoice choose_own(int expected_tokens, int n, int k, Pointwise pointwise, bool closes) {
