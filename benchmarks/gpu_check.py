@@ -123,7 +123,9 @@ def _rows(check: Check) -> None:
 def _encoders(check: Check) -> None:
     rates = check.rates("fp16")
     check.rows += encoders.measure("base", "fp16", list(LENGTHS), check.peers, rates)
-    check.rows += encoders.measure("large", "fp16", encoders.LARGE, check.peers, rates)
+    # torch 2.11's compiled graph of the large model faults beside the other peers, with or without ours in the process.
+    peers = [peer for peer in check.peers if peer != "compile"]
+    check.rows += encoders.measure("large", "fp16", encoders.LARGE, peers, rates)
 
 
 def _types(check: Check) -> None:

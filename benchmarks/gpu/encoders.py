@@ -30,8 +30,8 @@ def measure(
     torch.backends.cuda.matmul.allow_tf32 = data_type == "tf32"
     encoders = models.build(size, dtype)
     rows = []
-    # Compiled shapes first: torch 2.11's graph of 32x384 faults (with or without ours in the process) once five other
-    # shapes of the other peers have run before it.
+    # Compiled shapes first: torch 2.11's graph of 32x384 faults once five other shapes of the other peers have run
+    # before it, with or without ours in the process.
     order = sorted(workloads, key=lambda workload: "compile" in peers and workload not in COMPILED)
     for workload in order:
         lengths = LENGTHS[workload]
