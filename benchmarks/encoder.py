@@ -19,7 +19,7 @@ from benchmarks.engines import ENGINES, LOOP, everything
 from benchmarks.floor import Ceilings, measure, operations
 from benchmarks.measuring import Group, Setting
 from benchmarks.models import Source, load_source
-from benchmarks.timing import CLOCKS
+from benchmarks.timing import CLOCKS, MIN_ROUNDS
 from benchmarks.workloads import DISTRIBUTIONS, Workload, make_workload
 from builder.errors import BuildError
 from builder.families import shape_of
@@ -27,9 +27,11 @@ from builder.families import shape_of
 PADDING = ("full", "half", "uniform", "rand_r")
 """Length distributions from no padding to the most."""
 OVERRUN = 0.5
-"""Of the time that later groups would have, the share that a group may take for the fewest rounds of all workloads."""
+"""Of the time that later types would have, the share that a type may take for the fewest rounds of all workloads."""
+VISITS = 8
+"""How often a run comes back to each workload; where a round takes long, only MIN_ROUNDS of these have one."""
 MEMORY_SHARE = 0.2
-"""Of a group's time after building, at most: peak memory is measured in processes that build once more."""
+"""Of a type's time after building, at most: peak memory is measured in processes that build once more."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,16 +66,18 @@ def run(options: argparse.Namespace) -> None:
             ENGINES[name].prepare(options.device)
     sources = {model: load_source(model) for model in options.models}
     before = _ceilings(options.types, setting)
-    groups = [Group(source, data_type, setting) for source in sources.values() for data_type in options.types]
-    budget = Budget(end, [sum(_weights(group.source, workloads)) for group in groups])
+    by_type = [[Group(source, data_type, setting) for source in sources.values()] for data_type in options.types]
+    budget = Budget(end, [1.0] * len(by_type))
     size = make_workload(options.workloads[-1], distributions[0])
     peaks = []
-    for group, model in zip(groups, [m for m in sources for _ in options.types], strict=True):
+    for of_type in by_type:
         until = budget.next()
         latest = until + OVERRUN * (end - until)
-        _measure(group, names, workloads, until, latest, options.memory)
-        peaks += _memory(group, model, size, until) if options.memory else []
+        _measure(of_type, names, workloads, until, latest, options.memory)
+        for group, model in zip(of_type, sources, strict=True):
+            peaks += _memory(group, model, size, until) if options.memory else []
     ceilings = before.merged(_ceilings(options.types, setting))
+    groups = [group for of_type in by_type for group in of_type]
     rows = [row for group in groups for row in group.rows]
     _add_floors(rows, ceilings, {s.name: shape_of(s.config) for s in sources.values()}, workloads)
     result = {
@@ -122,19 +126,29 @@ def _weights(source: Source, workloads: list[Workload]) -> list[float]:
 
 
 def _measure(
-    group: Group, names: list[str], workloads: list[Workload], until: float, latest: float, with_memory: bool
+    groups: list[Group], names: list[str], workloads: list[Workload], until: float, latest: float, with_memory: bool
 ) -> None:
-    """Build a model's engines in one type, time every workload, let the engines go: about until ``until``, which
-    workloads that take long may exceed until ``latest``."""
-    print(f"{group.source.name} {group.data_type}: building", file=sys.stderr)
-    group.build(names)
+    """Build all models' engines in one type, time every workload, let the engines go: about until ``until``, which
+    workloads that take long may exceed until ``latest``.
+
+    Every workload is visited several times over the whole while: another guest of the host may slow whatever lives off
+    memory for a minute, and some engines more than others.
+    """
+    for group in groups:
+        print(f"{group.source.name} {group.data_type}: building", file=sys.stderr)
+        group.build(names)
     left = max(0.0, until - time.monotonic())
-    reserve = min(sum(group.building.values()), MEMORY_SHARE * left) if with_memory else 0.0
-    budget = Budget(until - reserve, _weights(group.source, workloads))
-    for workload in workloads:
-        print(f"{group.source.name} {group.data_type} {workload.name} {workload.distribution}", file=sys.stderr)
-        group.measure(workload, budget.next(), latest)
-    group.engines.clear()
+    building = sum(sum(group.building.values()) for group in groups)
+    reserve = min(building, MEMORY_SHARE * left) if with_memory else 0.0
+    weights = [weight for group in groups for weight in _weights(group.source, workloads)]
+    budget = Budget(until - reserve, VISITS * weights)
+    for visit in range(VISITS):
+        for group in groups:
+            print(f"{group.source.name} {group.data_type}: visit {visit + 1} of {VISITS}", file=sys.stderr)
+            for workload in workloads:
+                group.measure(workload, budget.next(), latest, least=MIN_ROUNDS * (visit + 1) // VISITS)
+    for group in groups:
+        group.close()
     gc.collect()
     torch.compiler.reset()
 

@@ -129,7 +129,8 @@ def _encoders(check: Check) -> None:
 
 
 def _types(check: Check) -> None:
-    check.rows += encoders.measure("base", "bf16", list(LENGTHS), [], check.rates("bf16"))
+    check.rows += encoders.measure("base", "bf16", list(LENGTHS), ["packed"], check.rates("bf16"))
+    check.more["bf16_over_fp16"] = encoders.over("base", "bf16", "fp16", list(LENGTHS))
     for data_type in ("fp32", "tf32"):
         check.rows += encoders.measure("base", data_type, list(LENGTHS), ["ths"], check.rates(data_type))
 

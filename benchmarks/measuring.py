@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -14,13 +14,16 @@ from benchmarks import machine
 from benchmarks.deviation import Deviation, deviation
 from benchmarks.engines import ENGINES, LOOP, Engine, Loop
 from benchmarks.models import Source, reference
-from benchmarks.timing import CLOCKS, interleave
+from benchmarks.timing import CLOCKS, MIN_ROUNDS, Turns
 from benchmarks.workloads import Batch, Workload, make_batch
 
 QUANTISED = ("int8",)
 """Types without a plain PyTorch form to compare errors with."""
 PLAIN = "ori"
 """The engine whose error the others' are compared with."""
+
+
+_LATE = "the run's time was over"
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,17 @@ class Setting:
             torch.cuda.synchronize()
 
 
+@dataclass
+class _Measured:
+    """What is known of the engines on one workload."""
+
+    rows: dict[str, dict[str, Any]]
+    """By engine: whether its output was right."""
+    turns: Turns | None
+    late: str = ""
+    """Why there are no turns."""
+
+
 class Group:
     """A model in one type with all engines that can run it."""
 
@@ -50,7 +64,7 @@ class Group:
         """Engines that cannot run here, with the reason."""
         self.building: dict[str, float] = {}
         """Seconds that each engine took to build."""
-        self.rows: list[dict[str, Any]] = []
+        self._measured: dict[Workload, _Measured] = {}
 
     def build(self, names: list[str]) -> None:
         """Make the engines of these names; one that fails is noted with its reason and ends nothing."""
@@ -73,35 +87,52 @@ class Group:
             if base in built:
                 self.engines[name] = Loop(built[base]) if name.endswith(LOOP) else built[base]
 
-    def measure(self, workload: Workload, until: float, limit: float) -> None:
-        """Check and time the engines on a workload and add the rows: about until ``until``, in any case until
-        ``limit`` (both on the monotonic clock); where even the fewest rounds do not fit, the rows say so."""
-        batch = make_batch(workload, self.source.config.vocab_size, self.setting.device)
-        rows: dict[str, dict[str, Any]] = {}
-        calls: dict[str, Callable[[], Any]] = {}
+    def measure(self, workload: Workload, until: float, limit: float, least: int = MIN_ROUNDS) -> None:
+        """Check the engines on a workload, unless that has been done, and time them: about until ``until`` (monotonic
+        clock), but until there are ``least`` rounds altogether. Where MIN_ROUNDS do not fit before ``limit``, the rows
+        say so."""
+        with self.setting.watch:
+            if workload not in self._measured:
+                self._measured[workload] = self._begin(workload, limit)
+            turns = self._measured[workload].turns
+            if turns is not None and (turns.rounds == 0 or time.monotonic() + turns.seconds < limit):
+                turns.run(until - time.monotonic(), least)
+
+    def close(self) -> None:
+        """Let the engines go; the rows stay."""
+        self.engines.clear()
+        for measured in self._measured.values():
+            if measured.turns is not None:
+                measured.turns.calls.clear()
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """A row for each workload and engine."""
+        return [row for workload, measured in self._measured.items() for row in self._rows(workload, measured)]
+
+    def _begin(self, workload: Workload, limit: float) -> _Measured:
         names = [n for n in self.engines if workload.batch > 1 or not n.endswith(LOOP)]
-        late = ""
-        try:
-            if time.monotonic() >= limit:
-                raise TimeoutError("the run's time was over")
-            rows, calls = self._check({name: self.engines[name] for name in names}, batch)
-            with self.setting.watch:
-                now = time.monotonic()
-                timings = interleave(
-                    calls, until - now, limit=limit - now,
-                    synchronize=self.setting.synchronize, clock=CLOCKS[self.setting.clock],
-                )  # fmt: skip
-        except TimeoutError as error:
-            timings, late = {}, str(error)
-        for name in names:
-            row = rows.get(name, {"engine": name, "refused": None})
+        rows: dict[str, dict[str, Any]] = {name: {"engine": name, "refused": None} for name in names}
+        if time.monotonic() >= limit:
+            return _Measured(rows, None, _LATE)
+        batch = make_batch(workload, self.source.config.vocab_size, self.setting.device)
+        checked, calls = self._check({name: self.engines[name] for name in names}, batch)
+        rows |= checked
+        turns = Turns(calls, synchronize=self.setting.synchronize, clock=CLOCKS[self.setting.clock])
+        if time.monotonic() + MIN_ROUNDS * turns.seconds > limit:
+            return _Measured(rows, None, f"{MIN_ROUNDS} rounds would take longer than was left of the run's time")
+        return _Measured(rows, turns)
+
+    def _rows(self, workload: Workload, measured: _Measured) -> Iterator[dict[str, Any]]:
+        timings = measured.turns.timings() if measured.turns is not None else {}
+        for name, row in measured.rows.items():
             if name in timings:
                 found = timings[name]
-                row |= {"median_ms": found.median, "lower_ms": found.lower, "upper_ms": found.upper}
-                row["rounds"] = found.rounds
+                time_of_call = {"median_ms": found.median, "lower_ms": found.lower, "upper_ms": found.upper}
+                outcome: dict[str, Any] = {**time_of_call, "rounds": found.rounds}
             else:
-                row["refused"] = row["refused"] or late
-            self.rows.append({"model": self.source.name, "data_type": self.data_type, **describe(workload), **row})
+                outcome = {"refused": row["refused"] or measured.late or _LATE}
+            yield {"model": self.source.name, "data_type": self.data_type, **describe(workload), **row, **outcome}
 
     def _check(
         self, engines: dict[str, Engine], batch: Batch

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 import time
 from collections.abc import Callable, Mapping
@@ -52,37 +51,45 @@ def once(call: Call, synchronize: Call, clock: Clock = time.perf_counter) -> flo
     return clock() - start
 
 
-def interleave(
-    calls: Mapping[str, Call],
-    seconds: float,
-    *,
-    limit: float = math.inf,
-    synchronize: Call = lambda: None,
-    clock: Clock = time.perf_counter,
-    seed: int = 0,
-) -> dict[str, Timing]:
-    """Time all calls in turns for about ``seconds``, at least MIN_ROUNDS times, in a new random order each round.
+class Turns:
+    """Calls that take turns, every round in a new random order. Rounds may be added at several times, since the machine
+    of one minute is not that of the next."""
 
-    Raises TimeoutError when so few rounds would already take longer than ``limit`` seconds.
-    """
-    start = time.perf_counter()
-    estimates = {name: _warm(call, synchronize) for name, call in calls.items()}
-    turn = sum(t * (2 if t < SHORT else 1) + PAUSE for t in estimates.values())
-    warm = time.perf_counter() - start
-    if warm + MIN_ROUNDS * turn > limit:
-        raise TimeoutError(f"{MIN_ROUNDS} rounds would take longer than was left of the run's time")
-    rounds = min(MAX_ROUNDS, max(MIN_ROUNDS, int((seconds - warm) / turn))) if calls else 0
-    taken: dict[str, list[float]] = {name: [] for name in calls}
-    order = list(calls)
-    generator = random.Random(seed)
-    for _ in range(rounds):
-        generator.shuffle(order)
-        for name in order:
-            time.sleep(PAUSE)
-            if estimates[name] < SHORT:
-                calls[name]()
-            taken[name].append(once(calls[name], synchronize, clock))
-    return {name: Timing.of(times) for name, times in taken.items()}
+    def __init__(
+        self,
+        calls: Mapping[str, Call],
+        *,
+        synchronize: Call = lambda: None,
+        clock: Clock = time.perf_counter,
+        seed: int = 0,
+    ) -> None:
+        self.calls, self.synchronize, self.clock = dict(calls), synchronize, clock
+        self.generator = random.Random(seed)
+        self.estimates = {name: _warm(call, synchronize) for name, call in self.calls.items()}
+        self.seconds = sum(t * (2 if t < SHORT else 1) + PAUSE for t in self.estimates.values())
+        """What a round takes."""
+        self.taken: dict[str, list[float]] = {name: [] for name in self.calls}
+        self.rounds = 0
+
+    def run(self, seconds: float, least: int) -> None:
+        """About as many rounds as fit into ``seconds``, until there are ``least`` altogether at least and MAX_ROUNDS at
+        most."""
+        if not self.calls:
+            return
+        fitting = min(MAX_ROUNDS - self.rounds, int(seconds / self.seconds))
+        order = list(self.calls)
+        for _ in range(max(fitting, least - self.rounds)):
+            self.rounds += 1
+            self.generator.shuffle(order)
+            for name in order:
+                time.sleep(PAUSE)
+                if self.estimates[name] < SHORT:
+                    self.calls[name]()
+                self.taken[name].append(once(self.calls[name], self.synchronize, self.clock))
+
+    def timings(self) -> dict[str, Timing]:
+        """Of all rounds so far."""
+        return {name: Timing.of(times) for name, times in self.taken.items() if times}
 
 
 def _warm(call: Call, synchronize: Call) -> float:

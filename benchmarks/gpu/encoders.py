@@ -60,6 +60,19 @@ def measure(
     return sorted(rows, key=lambda row: workloads.index(str(row["workload"])))
 
 
+def over(size_name: str, data_type: str, other: str, workloads: Sequence[str]) -> dict[str, float]:
+    """By workload, our time in ``data_type`` as a multiple of that in ``other``: of two encoders taking turns, since
+    each alone heats the device in its own way."""
+    pair = {name: models.build(SIZES[size_name], DTYPES[name]) for name in (data_type, other)}
+    ratios = {}
+    for workload in workloads:
+        ids, mask = batch(LENGTHS[workload], columns(workload))
+        times = interleave({name: models.ours(encoders, ids, mask) for name, encoders in pair.items()})
+        ratios[workload] = times[data_type].median / times[other].median
+        print(f"{size_name:5} {workload:7} {data_type} over {other}: {ratios[workload]:.3f}", flush=True)
+    return ratios
+
+
 PEERS: dict[str, Callable[[models.Encoders, Tensor, Tensor], Call]] = {
     "packed": lambda encoders, ids, mask: captured(models.packed_torch(encoders, ids, mask)),
     "ths": models.torchscript,

@@ -17,7 +17,7 @@ from benchmarks.engines import ENGINES, Loop
 from benchmarks.floor import Ceilings, operations
 from benchmarks.measuring import Group, Setting
 from benchmarks.models import Source, reference
-from benchmarks.timing import MIN_ROUNDS, Timing, interleave
+from benchmarks.timing import Timing, Turns
 from benchmarks.workloads import Batch, Workload, make_batch, make_workload
 from builder.families import shape_of
 
@@ -109,13 +109,25 @@ def test_what_no_time_is_left_for_is_named_and_not_timed(source: Source, monkeyp
     group.measure(WORKLOAD, now, now)
     assert group.rows[0]["refused"] == "the run's time was over"
 
-    def too_long(*_: Any, **__: Any) -> None:
-        raise TimeoutError("3 rounds would take too long")
+    class Slow(Turns):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            self.seconds = 1000
 
-    monkeypatch.setattr(measuring, "interleave", too_long)
-    group.measure(WORKLOAD, now, time.monotonic() + 600)
+    monkeypatch.setattr(measuring, "Turns", Slow)
+    group.measure(make_workload("1x24", "uniform"), now, time.monotonic() + 600)
     assert "rounds would take" in group.rows[1]["refused"]
     assert not any("median_ms" in row for row in group.rows)
+
+
+def test_a_later_visit_adds_rounds(source: Source) -> None:
+    group = measured(source, "fp32", ["ori"])
+    before = group.rows[0]["rounds"]
+    group.measure(WORKLOAD, time.monotonic(), time.monotonic() + 600, least=before + 2)
+    assert group.rows[0]["rounds"] == before + 2
+    group.measure(WORKLOAD, time.monotonic(), time.monotonic())  # no time is left
+    group.close()
+    assert [row["rounds"] for row in group.rows] == [before + 2]
 
 
 def test_a_budget_gives_later_parts_what_earlier_ones_leave() -> None:
@@ -168,30 +180,20 @@ def test_refusal(error: float, pooled: float, plain: float | None, accepted: boo
     assert (Deviation(error, 1, pooled).refusal("int8", plain) is None) is accepted
 
 
-def test_interleave_runs_each_engine_equally_often_and_times_it() -> None:
+def test_turns_run_each_engine_equally_often_and_time_it() -> None:
     now = 0.0
 
     def call(seconds: float) -> None:
         nonlocal now
         now += seconds
 
-    calls = {"slow": lambda: call(0.01), "fast": lambda: call(0.002)}
-    timings = interleave(calls, seconds=0.05, clock=lambda: now)
-    assert timings["slow"].rounds == timings["fast"].rounds >= MIN_ROUNDS
+    turns = Turns({"slow": lambda: call(0.01), "fast": lambda: call(0.002)}, clock=lambda: now)
+    for rounds in (3, 5, 4):
+        turns.run(0, least=rounds)
+    timings = turns.timings()
+    assert timings["slow"].rounds == timings["fast"].rounds == 5
     assert timings["slow"].median == pytest.approx(10)
     assert timings["fast"].median == pytest.approx(2)
-
-
-def test_interleave_refuses_what_takes_too_long() -> None:
-    calls = []
-
-    def call() -> None:
-        calls.append(1)
-        time.sleep(0.01)
-
-    with pytest.raises(TimeoutError, match="rounds would take"):
-        interleave({"slow": call}, seconds=1, limit=0.02)
-    assert len(calls) <= 5  # to estimate, not to measure
 
 
 def test_processor_time_is_for_one_thread(tmp_path: Path) -> None:

@@ -9,35 +9,17 @@
 
 namespace efft::cuda {
 
-// GELU with erf by Abramowitz and Stegun 7.1.28 (absolute error 3e-7): one special-function operation where erff takes
-// two paths of twice the length.
-__device__ __forceinline__ float gelu_short(float x) {
-  const float z = fabsf(x) * 0.70710678118654752f;
-  float p = fmaf(z, 0.0000430638f, 0.0002765672f);
-  p = fmaf(p, z, 0.0001520143f);
-  p = fmaf(p, z, 0.0092705272f);
-  p = fmaf(p, z, 0.0422820123f);
-  p = fmaf(p, z, 0.0705230784f);
-  p = fmaf(p, z, 1.f);
-  p *= p, p *= p, p *= p, p *= p;
-  const float tail = __fdividef(0.5f, p);  // half of 1 - erf(|z|)
-  return x * (x < 0.f ? tail : 1.f - tail);
-}
-
+template <typename T>
 __device__ __forceinline__ void activate(float (&values)[8], Pointwise kind) {
-  const auto each = [&](auto&& function) {
-#pragma unroll
-    for (float& v : values) v = function(v);
-  };
   switch (kind) {
     case Pointwise::none:
       return;
     case Pointwise::gelu:
-      return each([](float x) { return gelu_short(x); });
+      return apply<Pointwise::gelu, T>(values);
     case Pointwise::gelu_tanh:
-      return each([](float x) { return apply<Pointwise::gelu_tanh>(x); });
+      return apply<Pointwise::gelu_tanh, T>(values);
     case Pointwise::relu:
-      return each([](float x) { return apply<Pointwise::relu>(x); });
+      return apply<Pointwise::relu, T>(values);
   }
 }
 
@@ -183,7 +165,7 @@ __device__ void finish_tile(const LinearArguments<T>& a, float* sums, const RowN
       add_norm_bias(values, row_norms[item.row], columns, item.column);
     else
       add_bias(values, columns, item.column);
-    activate(values, a.epilogue.pointwise);
+    activate<T>(values, a.epilogue.pointwise);
     and_residual(values, item);
     store(a.epilogue.out + static_cast<int64_t>(row + item.row) * a.n + column + item.column, values);
   };

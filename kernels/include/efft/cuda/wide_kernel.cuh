@@ -15,27 +15,24 @@ namespace efft::cuda {
 
 // One thread. The weights of the first stages are requested before the predecessor has ended, and those stages are
 // filled before the number of tokens has arrived.
-template <typename Tile, typename T>
-__device__ void feed(const CUtensorMap* x, const CUtensorMap* w, const LinearArguments<T>& a,
-                     const LinearRing<Tile>& ring, const WideWalk<Tile>& walk) {
-  const auto weights = [&](int stage, const WideStep<Tile>& step) {
+template <typename Tile>
+__device__ void feed(const CUtensorMap* x, const CUtensorMap* w, const LinearRing<Tile>& ring,
+                     const WideWalk<Tile>& walk) {
+  const auto weights = [&](int stage, int k, int column) {
     hopper::barrier_expect(ring.full + stage, Tile::kStageBytes);
-    hopper::copy_box(ring.weight(stage), w, step.k, step.column, ring.full + stage);
+    hopper::copy_box(ring.weight(stage), w, k, column, ring.full + stage);
   };
   const auto input = [&](int stage, const WideStep<Tile>& step) {
     hopper::copy_box(ring.input(stage), x, step.k, step.row, ring.full + stage);
   };
   WideStep<Tile> step(walk);
-  for (int stage = 0; stage < walk.ahead(); ++stage) {
-    hopper::barrier_expect(ring.full + stage, Tile::kStageBytes);
-    hopper::copy_box(ring.weight(stage), w, stage * Tile::kDepth, step.column, ring.full + stage);
-  }
+  for (int stage = 0; stage < walk.ahead(); ++stage) weights(stage, stage * Tile::kDepth, step.column);
   wait_for_predecessor();
   release_successor();
   for (int stage = 0; stage < walk.ahead(); ++stage, step.next(walk)) input(stage, step);
   for (RingPosition<Tile> at(walk.ahead()); walk.has(step.tile); step.next(walk), at.advance(1)) {
     ring.wait_empty(at);
-    weights(at.stage, step);
+    weights(at.stage, step.k, step.column);
     input(at.stage, step);
   }
 }
@@ -133,7 +130,7 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
   if (threadIdx.x >= kFeeder) {
     hopper::give_up_registers<NORMALISE ? 40 : 24>();
     if (threadIdx.x / 32 == kFeeder / 32) {
-      if (hopper::elect_lane()) feed(&x, &w, a, ring, walk);
+      if (hopper::elect_lane()) feed(&x, &w, ring, walk);
     } else if constexpr (NORMALISE) {
       fill_norms(a, walk, norm, warps, tokens, static_cast<int>(threadIdx.x) - kFeeder - 32);
     }
