@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _STAGES[stage](check)
         path = results.save("encoder", check.result(), options.output)  # what is known so far is not lost
     print(path)
-    failed = [name for name, passed in check.checks.items() if passed is False]
+    failed = [name for name, passed in check.checks.items() if passed is not True]
     print(f"gpu-check: {'failed: ' + ', '.join(failed) if failed else 'passed'}")
     return 1 if failed else 0
 

@@ -86,8 +86,10 @@ def compile_cuda(targets: Sequence[str] = CUDA_TARGETS) -> Path:
     """Build ``libefft_cuda.so`` with nvcc; neither a GPU nor a CUDA build of torch is needed.
 
     ``targets`` are compute capabilities as nvcc writes them ("80", "90a"). Returns the library's path. Raises
-    BuildError when nvcc is missing or reports an error.
+    BuildError when nvcc is missing or reports an error, and for the target "90".
     """
+    if "90" in targets:
+        raise BuildError('target "90" lacks what the Hopper kernels need; ask for "90a"')
     nvcc = _tool(os.environ.get("NVCC", "nvcc"), "NVIDIA's CUDA toolkit 13 (nvcc), or set NVCC")
     # The -gencode form: the -arch=sm_90a shorthand adds a plain sm_90 pass, which rejects wgmma.
     codes = [f"-gencode=arch=compute_{t},code=sm_{t}" for t in targets]

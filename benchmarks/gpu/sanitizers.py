@@ -31,9 +31,11 @@ def start(tool: str, root: Path, environment: Mapping[str, str]) -> subprocess.P
     program = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path="/usr/local/cuda/bin")
     if program is None:
         return None
+    # Without torch's caching allocator, within whose blocks memcheck sees no overrun.
+    environment = {**environment, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     command = [program, "--tool", tool, sys.executable, "-m", "benchmarks.gpu.sanitized"]
     return subprocess.Popen(
-        command, cwd=root, env=dict(environment), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command, cwd=root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
 
 

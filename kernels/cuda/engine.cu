@@ -220,7 +220,7 @@ class Road {
 
   // y = activation(x w^T + bias).
   void linear(const T* x, const Weights& p, int64_t outputs, Pointwise kind, T* y) {
-    if (path_ == Path::hopper) return own(x, p, outputs, kind, nullptr, y);
+    if (path_ != Path::library) return own(x, p, outputs, kind, nullptr, y);
     if (wide(x, p, outputs, kind, nullptr, y)) return;
     multiply(x, p.w, nullptr, y, outputs, p.inputs);
     if (p.bias == nullptr && kind == Pointwise::none) return;

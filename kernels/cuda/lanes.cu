@@ -95,7 +95,7 @@ class Lane {
   using Key = decltype(std::make_pair(Model().key(), Bucket().key()));
 
   Bucket start_and_count(const Request& request, Bucket padded, const Allocate& allocate, cudaStream_t stream);
-  void reserve(size_t bytes, const Allocate& allocate);
+  bool reserve(size_t bytes, const Allocate& allocate);
   Entry& entry(const Model& model, const Bucket& bucket);
 
   std::shared_ptr<void> memory_;
@@ -127,24 +127,26 @@ Bucket Lane::start_and_count(const Request& request, Bucket padded, const Alloca
   const auto& [model, call] = request;
   padded.attended = attends_early(model, padded);
   reserve(Workspace(nullptr, model, padded).front_bytes, allocate);
-  const void* const written = memory_.get();
   enqueue_front(model, call, padded, Workspace(memory_.get(), model, padded), count_.expect(), stream);
   Bucket tight = bucket_for(padded.batch, padded.length, std::max(count_.wait(stream), 1), true);
   tight.attended = padded.attended;
-  reserve(Workspace(nullptr, model, tight).bytes, allocate);
-  if (memory_.get() != written) {  // again, by the same kernels: a call's bits must not depend on the calls before it
+  if (reserve(Workspace(nullptr, model, tight).bytes,
+              allocate)) {  // again, by the same kernels: a call's bits must not depend on the calls before it
     enqueue_front(model, call, padded, Workspace(memory_.get(), model, padded), {}, stream);
   }
   return tight;
 }
 
-// Makes room for so many bytes, and never for fewer than before. What lay in the memory is lost where that moves it.
-void Lane::reserve(size_t bytes, const Allocate& allocate) {
-  if (bytes <= bytes_) return;
+// Makes room for so many bytes, and never for fewer than before. Returns whether what lay in the memory is lost.
+bool Lane::reserve(size_t bytes, const Allocate& allocate) {
+  if (bytes <= bytes_) return false;
   entries_.clear();  // their graphs point into the old memory
   memory_.reset();
-  bytes_ = bytes + bytes / 4;  // room to grow: larger batches soon follow large ones
-  memory_ = allocate(bytes_);
+  bytes_ = 0;                              // until there is some: allocate may throw
+  const size_t roomy = bytes + bytes / 4;  // larger batches soon follow large ones
+  memory_ = allocate(roomy);
+  bytes_ = roomy;
+  return true;
 }
 
 Entry& Lane::entry(const Model& model, const Bucket& bucket) {

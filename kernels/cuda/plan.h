@@ -9,7 +9,7 @@ namespace efft::cuda {
 
 class Plan {
  public:
-  // alignment: in bytes, common to the three operands.
+  // alignment: in bytes, common to all operands.
   Plan(const Product& product, size_t alignment);
   ~Plan();
   Plan(const Plan&) = delete;

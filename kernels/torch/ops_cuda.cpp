@@ -45,7 +45,7 @@ std::tuple<Tensor, Tensor> unpad_op(const Tensor& mask) {
 }
 
 // The number of tokens sizes the result, so this one waits for the device.
-Tensor embed_norm_op(const Tensor& ids_in, const Tensor& segments_in, const Tensor& mask, const Tensor& word_in,
+Tensor embed_norm_op(const Tensor& ids_in, const Tensor& segments_in, const Tensor& mask_in, const Tensor& word_in,
                      const Tensor& position_in, const Tensor& segment_in, const Tensor& gamma_in, const Tensor& beta_in,
                      double epsilon, int64_t position_offset, bool count_positions) {
   constexpr const char* kName = "embed_norm";
@@ -54,6 +54,7 @@ Tensor embed_norm_op(const Tensor& ids_in, const Tensor& segments_in, const Tens
   const int64_t batch = ids_in.size(0), length = ids_in.size(1), width = word_in.size(1);
   const auto ids = checked(ids_in, ScalarType::Long, {batch, length}, kName, "ids");
   const auto segments = checked(segments_in, ScalarType::Long, {batch, length}, kName, "segments");
+  const auto mask = checked(mask_in, ScalarType::Long, {batch, length}, kName, "mask");
   const auto type = word_in.scalar_type();
   const auto word = checked(word_in, type, {-1, width}, kName, "word");
   const auto position = checked(position_in, type, {-1, width}, kName, "position");
@@ -132,7 +133,9 @@ Tensor add_norm_op(const Tensor& x_in, const Tensor& bias_in, const Tensor& resi
                           static_cast<float>(epsilon),
                           data<T>(out),
                           nullptr};
-    check(add_norm(step, nullptr, static_cast<int>(tokens), static_cast<int>(width), current_stream(x)), kName);
+    // Not overlapping: what was enqueued last may have made the vectors, which are read before the wait.
+    check(add_norm(step, nullptr, static_cast<int>(tokens), static_cast<int>(width), current_stream(x), Order::kSerial),
+          kName);
   });
   return out;
 }

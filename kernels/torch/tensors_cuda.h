@@ -68,8 +68,17 @@ T* data(const Tensor& tensor) {
   return static_cast<T*>(tensor.data_ptr());
 }
 
+// Says "out of memory" where that is the reason: through the stable ABI torch's own words do not arrive.
 inline Tensor empty(const Tensor& like, const std::vector<int64_t>& sizes, ScalarType type) {
-  return torch::stable::new_empty(like, sizes, type);
+  try {
+    return torch::stable::new_empty(like, sizes, type);
+  } catch (const std::exception&) {
+    size_t free = 0, total = 0;
+    if (cudaMemGetInfo(&free, &total) != cudaSuccess) throw;  // the device itself is in trouble
+    int64_t elements = 1;
+    for (const int64_t size : sizes) elements *= size;
+    throw std::runtime_error("efft: CUDA out of memory: no room for " + std::to_string(elements) + " elements");
+  }
 }
 
 inline cudaStream_t current_stream(const Tensor& tensor) {

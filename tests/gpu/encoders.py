@@ -82,8 +82,8 @@ def worst_plain(pair: Pair, ids: Tensor, mask: Tensor, truth: Tensor) -> Tensor:
     a batch of one) and, in fp32, the CPU each draw once.
     """
     runs = [pair.reference(ids, mask, pair.dtype)[mask.bool()]]
-    lengths = [length for length in mask.sum(1).tolist() if length]
-    rows = [(ids[i : i + 1, :length], mask[i : i + 1, :length]) for i, length in enumerate(lengths)]
+    lengths = enumerate(mask.sum(1).tolist())
+    rows = [(ids[i : i + 1, :length], mask[i : i + 1, :length]) for i, length in lengths if length]
     runs.append(torch.cat([pair.reference(*row, pair.dtype)[0] for row in rows]))
     if pair.dtype == torch.float32:
         with torch.no_grad():

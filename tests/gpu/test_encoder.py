@@ -44,6 +44,14 @@ def test_shape(sizes: dict[str, Any], data_type: str) -> None:
         check(pair, lengths, seed=seed)
 
 
+@pytest.mark.parametrize("data_type", DTYPES)
+def test_a_projection_on_every_path(data_type: str) -> None:
+    sizes = {"hidden_size": 256, "embedding_size": 128, "num_attention_heads": 4, "intermediate_size": 1024}
+    pair = make_pair("electra", data_type, max_position_embeddings=400, **sizes)
+    for seed, lengths in enumerate([[7], [32], [128], [90, 3, 200], [384, 1, 200], [31] * 40, [384] * 9]):
+        check(pair, lengths, seed=seed)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_matrices_as_packed(family: str) -> None:
     pair = make_pair(family, "fp16", prepared=False)

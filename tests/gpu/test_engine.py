@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import pytest
 import torch
 
+from handler.packing import out_of_memory
 from tests.gpu.encoders import Pair, batch, encode, make_pair
 
 SIZES: dict[str, Any] = {"hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 512}
@@ -85,19 +87,12 @@ def test_threads_on_one_stream() -> None:
     inputs = [batch(pair, [50, 9 + i, 1], seed=i) for i in range(4)]
     expected = [encode(pair, *one) for one in inputs]
     torch.cuda.synchronize()
-    failures: list[int] = []
 
-    def work(index: int) -> None:
-        for _ in range(30):
-            if not torch.equal(encode(pair, *inputs[index]), expected[index]):
-                failures.append(index)
+    def work(index: int) -> bool:
+        return all(torch.equal(encode(pair, *inputs[index]), expected[index]) for _ in range(30))
 
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(inputs))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not failures
+    with ThreadPoolExecutor(len(inputs)) as pool:
+        assert all(pool.map(work, range(len(inputs))))
 
 
 def test_inside_a_graph_of_the_caller() -> None:
@@ -119,12 +114,58 @@ def test_inside_a_graph_of_the_caller() -> None:
     assert torch.allclose(out, other, rtol=0.02, atol=0.02)
 
 
-def test_memory_is_bounded() -> None:
-    pair = _pair()
-    for length in range(1, 200, 3):
-        ids, mask = batch(pair, [min(length, 128)] * (1 + length % 5))
-        for _ in range(2):
-            encode(pair, ids, mask)
+def _facts() -> dict[str, int]:
+    """What the engine holds: streams with a workspace, and graphs."""
     facts = dict(item.split("=", 1) for item in torch.ops.efft.describe_cuda().split())
-    assert int(facts["graphs"]) <= 128 * int(facts["streams"])
-    assert int(facts["streams"]) <= 32
+    return {name: int(facts[name]) for name in ("graphs", "streams")}
+
+
+def test_graphs_are_bounded() -> None:
+    pair = _pair()
+    first = batch(pair, [9])
+    expected = encode(pair, *first)
+    stream = torch.cuda.Stream()
+    before = _facts()["graphs"]
+    with torch.cuda.stream(stream):
+        encode(pair, *batch(pair, [128] * 32))  # all the memory that follows needs, so that no graph is lost to a move
+        for length in (20, 40, 60, 90, 120):
+            for size in (1, 2, 3, 4, 5, 7, 10, 14, 20, 28):
+                for share in (1, 2, 3):
+                    inputs = batch(pair, [-(-length // share)] * size, columns=length)
+                    for _ in range(2):
+                        encode(pair, *inputs)
+        assert torch.equal(encode(pair, *first), expected)
+    assert 100 < _facts()["graphs"] - before <= 128
+
+
+def test_streams_are_bounded() -> None:
+    pair = _pair()
+    inputs = batch(pair, [17, 4])
+    expected = encode(pair, *inputs)
+    streams = [torch.cuda.Stream(priority=-(i % 2)) for i in range(60)]  # torch has 32 of each priority
+    assert len({stream.cuda_stream for stream in streams}) > 40
+    for stream in streams:
+        with torch.cuda.stream(stream):
+            assert torch.equal(encode(pair, *inputs), expected)
+    assert _facts()["streams"] == 32
+
+
+def test_without_memory_a_call_says_so_and_the_next_one_works() -> None:
+    pair = _pair(max_position_embeddings=512)
+    small, large = batch(pair, [30, 7]), batch(pair, [512] * 64)
+    expected = encode(pair, *small)
+    torch.cuda.synchronize()
+    total = torch.cuda.mem_get_info()[1]
+    with torch.cuda.stream(torch.cuda.Stream()):
+        encode(pair, *small)
+        torch.cuda.empty_cache()
+        torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 2**24) / total)
+        try:
+            with pytest.raises(RuntimeError) as raised:
+                encode(pair, *large)
+            assert out_of_memory(raised.value)
+            assert torch.equal(encode(pair, *small), expected)
+        finally:
+            torch.cuda.set_per_process_memory_fraction(1.0)
+        assert torch.isfinite(encode(pair, *large)).all()
+        torch.cuda.synchronize()

@@ -30,11 +30,12 @@ def test_unpad(batch: int, length: int) -> None:
     assert (rows[len(expected) :] == -1).all()
 
 
-@pytest.mark.parametrize("width", WIDTHS)
+# From 1,024 rows of 513 to 1,024 columns on, rows are taken two at a time.
+@pytest.mark.parametrize(("rows", "width"), [*((37, width) for width in WIDTHS), (1025, 768), (6035, 768)])
 @pytest.mark.parametrize("data_type", DTYPES)
-def test_add_norm(data_type: str, width: int) -> None:
+def test_add_norm(data_type: str, rows: int, width: int) -> None:
     dtype = DTYPES[data_type]
-    x, residual = _random(37, width, dtype=dtype), _random(37, width, dtype=dtype, seed=1)
+    x, residual = _random(rows, width, dtype=dtype), _random(rows, width, dtype=dtype, seed=1)
     bias, gamma, beta = (_random(width, dtype=torch.float32, seed=s) for s in (2, 3, 4))
 
     def plain(to: torch.dtype) -> Tensor:

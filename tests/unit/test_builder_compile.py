@@ -41,6 +41,11 @@ def test_a_compiler_error_names_the_source(tmp_path: Path) -> None:
     assert not (tmp_path / "broken.o").exists()
 
 
+def test_a_target_without_hopper_features_is_refused() -> None:
+    with pytest.raises(BuildError, match="90a"):
+        compiling.compile_cuda(["80", "90"])
+
+
 def test_the_cuda_sources_compile_without_a_gpu() -> None:
     if shutil.which("nvcc") is None:
         pytest.skip("no nvcc on this machine")

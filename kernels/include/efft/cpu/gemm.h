@@ -7,6 +7,7 @@
 
 #include <algorithm>
 
+#include "efft/cpu/ahead.h"
 #include "efft/cpu/kernels.h"
 #include "efft/cpu/math.h"
 
@@ -90,7 +91,7 @@ inline void finish_tile(const Product& p, const Sums& sums, int64_t row, int64_t
 }
 
 template <typename A, typename B, typename Sum>
-using Tile = void (*)(const A* a, int64_t a_stride, const B* b, int64_t steps, Sum* c, bool accumulate);
+using Tile = void (*)(const A* a, int64_t a_stride, const B* b, int64_t steps, Sum* c, bool accumulate, Ahead ahead);
 
 template <typename Tiles, int R = Tiles::kRows>
 inline Tile<typename Tiles::A, typename Tiles::B, typename Tiles::Sum> tile_of(int64_t rows) {
@@ -98,11 +99,6 @@ inline Tile<typename Tiles::A, typename Tiles::B, typename Tiles::Sum> tile_of(i
     if (rows < R) return tile_of<Tiles, R - 1>(rows);
   }
   return Tiles::template run<R>;
-}
-
-// Asks for memory that a coming slice will need in the second-level cache.
-inline void fetch(const char* from, const char* to) {
-  for (; from < to; from += 64) __builtin_prefetch(from, 0, 2);
 }
 
 // Tiles is a policy: types A, B and Sum, kSlices, the fewest slices that its rounding wants, kRows, kColumns,
@@ -128,13 +124,13 @@ void multiply(const Product& p, int64_t row0, int64_t row1, int64_t panel0, int6
       const int64_t left = reinterpret_cast<const char*>(end_of_panels) - next;
       const int64_t ahead = std::min<int64_t>(left, (last - first) * step_elements * static_cast<int64_t>(sizeof(B)));
       for (int64_t group = 0; group < groups; ++group) {
-        fetch(next + group * ahead / groups, next + (group + 1) * ahead / groups);
+        const Ahead fetched(next + group * ahead / groups, next + (group + 1) * ahead / groups, last - first);
         const int64_t begin = row0 + group * (row1 - row0) / groups, end = row0 + (group + 1) * (row1 - row0) / groups;
         // One slice needs no more than a tile of scratch, which then stays in the first-level cache.
         auto* sums =
             reinterpret_cast<typename Tiles::Sum*>(scratch) + (slices == 1 ? 0 : begin - row0) * Tiles::kColumns;
         tile_of<Tiles>(end - begin)(a + begin * p.a_stride + first * Tiles::kDepthStep, p.a_stride,
-                                    b + first * step_elements, last - first, sums, slice > 0);
+                                    b + first * step_elements, last - first, sums, slice > 0, fetched);
         if (slice == slices - 1) finish_tile(p, Tiles::sums(p, sums, begin, column), begin, end - begin, column, count);
       }
     }

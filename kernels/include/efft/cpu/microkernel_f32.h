@@ -1,6 +1,7 @@
 // The fp32 register tile: R rows of a times N vectors of b's columns, the whole depth in registers.
 #pragma once
 
+#include "efft/cpu/ahead.h"
 #include "efft/cpu/simd.h"
 
 namespace efft::cpu {
@@ -10,23 +11,26 @@ namespace {
 // b is read at b_stride elements per step of the depth.
 template <int R, int N>
 inline void tile_f32(const float* a, int64_t a_stride, const float* b, int64_t b_stride, int64_t depth, float* c,
-                     int64_t c_stride, bool accumulate) {
+                     int64_t c_stride, bool accumulate, Ahead ahead = {}) {
   Vec sum[R][N];
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
     for (int n = 0; n < N; ++n) sum[r][n] = splat(0.0f);
-  for (int64_t k = 0; k < depth; ++k) {
-    Vec column[N];
+  for (int64_t k = 0; k < depth;) {
+    ahead.fetch();
+    for (const int64_t stop = std::min(depth, k + Ahead::kEvery); k < stop; ++k) {
+      Vec column[N];
 #pragma GCC unroll 8
-    for (int n = 0; n < N; ++n) column[n] = load(b + n * kWidth);
+      for (int n = 0; n < N; ++n) column[n] = load(b + n * kWidth);
 #pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) {
-      const Vec element = splat(a[r * a_stride + k]);
+      for (int r = 0; r < R; ++r) {
+        const Vec element = splat(a[r * a_stride + k]);
 #pragma GCC unroll 8
-      for (int n = 0; n < N; ++n) sum[r][n] = fma(element, column[n], sum[r][n]);
+        for (int n = 0; n < N; ++n) sum[r][n] = fma(element, column[n], sum[r][n]);
+      }
+      b += b_stride;
     }
-    b += b_stride;
   }
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r)

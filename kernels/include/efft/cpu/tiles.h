@@ -30,8 +30,9 @@ struct TilesF32 {
   static constexpr int kRows = kTileRows, kColumns = kTileVectors * kWidth, kDepthStep = 1, kWordElements = 1,
                        kSlices = 4;
   template <int R>
-  static void run(const float* a, int64_t a_stride, const float* b, int64_t steps, float* c, bool accumulate) {
-    tile_f32<R, kTileVectors>(a, a_stride, b, kColumns, steps, c, kColumns, accumulate);
+  static void run(const float* a, int64_t a_stride, const float* b, int64_t steps, float* c, bool accumulate,
+                  Ahead ahead) {
+    tile_f32<R, kTileVectors>(a, a_stride, b, kColumns, steps, c, kColumns, accumulate, ahead);
   }
   static FloatSums sums(const Product&, const float* sums, int64_t, int64_t) { return {sums, kColumns}; }
 };
@@ -44,8 +45,9 @@ struct TilesBf16 {
   static constexpr int kRows = kTileRows, kColumns = kTileVectors * kWidth, kDepthStep = 2, kWordElements = 2,
                        kSlices = 1;
   template <int R>
-  static void run(const bf16* a, int64_t a_stride, const bf16* b, int64_t steps, float* c, bool accumulate) {
-    tile_bf16<R, kTileVectors>(a, a_stride, b, kColumns, steps, c, kColumns, accumulate);
+  static void run(const bf16* a, int64_t a_stride, const bf16* b, int64_t steps, float* c, bool accumulate,
+                  Ahead ahead) {
+    tile_bf16<R, kTileVectors>(a, a_stride, b, kColumns, steps, c, kColumns, accumulate, ahead);
   }
   static FloatSums sums(const Product&, const float* sums, int64_t, int64_t) { return {sums, kColumns}; }
 };
@@ -59,8 +61,9 @@ struct TilesS8 {
   static constexpr int kRows = kTileRows, kColumns = kTileVectors * kWidth, kDepthStep = 4, kWordElements = 4,
                        kSlices = 1;
   template <int R>
-  static void run(const uint8_t* a, int64_t a_stride, const int8_t* b, int64_t steps, int32_t* c, bool accumulate) {
-    tile_s8<R, kTileVectors>(a, a_stride, b, steps, c, kColumns, accumulate);
+  static void run(const uint8_t* a, int64_t a_stride, const int8_t* b, int64_t steps, int32_t* c, bool accumulate,
+                  Ahead ahead) {
+    tile_s8<R, kTileVectors>(a, a_stride, b, steps, c, kColumns, accumulate, ahead);
   }
   static IntegerSums sums(const Product& p, const int32_t* sums, int64_t row, int64_t column) {
     return {sums, kColumns, p.a_scales + row, p.b.scales + column, p.b.corrections + column};

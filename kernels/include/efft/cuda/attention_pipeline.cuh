@@ -40,7 +40,7 @@ struct Panels {
 
 // A place in the ring: which stage, and the parity of its current use. Kept and advanced, since finding it from a
 // block's number takes a division by a number of stages that is not a constant.
-struct RingPosition {
+struct RingStage {
   int stage;
   uint32_t parity;
 
@@ -62,7 +62,7 @@ struct AttentionMaps {
 struct alignas(16) FeedCursor {
   int tile;  // in the list
   int row;   // next one of the tile's sequence to copy the key and value of
-  RingPosition at;
+  RingStage at;
 };
 
 template <int kHead>
@@ -101,7 +101,7 @@ class Pipeline {
       ptx::mbarrier_init(stage_free(stage), readers);
     }
     ptx::fence_mbarrier_init();
-    control.cursor.at = RingPosition{0, 0};
+    control.cursor.at = RingStage{0, 0};
   }
 
   // 64 rows of a panel; the queries of all warpgroups make up a panel, since they come in one copy.

@@ -1,29 +1,9 @@
 // The tensor maps through which attention_wgmma.cuh copies queries, keys and values.
 #pragma once
 
-#include <cuda.h>
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-#include <cuda_runtime_api.h>
-
-#include <cstdint>
-#include <type_traits>
+#include "efft/cuda/tensor_map.cuh"
 
 namespace efft::cuda {
-
-// cuTensorMapEncodeTiled, asked of the driver at run time so that nothing links against libcuda; nullptr without it.
-inline auto tensor_map_encoder() {
-  static const auto encoder = [] {
-    void* function = nullptr;
-    cudaDriverEntryPointQueryResult found;
-    constexpr unsigned kIntroduced = 12000;
-    const cudaError_t error =
-        cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, kIntroduced, cudaEnableDefault, &found);
-    if (error != cudaSuccess || found != cudaDriverEntryPointSuccess) function = nullptr;
-    return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(function);
-  }();
-  return encoder;
-}
 
 // A view of qkv as [heads, 3, panels, rows, columns of a panel], so that one copy brings `box_rows` rows of one head of
 // `parts` of its query, key and value, panel after panel as wgmma reads them. A panel's row, at most 128 bytes, is the
@@ -39,11 +19,10 @@ cudaError_t encode_tensor_map(CUtensorMap* map, const T* qkv, int rows, int head
   const cuuint64_t strides[4] = {3 * hidden * sizeof(T), kColumns * sizeof(T), hidden * sizeof(T), kHead * sizeof(T)};
   const cuuint32_t box[5] = {kColumns, cuuint32_t(box_rows), kPanels, cuuint32_t(parts), 1};
   const cuuint32_t steps[5] = {1, 1, 1, 1, 1};
-  const auto type = std::is_same_v<T, __half> ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
   const auto swizzle = kColumns * sizeof(T) == 128 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B;
   const CUresult result =
-      encode(map, type, 5, const_cast<T*>(qkv), sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle,
-             CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+      encode(map, kTensorMapType<T>, 5, const_cast<T*>(qkv), sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+             swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
 }
 

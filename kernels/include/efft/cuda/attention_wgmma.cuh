@@ -1,7 +1,7 @@
 // Attention with wgmma and the tensor copy engine, for sm_90a and head sizes 32, 64 and 128. A block stays on its
 // multiprocessor and takes one tile after another: one head of up to 128 rows of one sequence, 64 for each of its
-// warpgroups. Its last warp finds the tiles and starts all copies, ahead of the warpgroups by the depth of the ring, so
-// that the next tile's data arrive while this one's are multiplied.
+// warpgroups. Its warps look tiles up together, and one thread each starts the copies of queries and of keys, ahead by
+// the depth of the ring, so that the next tile's data arrive while this one's are multiplied.
 #pragma once
 
 #include "efft/cuda/attention_arguments.cuh"
@@ -181,7 +181,7 @@ class Warpgroup {
     softmax.raise<kKeys, kHead>(scores, output);
     softmax.exponentiate<kKeys>(scores);
     to_operand<T, kKeys>(probabilities, scores);
-    RingPosition now = at_;
+    RingStage now = at_;
     at_.advance(pipeline_.stages);
     for (left -= kKeys; left > 0; left -= kKeys) {
       // The next scores are ready before this output, whose product runs beside the exponentials.
@@ -248,7 +248,7 @@ class Warpgroup {
   const Feeder<T, kHead>& feeder_;
   const int group_;
   int rows_ = 0;  // which 64 of the present tile
-  RingPosition at_{0, 0};
+  RingStage at_{0, 0};
 };
 
 // The tiles of this block from the round-th on; fewer than the list holds end with one of length 0.

@@ -2,8 +2,6 @@
 // Bound by memory: three table rows read and one row written a token.
 #pragma once
 
-#include <climits>
-
 #include "efft/cuda/call.cuh"
 #include "efft/cuda/rows.cuh"
 

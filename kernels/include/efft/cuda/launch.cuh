@@ -1,8 +1,9 @@
 // One way to launch a kernel, with programmatic dependent launch where the device has it.
 //
 // A kernel launched with kOverlap may start while its predecessor on the stream still runs: it must call
-// wait_for_predecessor() before it touches anything that any earlier kernel wrote, and every kernel of a chain does so
-// before it ends, so that "my predecessor is done" implies "all before it are".
+// wait_for_predecessor() before it touches anything that its predecessor writes or reads. Every kernel of a chain waits
+// before it ends and before it releases its successor, so that whatever was written two kernels before, such as the
+// number of tokens, is there from the start.
 #pragma once
 
 #include <cuda_runtime.h>

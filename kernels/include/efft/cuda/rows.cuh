@@ -10,16 +10,6 @@ namespace efft::cuda {
 constexpr int kWarp = 32;
 constexpr int kRowWarps = 4;  // rows of one block; 8 leaves a tail of idle warps at few tokens and is no faster at many
 
-// Blocks a multiprocessor must hold at once, which caps the registers of a row kernel. A batch of 6,000 tokens would
-// take 12 for one wave, but at three packs a lane that many spill.
-template <int CHUNKS>
-constexpr int kRowBlocks = CHUNKS <= 1   ? 12
-                           : CHUNKS <= 2 ? 10
-                           : CHUNKS <= 3 ? 9
-                           : CHUNKS <= 4 ? 7
-                           : CHUNKS <= 8 ? 4
-                                         : 1;
-
 __device__ __forceinline__ float warp_sum(float x) {
 #pragma unroll
   for (int offset = kWarp / 2; offset > 0; offset /= 2) x += __shfl_xor_sync(0xffffffffu, x, offset);
