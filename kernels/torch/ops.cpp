@@ -255,7 +255,7 @@ Tensor attention(const Tensor& qkv, const Tensor& bias, const Tensor& cu_seqlens
 }
 
 Tensor add_norm(const Tensor& x, const Tensor& bias, const Tensor& residual, const Tensor& gamma, const Tensor& beta,
-                double epsilon) {
+                double epsilon, bool /*overlap*/) {
   check_float_type("x", x);
   check_shape("x", x, {kAnySize, kAnySize});
   const int64_t rows = x.size(0), width = x.size(1);

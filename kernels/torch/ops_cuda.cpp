@@ -112,7 +112,7 @@ Tensor attention_op(const Tensor& qkv_in, const Tensor& bias_in, const Tensor& c
 }
 
 Tensor add_norm_op(const Tensor& x_in, const Tensor& bias_in, const Tensor& residual_in, const Tensor& gamma_in,
-                   const Tensor& beta_in, double epsilon) {
+                   const Tensor& beta_in, double epsilon, bool overlap) {
   constexpr const char* kName = "add_norm";
   require(x_in.dim() == 2, kName, "x must be [tokens, width]");
   const DeviceGuard guard(x_in.get_device_index());
@@ -133,9 +133,8 @@ Tensor add_norm_op(const Tensor& x_in, const Tensor& bias_in, const Tensor& resi
                           static_cast<float>(epsilon),
                           data<T>(out),
                           nullptr};
-    // Not overlapping: what was enqueued last may have made the vectors, which are read before the wait.
-    check(add_norm(step, nullptr, static_cast<int>(tokens), static_cast<int>(width), current_stream(x), Order::kSerial),
-          kName);
+    const Order order = overlap ? Order::kOverlap : Order::kSerial;
+    check(add_norm(step, nullptr, static_cast<int>(tokens), static_cast<int>(width), current_stream(x), order), kName);
   });
   return out;
 }

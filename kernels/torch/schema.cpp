@@ -25,8 +25,11 @@ STABLE_TORCH_LIBRARY(efft, m) {
       "Tensor gamma, Tensor beta, float epsilon, int position_offset, bool count_positions) -> Tensor");
   // Softmax((q + bq)(k + bk)^T / sqrt(d)) (v + bv) within each sequence. qkv [T, 3H], bias fp32 [3H] -> [T, H].
   m.def("attention(Tensor qkv, Tensor bias, Tensor cu_seqlens, int heads, int max_length) -> Tensor");
-  // LayerNorm(x + bias + residual): [T, H].
-  m.def("add_norm(Tensor x, Tensor bias, Tensor residual, Tensor gamma, Tensor beta, float epsilon) -> Tensor");
+  // LayerNorm(x + bias + residual): [T, H]. overlap: on a GPU, begin while the kernel before still runs, as within the
+  // encoder; bias, gamma and beta must then be older than that kernel.
+  m.def(
+      "add_norm(Tensor x, Tensor bias, Tensor residual, Tensor gamma, Tensor beta, float epsilon, "
+      "bool overlap=False) -> Tensor");
   // activation(x + bias): [T, I].
   m.def("bias_activation(Tensor x, Tensor bias, str activation) -> Tensor");
   // What this build is and which instruction set it runs: one line of key=value pairs.
