@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Print each engine's speed-up over ths in both runs and how they differ."""
-    pairs = differences(results.load(options.first), results.load(options.second))
+    """Print each engine's speed-up over ths in both runs and how they differ, and what memory gave meanwhile."""
+    runs = results.load(options.first), results.load(options.second)
+    pairs = differences(*runs)
     lines = [[*identity, f"{one:.3f}", f"{two:.3f}", f"{100 * (two / one - 1):+.1f} %"] for identity, one, two in pairs]
     print(table.markdown([*_IDENTITY, "engine", "first", "second", "difference"], lines))
     worst = max((abs(two / one - 1) for _, one, two in pairs), default=0.0)
     print(f"largest difference of a speed-up over {table.BASELINE}: {100 * worst:.1f} %")
+    for name, run in zip(("first", "second"), runs, strict=True):
+        rates = run["settings"].get("copied_gb_per_s")
+        if rates:
+            middle = f"{statistics.median(rates):.1f} GB/s copied"
+            print(f"memory during the {name} run: {middle} ({min(rates)} to {max(rates)})")
 
 
 def differences(first: dict[str, Any], second: dict[str, Any]) -> list[tuple[tuple[str, ...], float, float]]:

@@ -16,7 +16,7 @@ import torch
 from benchmarks import machine, memory, results, table
 from benchmarks.budget import Budget, weight
 from benchmarks.engines import ENGINES, LOOP, everything
-from benchmarks.floor import Ceilings, measure, operations
+from benchmarks.floor import Ceilings, copy_rate, measure, operations
 from benchmarks.measuring import Group, Setting
 from benchmarks.models import Source, load_source
 from benchmarks.timing import CLOCKS, MIN_ROUNDS
@@ -85,7 +85,7 @@ def run(options: argparse.Namespace) -> None:
         "settings": {
             "minutes": options.minutes, "clock": options.clock, "interleaved": True,
             "statistic": "median and quartiles of calls", "others": round(setting.watch.others, 3),
-            "freed_memory_kept": kept,
+            "freed_memory_kept": kept, "copied_gb_per_s": [round(rate / 1e9, 1) for rate in setting.copy_rates],
         },
         "ceilings": asdict(ceilings),
         "rows": rows,
@@ -142,7 +142,9 @@ def _measure(
     reserve = min(building, MEMORY_SHARE * left) if with_memory else 0.0
     weights = [weight for group in groups for weight in _weights(group.source, workloads)]
     budget = Budget(until - reserve, VISITS * weights)
+    setting = groups[0].setting
     for visit in range(VISITS):
+        setting.copy_rates.append(copy_rate(setting.device, setting.synchronize, CLOCKS[setting.clock]))
         for group in groups:
             print(f"{group.source.name} {group.data_type}: visit {visit + 1} of {VISITS}", file=sys.stderr)
             for workload in workloads:

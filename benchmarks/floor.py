@@ -71,10 +71,15 @@ def measure(
             continue
         if found:
             rates[data_type] = max(found)
+    return Ceilings(rates, copy_rate(device, synchronize, clock))
+
+
+def copy_rate(device: str, synchronize: Callable[[], object], clock: Clock = time.perf_counter) -> float:
+    """Bytes a second, read and written, of a copy that no cache holds."""
     source = torch.ones(_COPY_BYTES[device], dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     seconds = _best(lambda: target.copy_(source), synchronize, clock)
-    return Ceilings(rates, 2 * source.numel() / seconds)
+    return 2 * source.numel() / seconds
 
 
 def _best(call: Callable[[], object], synchronize: Callable[[], object], clock: Clock) -> float:

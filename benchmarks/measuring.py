@@ -34,6 +34,8 @@ class Setting:
     threads: int
     clock: str = "wall"
     watch: machine.Watch = field(default_factory=machine.Watch)
+    copy_rates: list[float] = field(default_factory=list)
+    """Bytes a second that memory gave at every visit: on a shared host it is not the machine's alone."""
     references: dict[tuple[str, Workload], Tensor] = field(default_factory=dict)
     """The float64 outputs seen so far, by model and workload: every type is compared with the same."""
 

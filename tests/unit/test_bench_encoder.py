@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import time
-from argparse import ArgumentParser
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import Any
 
@@ -240,6 +240,9 @@ def test_a_run_writes_a_result_that_the_table_and_compare_read(
     assert all(one == two for _, one, two in compare.differences(result, result))
     assert len(compare.differences(result, result)) == 2
     assert results.current("encoder", tmp_path)[0]["date"] == result["date"]
+    compare.run(Namespace(first=path, second=path))
+    assert "largest difference of a speed-up over ths: 0.0 %" in (said := capsys.readouterr().out)
+    assert said.count("GB/s copied") == 2
 
 
 def test_a_file_that_is_no_result_is_refused(tmp_path: Path) -> None:
