@@ -18,23 +18,21 @@ inline void tile_bf16(const bf16* a, int64_t a_stride, const bf16* b, int64_t b_
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
     for (int n = 0; n < N; ++n) sum[r][n] = splat(0.0f);
-  for (int64_t k = 0; k < pairs;) {
-    ahead.fetch();
-    for (const int64_t stop = std::min(pairs, k + Ahead::kEvery); k < stop; ++k) {
-      __m512bh column[N];
+  const auto step = [&](int64_t k) __attribute__((always_inline)) {
+    __m512bh column[N];
 #pragma GCC unroll 8
-      for (int n = 0; n < N; ++n) column[n] = (__m512bh)_mm512_loadu_si512(b + 2 * n * kWidth);
+    for (int n = 0; n < N; ++n) column[n] = (__m512bh)_mm512_loadu_si512(b + 2 * n * kWidth);
 #pragma GCC unroll 16
-      for (int r = 0; r < R; ++r) {
-        int32_t pair;
-        std::memcpy(&pair, a + r * a_stride + 2 * k, sizeof pair);
-        const __m512bh element = (__m512bh)_mm512_set1_epi32(pair);
+    for (int r = 0; r < R; ++r) {
+      int32_t pair;
+      std::memcpy(&pair, a + r * a_stride + 2 * k, sizeof pair);
+      const __m512bh element = (__m512bh)_mm512_set1_epi32(pair);
 #pragma GCC unroll 8
-        for (int n = 0; n < N; ++n) sum[r][n] = _mm512_dpbf16_ps(sum[r][n], element, column[n]);
-      }
-      b += 2 * b_stride;
+      for (int n = 0; n < N; ++n) sum[r][n] = _mm512_dpbf16_ps(sum[r][n], element, column[n]);
     }
-  }
+    b += 2 * b_stride;
+  };
+  ahead.each(pairs, step);
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8

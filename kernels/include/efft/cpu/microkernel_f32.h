@@ -17,21 +17,19 @@ inline void tile_f32(const float* a, int64_t a_stride, const float* b, int64_t b
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
     for (int n = 0; n < N; ++n) sum[r][n] = splat(0.0f);
-  for (int64_t k = 0; k < depth;) {
-    ahead.fetch();
-    for (const int64_t stop = std::min(depth, k + Ahead::kEvery); k < stop; ++k) {
-      Vec column[N];
+  const auto step = [&](int64_t k) __attribute__((always_inline)) {
+    Vec column[N];
 #pragma GCC unroll 8
-      for (int n = 0; n < N; ++n) column[n] = load(b + n * kWidth);
+    for (int n = 0; n < N; ++n) column[n] = load(b + n * kWidth);
 #pragma GCC unroll 16
-      for (int r = 0; r < R; ++r) {
-        const Vec element = splat(a[r * a_stride + k]);
+    for (int r = 0; r < R; ++r) {
+      const Vec element = splat(a[r * a_stride + k]);
 #pragma GCC unroll 8
-        for (int n = 0; n < N; ++n) sum[r][n] = fma(element, column[n], sum[r][n]);
-      }
-      b += b_stride;
+      for (int n = 0; n < N; ++n) sum[r][n] = fma(element, column[n], sum[r][n]);
     }
-  }
+    b += b_stride;
+  };
+  ahead.each(depth, step);
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8

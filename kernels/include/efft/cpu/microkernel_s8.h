@@ -19,23 +19,21 @@ inline void tile_s8(const uint8_t* a, int64_t a_stride, const int8_t* b, int64_t
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
     for (int n = 0; n < N; ++n) sum[r][n] = _mm512_setzero_si512();
-  for (int64_t k = 0; k < quads;) {
-    ahead.fetch();
-    for (const int64_t stop = std::min(quads, k + Ahead::kEvery); k < stop; ++k) {
-      __m512i column[N];
+  const auto step = [&](int64_t k) __attribute__((always_inline)) {
+    __m512i column[N];
 #pragma GCC unroll 8
-      for (int n = 0; n < N; ++n) column[n] = _mm512_loadu_si512(b + 4 * n * kWidth);
+    for (int n = 0; n < N; ++n) column[n] = _mm512_loadu_si512(b + 4 * n * kWidth);
 #pragma GCC unroll 16
-      for (int r = 0; r < R; ++r) {
-        int32_t quad;
-        std::memcpy(&quad, a + r * a_stride + 4 * k, sizeof quad);
-        const __m512i element = _mm512_set1_epi32(quad);
+    for (int r = 0; r < R; ++r) {
+      int32_t quad;
+      std::memcpy(&quad, a + r * a_stride + 4 * k, sizeof quad);
+      const __m512i element = _mm512_set1_epi32(quad);
 #pragma GCC unroll 8
-        for (int n = 0; n < N; ++n) sum[r][n] = _mm512_dpbusd_epi32(sum[r][n], element, column[n]);
-      }
-      b += 4 * N * kWidth;
+      for (int n = 0; n < N; ++n) sum[r][n] = _mm512_dpbusd_epi32(sum[r][n], element, column[n]);
     }
-  }
+    b += 4 * N * kWidth;
+  };
+  ahead.each(quads, step);
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
