@@ -30,8 +30,10 @@ OVERRUN = 0.5
 """Of the time that later types would have, the share that a type may take for the fewest rounds of all workloads."""
 VISITS = 8
 """How often a run comes back to each workload; where a round takes long, only MIN_ROUNDS of these have one."""
-MEMORY_SHARE = 0.2
+MEMORY_SHARE = 0.3
 """Of a type's time after building, at most: peak memory is measured in processes that build once more."""
+MEMORY_SECONDS = 8
+"""What such a process takes besides: it starts Python, loads torch and the model, and runs the largest workload."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -138,7 +140,7 @@ def _measure(
         print(f"{group.source.name} {group.data_type}: building", file=sys.stderr)
         group.build(names)
     left = max(0.0, until - time.monotonic())
-    building = sum(sum(group.building.values()) for group in groups)
+    building = sum(MEMORY_SECONDS + seconds for group in groups for seconds in group.building.values())
     reserve = min(building, MEMORY_SHARE * left) if with_memory else 0.0
     weights = [weight for group in groups for weight in _weights(group.source, workloads)]
     budget = Budget(until - reserve, VISITS * weights)

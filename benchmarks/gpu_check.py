@@ -123,7 +123,7 @@ def _rows(check: Check) -> None:
 def _encoders(check: Check) -> None:
     rates = check.rates("fp16")
     check.rows += encoders.measure("base", "fp16", list(LENGTHS), check.peers, rates)
-    # torch 2.11's compiled graph of the large model faults beside the other peers, with or without ours in the process.
+    # torch 2.11's compiled graph of 32x384 faults here, too (see encoders.measure).
     peers = [peer for peer in check.peers if peer != "compile"]
     check.rows += encoders.measure("large", "fp16", encoders.LARGE, peers, rates)
 
