@@ -130,8 +130,8 @@ Bucket Lane::start_and_count(const Request& request, Bucket padded, const Alloca
   enqueue_front(model, call, padded, Workspace(memory_.get(), model, padded), count_.expect(), stream);
   Bucket tight = bucket_for(padded.batch, padded.length, std::max(count_.wait(stream), 1), true);
   tight.attended = padded.attended;
-  if (reserve(Workspace(nullptr, model, tight).bytes,
-              allocate)) {  // again, by the same kernels: a call's bits must not depend on the calls before it
+  if (reserve(Workspace(nullptr, model, tight).bytes, allocate)) {
+    // Again, by the same kernels: a call's bits must not depend on the calls before it.
     enqueue_front(model, call, padded, Workspace(memory_.get(), model, padded), {}, stream);
   }
   return tight;
