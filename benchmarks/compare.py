@@ -26,8 +26,8 @@ def run(options: argparse.Namespace) -> None:
     print(table.markdown([*_IDENTITY, "engine", "first", "second", "difference"], lines))
     worst = max((abs(two / one - 1) for _, one, two in pairs), default=0.0)
     print(f"largest difference of a speed-up over {table.BASELINE}: {100 * worst:.1f} %")
-    for name, run in zip(("first", "second"), runs, strict=True):
-        rates = run["settings"].get("copied_gb_per_s")
+    for name, result in zip(("first", "second"), runs, strict=True):
+        rates = result["settings"].get("copied_gb_per_s")
         if rates:
             middle = f"{statistics.median(rates):.1f} GB/s copied"
             print(f"memory during the {name} run: {middle} ({min(rates)} to {max(rates)})")

@@ -122,7 +122,7 @@ def keep_freed_memory() -> bool:
     """Let the C library keep what this process frees, as a server's allocator would; False where it is not glibc.
 
     Otherwise each large buffer is mapped and faulted in anew in every call, in huge pages or not as the kernel happens
-    to have them: of six processes of TorchScript the fastest took 556 ms for what the slowest took 763 for.
+    to have them. What a shared host does to memory remains (docs/benchmarks.md).
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
