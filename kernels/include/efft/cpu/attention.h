@@ -1,7 +1,7 @@
-// Softmax attention of one head of one sequence, blocked over queries.
+// Softmax attention of one head of one sequence, a few queries at a time.
 //
 // Keys are turned once into panels with the head's depth running down them, so that both products use the register
-// tiles of the linear layers; a block of query rows keeps its scores in the second-level cache between the products.
+// tiles of the linear layers; the scores of a tile's rows stay in the first-level cache between the products.
 #pragma once
 
 #include <type_traits>
@@ -22,7 +22,6 @@ constexpr int kAttendRows = 6, kAttendVectors = 2;
 #else
 constexpr int kAttendRows = 4, kAttendVectors = 1;
 #endif
-constexpr int64_t kQueryBlock = 48;
 constexpr int64_t kAttendColumns = int64_t{kAttendVectors} * kWidth;
 
 template <typename Element>
@@ -66,8 +65,8 @@ struct AttendScratch {
     keys_at = 0;
     values_at = keys_at + round_up(keys_padded * head_size * 4, 64);
     scores_at = values_at + round_up(round_up(keys, 2) * head_padded * 2, 64);
-    weights_at = scores_at + kQueryBlock * score_stride * 4;
-    tile_at = weights_at + round_up(kQueryBlock * score_stride * 2, 64);
+    weights_at = scores_at + kAttendRows * score_stride * 4;
+    tile_at = weights_at + round_up(kAttendRows * score_stride * 2, 64);
     bytes = tile_at + round_up(kAttendRows * kAttendColumns * 4, 64);
   }
 };
@@ -136,39 +135,32 @@ void attend(const Attend& p, void* scratch) {
     value_stride = at.head_padded;
   }
 
-  float inverse[kQueryBlock];
-  for (int64_t first = 0; first < p.queries; first += kQueryBlock) {
-    const int64_t block = p.queries - first < kQueryBlock ? p.queries - first : kQueryBlock;
-    const int64_t groups = (block + kAttendRows - 1) / kAttendRows;
+  const int64_t groups = (p.queries + kAttendRows - 1) / kAttendRows;
+  for (int64_t g = 0; g < groups; ++g) {
+    const int64_t first = g * p.queries / groups, rows = (g + 1) * p.queries / groups - first;
     const Element* panel = keys;
     for (int64_t key = 0; key < at.keys_padded; key += kAttendColumns) {
       const int64_t left = at.keys_padded - key;
       const int64_t columns = left < kAttendColumns ? left : kAttendColumns;
-      for (int64_t g = 0; g < groups; ++g) {
-        const int64_t row = g * block / groups, rows = (g + 1) * block / groups - row;
-        attend_tile_of<Element>(rows, columns / kWidth)(query + (first + row) * p.query_stride, p.query_stride, panel,
-                                                        columns, words, scores + row * at.score_stride + key,
-                                                        at.score_stride);
-      }
+      attend_tile_of<Element>(rows, columns / kWidth)(query + first * p.query_stride, p.query_stride, panel, columns,
+                                                      words, scores + key, at.score_stride);
       panel += columns * words * step;
     }
-    for (int64_t row = 0; row < block; ++row) {
-      inverse[row] = softmax_row(scores + row * at.score_stride, p.keys, p.scale, weights + row * at.score_stride);
+    float inverse[kAttendRows];
+    for (int64_t r = 0; r < rows; ++r) {
+      inverse[r] = softmax_row(scores + r * at.score_stride, p.keys, p.scale, weights + r * at.score_stride);
     }
     for (int64_t column = 0; column < p.head_size; column += kAttendColumns) {
       const int64_t left = p.head_size - column;
       const int64_t columns = left < kAttendColumns ? left : kAttendColumns;
-      for (int64_t g = 0; g < groups; ++g) {
-        const int64_t row = g * block / groups, rows = (g + 1) * block / groups - row;
-        attend_tile_of<Element>(rows, (columns + kWidth - 1) / kWidth)(
-            weights + row * at.score_stride, at.score_stride, values + column * step, value_stride,
-            (p.keys + step - 1) / step, tile, kAttendColumns);
-        for (int64_t r = 0; r < rows; ++r) {
-          const Vec factor = splat(inverse[row + r]);
-          Element* to = out + (first + row + r) * p.out_stride + column;
-          for (int64_t i = 0; i < columns; i += kWidth) {
-            store_some(to + i, load(tile + r * kAttendColumns + i) * factor, columns - i);
-          }
+      attend_tile_of<Element>(rows, (columns + kWidth - 1) / kWidth)(weights, at.score_stride, values + column * step,
+                                                                     value_stride, (p.keys + step - 1) / step, tile,
+                                                                     kAttendColumns);
+      for (int64_t r = 0; r < rows; ++r) {
+        const Vec factor = splat(inverse[r]);
+        Element* to = out + (first + r) * p.out_stride + column;
+        for (int64_t i = 0; i < columns; i += kWidth) {
+          store_some(to + i, load(tile + r * kAttendColumns + i) * factor, columns - i);
         }
       }
     }
