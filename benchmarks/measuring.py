@@ -130,8 +130,9 @@ class Group:
         for name, row in measured.rows.items():
             if name in timings:
                 found = timings[name]
-                time_of_call = {"median_ms": found.median, "lower_ms": found.lower, "upper_ms": found.upper}
-                outcome: dict[str, Any] = {**time_of_call, "rounds": found.rounds}
+                quartiles = {"lower_ms": found.lower, "upper_ms": found.upper}
+                outcome: dict[str, Any] = {"median_ms": found.median, **quartiles, "fastest_ms": found.fastest}
+                outcome["rounds"] = found.rounds
             else:
                 outcome = {"refused": row["refused"] or measured.late or _LATE}
             yield {"model": self.source.name, "data_type": self.data_type, **describe(workload), **row, **outcome}
