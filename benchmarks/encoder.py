@@ -30,6 +30,8 @@ OVERRUN = 0.5
 """Of the time that later types would have, the share that a type may take for the fewest rounds of all workloads."""
 VISITS = 8
 """How often a run comes back to each workload; where a round takes long, only MIN_ROUNDS of these have one."""
+SPARE_SHARE = 0.2
+"""Of a type's time, at least: for more than MIN_ROUNDS of what takes little time."""
 MEMORY_SHARE = 0.3
 """Of a type's time after building, at most: peak memory is measured in processes that build once more."""
 MEMORY_SECONDS = 8
@@ -130,8 +132,8 @@ def _weights(source: Source, workloads: list[Workload]) -> list[float]:
 def _measure(
     groups: list[Group], names: list[str], workloads: list[Workload], until: float, latest: float, with_memory: bool
 ) -> None:
-    """Build all models' engines in one type, time every workload, let the engines go: about until ``until``, which
-    workloads that take long may exceed until ``latest``.
+    """Build all models' engines in one type, check them on every workload, time them, let them go: about until
+    ``until``, which workloads that take long may exceed until ``latest``.
 
     Every workload is visited several times over the whole while: another guest of the host may slow whatever lives off
     memory for a minute, and some engines more than others.
@@ -139,18 +141,25 @@ def _measure(
     for group in groups:
         print(f"{group.source.name} {group.data_type}: building", file=sys.stderr)
         group.build(names)
+    promised = 0.0
+    for group in groups:
+        for workload in workloads:
+            promised += group.prepare(workload, latest - promised)
     left = max(0.0, until - time.monotonic())
     building = sum(MEMORY_SECONDS + seconds for group in groups for seconds in group.building.values())
-    reserve = min(building, MEMORY_SHARE * left) if with_memory else 0.0
-    weights = [weight for group in groups for weight in _weights(group.source, workloads)]
-    budget = Budget(until - reserve, VISITS * weights)
+    left -= min(building, MEMORY_SHARE * left) if with_memory else 0.0
+    # What the fewest rounds do not take, but some in any case: short calls cost little and want many rounds.
+    spare = max(left - promised, SPARE_SHARE * left)
+    weights = [_weights(group.source, workloads) for group in groups]
+    total = sum(map(sum, weights))
     setting = groups[0].setting
-    for visit in range(VISITS):
+    for visit in range(1, VISITS + 1):
         setting.copy_rates.append(copy_rate(setting.device, setting.synchronize, CLOCKS[setting.clock]))
-        for group in groups:
-            print(f"{group.source.name} {group.data_type}: visit {visit + 1} of {VISITS}", file=sys.stderr)
-            for workload in workloads:
-                group.measure(workload, budget.next(), latest, least=MIN_ROUNDS * (visit + 1) // VISITS)
+        for group, of_group in zip(groups, weights, strict=True):
+            print(f"{group.source.name} {group.data_type}: visit {visit} of {VISITS}", file=sys.stderr)
+            for workload, share in zip(workloads, of_group, strict=True):
+                seconds = spare * share / total * visit / VISITS
+                group.measure(workload, seconds, latest, least=MIN_ROUNDS * visit // VISITS)
     for group in groups:
         group.close()
     gc.collect()

@@ -89,16 +89,20 @@ class Group:
             if base in built:
                 self.engines[name] = Loop(built[base]) if name.endswith(LOOP) else built[base]
 
-    def measure(self, workload: Workload, until: float, limit: float, least: int = MIN_ROUNDS) -> None:
-        """Check the engines on a workload, unless that has been done, and time them: about until ``until`` (monotonic
-        clock), but until there are ``least`` rounds altogether. Where MIN_ROUNDS do not fit before ``limit``, the rows
-        say so."""
+    def prepare(self, workload: Workload, limit: float) -> float:
+        """Check the engines on a workload; returns the seconds that MIN_ROUNDS take. Where these do not fit before
+        ``limit`` (monotonic clock), the rows say so and it returns 0."""
         with self.setting.watch:
-            if workload not in self._measured:
-                self._measured[workload] = self._begin(workload, limit)
-            turns = self._measured[workload].turns
-            if turns is not None and (turns.rounds == 0 or time.monotonic() + turns.seconds < limit):
-                turns.run(until - time.monotonic(), least)
+            measured = self._measured[workload] = self._begin(workload, limit)
+        return MIN_ROUNDS * measured.turns.seconds if measured.turns is not None else 0.0
+
+    def measure(self, workload: Workload, seconds: float, limit: float, least: int = MIN_ROUNDS) -> None:
+        """Time the engines on a workload that was prepared, until there are as many rounds altogether as fit into
+        ``seconds``, ``least`` at least; none that would end behind ``limit``."""
+        turns = self._measured[workload].turns
+        if turns is not None and turns.calls:
+            with self.setting.watch:
+                turns.run(max(least, int(seconds / turns.seconds)), limit)
 
     def close(self) -> None:
         """Let the engines go; the rows stay."""
@@ -126,7 +130,8 @@ class Group:
         return _Measured(rows, turns)
 
     def _rows(self, workload: Workload, measured: _Measured) -> Iterator[dict[str, Any]]:
-        timings = measured.turns.timings() if measured.turns is not None else {}
+        enough = measured.turns is not None and measured.turns.rounds >= MIN_ROUNDS
+        timings = measured.turns.timings() if measured.turns is not None and enough else {}
         for name, row in measured.rows.items():
             if name in timings:
                 found = timings[name]

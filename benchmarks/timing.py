@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Callable, Mapping
@@ -70,25 +71,23 @@ class Turns:
         self.generator = random.Random(seed)
         self.estimates = {name: _warm(call, synchronize) for name, call in self.calls.items()}
         self.seconds = sum(t * (2 if t < SHORT else 1) + PAUSE for t in self.estimates.values())
-        """What a round takes."""
+        """What a round takes: the mean of the estimate and of all rounds."""
         self.taken: dict[str, list[float]] = {name: [] for name in self.calls}
         self.rounds = 0
 
-    def run(self, seconds: float, least: int) -> None:
-        """About as many rounds as fit into ``seconds``, until there are ``least`` altogether at least and MAX_ROUNDS at
-        most."""
-        if not self.calls:
-            return
-        fitting = min(MAX_ROUNDS - self.rounds, int(seconds / self.seconds))
+    def run(self, rounds: int, limit: float = math.inf) -> None:
+        """Until there are ``rounds`` altogether or the next one would end behind ``limit`` (monotonic clock)."""
         order = list(self.calls)
-        for _ in range(max(fitting, least - self.rounds)):
-            self.rounds += 1
+        while order and self.rounds < min(rounds, MAX_ROUNDS) and time.monotonic() + self.seconds < limit:
+            start = time.monotonic()
             self.generator.shuffle(order)
             for name in order:
                 time.sleep(PAUSE)
                 if self.estimates[name] < SHORT:
                     self.calls[name]()
                 self.taken[name].append(once(self.calls[name], self.synchronize, self.clock))
+            self.rounds += 1
+            self.seconds += (time.monotonic() - start - self.seconds) / (self.rounds + 1)
 
     def timings(self) -> dict[str, Timing]:
         """Of all rounds so far."""

@@ -43,7 +43,8 @@ def measured(source: Source, data_type: str, names: list[str], seconds: float = 
     group = Group(source, data_type, Setting("cpu", 2))
     group.build(names)
     now = time.monotonic()
-    group.measure(WORKLOAD, now + seconds, now + 600)
+    group.prepare(WORKLOAD, now + 600)
+    group.measure(WORKLOAD, seconds, now + 600)
     return group
 
 
@@ -75,7 +76,8 @@ def test_a_wrong_output_is_not_timed(source: Source) -> None:
 
     group = Group(source, "fp32", Setting("cpu", 2))
     group.engines = {"wrong": Wrong(source, "fp32", "cpu", 2)}
-    group.measure(WORKLOAD, time.monotonic() + 0.1, time.monotonic() + 600)
+    group.prepare(WORKLOAD, time.monotonic() + 600)
+    group.measure(WORKLOAD, 0.1, time.monotonic() + 600)
     assert "allowed" in group.rows[0]["refused"]
     assert "median_ms" not in group.rows[0]
 
@@ -94,7 +96,7 @@ def test_one_sequence_has_no_loop(source: Source) -> None:
     group = Group(source, "fp32", Setting("cpu", 2))
     group.build(["ori", "ori+loop"])
     for size in ("1x8", "2x8"):
-        group.measure(make_workload(size, "uniform"), time.monotonic(), time.monotonic() + 600)
+        group.prepare(make_workload(size, "uniform"), time.monotonic() + 600)
     assert [(row["workload"], row["engine"]) for row in group.rows] == [
         ("1x8", "ori"),
         ("2x8", "ori"),
@@ -106,7 +108,7 @@ def test_what_no_time_is_left_for_is_named_and_not_timed(source: Source, monkeyp
     group = Group(source, "fp32", Setting("cpu", 2))
     group.build(["ori"])
     now = time.monotonic()
-    group.measure(WORKLOAD, now, now)
+    assert group.prepare(WORKLOAD, now) == 0
     assert group.rows[0]["refused"] == "the run's time was over"
 
     class Slow(Turns):
@@ -115,7 +117,7 @@ def test_what_no_time_is_left_for_is_named_and_not_timed(source: Source, monkeyp
             self.seconds = 1000
 
     monkeypatch.setattr(measuring, "Turns", Slow)
-    group.measure(make_workload("1x24", "uniform"), now, time.monotonic() + 600)
+    assert group.prepare(make_workload("1x24", "uniform"), time.monotonic() + 600) == 0
     assert "rounds would take" in group.rows[1]["refused"]
     assert not any("median_ms" in row for row in group.rows)
 
@@ -123,11 +125,21 @@ def test_what_no_time_is_left_for_is_named_and_not_timed(source: Source, monkeyp
 def test_a_later_visit_adds_rounds(source: Source) -> None:
     group = measured(source, "fp32", ["ori"])
     before = group.rows[0]["rounds"]
-    group.measure(WORKLOAD, time.monotonic(), time.monotonic() + 600, least=before + 2)
+    group.measure(WORKLOAD, 0, time.monotonic() + 600, least=before + 2)
     assert group.rows[0]["rounds"] == before + 2
-    group.measure(WORKLOAD, time.monotonic(), time.monotonic())  # no time is left
+    group.measure(WORKLOAD, 600, time.monotonic())  # no time is left
     group.close()
     assert [row["rounds"] for row in group.rows] == [before + 2]
+
+
+def test_fewer_rounds_than_a_median_wants_are_no_result(source: Source) -> None:
+    group = Group(source, "fp32", Setting("cpu", 2))
+    group.build(["ori"])
+    assert group.prepare(WORKLOAD, time.monotonic() + 600) > 0
+    for rounds, refused in ((2, "the run's time was over"), (3, None)):
+        group.measure(WORKLOAD, 0, time.monotonic() + 600, least=rounds)
+        assert group.rows[0]["refused"] == refused
+        assert ("median_ms" in group.rows[0]) == (refused is None)
 
 
 def test_a_budget_gives_later_parts_what_earlier_ones_leave() -> None:
@@ -189,7 +201,7 @@ def test_turns_run_each_engine_equally_often_and_time_it() -> None:
 
     turns = Turns({"slow": lambda: call(0.01), "fast": lambda: call(0.002)}, clock=lambda: now)
     for rounds in (3, 5, 4):
-        turns.run(0, least=rounds)
+        turns.run(rounds)
     timings = turns.timings()
     assert timings["slow"].rounds == timings["fast"].rounds == 5
     assert timings["slow"].median == pytest.approx(10)
