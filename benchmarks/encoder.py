@@ -159,7 +159,7 @@ def _measure(
             print(f"{group.source.name} {group.data_type}: visit {visit} of {VISITS}", file=sys.stderr)
             for workload, share in zip(workloads, of_group, strict=True):
                 seconds = spare * share / total * visit / VISITS
-                group.measure(workload, seconds, latest, least=MIN_ROUNDS * visit // VISITS)
+                group.measure(workload, seconds, latest, least=-(-MIN_ROUNDS * visit // VISITS))
     for group in groups:
         group.close()
     gc.collect()

@@ -24,6 +24,8 @@ PLAIN = "ori"
 
 
 _LATE = "the run's time was over"
+SLACK = 1.2
+"""Over the estimate, which is of the faster of the first calls."""
 
 
 @dataclass(frozen=True)
@@ -90,19 +92,19 @@ class Group:
                 self.engines[name] = Loop(built[base]) if name.endswith(LOOP) else built[base]
 
     def prepare(self, workload: Workload, limit: float) -> float:
-        """Check the engines on a workload; returns the seconds that MIN_ROUNDS take. Where these do not fit before
-        ``limit`` (monotonic clock), the rows say so and it returns 0."""
+        """Check the engines on a workload; returns the seconds to set aside for MIN_ROUNDS. Where these do not fit
+        before ``limit`` (monotonic clock), the rows say so and it returns 0."""
         with self.setting.watch:
             measured = self._measured[workload] = self._begin(workload, limit)
-        return MIN_ROUNDS * measured.turns.seconds if measured.turns is not None else 0.0
+        return SLACK * MIN_ROUNDS * measured.turns.seconds if measured.turns is not None else 0.0
 
     def measure(self, workload: Workload, seconds: float, limit: float, least: int = MIN_ROUNDS) -> None:
-        """Time the engines on a workload that was prepared, until there are as many rounds altogether as fit into
-        ``seconds``, ``least`` at least; none that would end behind ``limit``."""
+        """Time the engines on a workload that was prepared, until there are ``least`` rounds altogether and as many
+        more as fit into ``seconds``; none that would end behind ``limit``."""
         turns = self._measured[workload].turns
         if turns is not None and turns.calls:
             with self.setting.watch:
-                turns.run(max(least, int(seconds / turns.seconds)), limit)
+                turns.run(least + int(seconds / turns.seconds), limit)
 
     def close(self) -> None:
         """Let the engines go; the rows stay."""
@@ -125,13 +127,14 @@ class Group:
         checked, calls = self._check({name: self.engines[name] for name in names}, batch)
         rows |= checked
         turns = Turns(calls, synchronize=self.setting.synchronize, clock=CLOCKS[self.setting.clock])
-        if time.monotonic() + MIN_ROUNDS * turns.seconds > limit:
+        if time.monotonic() + SLACK * MIN_ROUNDS * turns.seconds > limit:
             return _Measured(rows, None, f"{MIN_ROUNDS} rounds would take longer than was left of the run's time")
         return _Measured(rows, turns)
 
     def _rows(self, workload: Workload, measured: _Measured) -> Iterator[dict[str, Any]]:
-        enough = measured.turns is not None and measured.turns.rounds >= MIN_ROUNDS
-        timings = measured.turns.timings() if measured.turns is not None and enough else {}
+        rounds = measured.turns.rounds if measured.turns is not None else 0
+        timings = measured.turns.timings() if measured.turns is not None and rounds >= MIN_ROUNDS else {}
+        late = f"only {rounds} of {MIN_ROUNDS} rounds fitted into the run's time" if rounds else measured.late or _LATE
         for name, row in measured.rows.items():
             if name in timings:
                 found = timings[name]
@@ -139,7 +142,7 @@ class Group:
                 outcome: dict[str, Any] = {"median_ms": found.median, **quartiles, "fastest_ms": found.fastest}
                 outcome["rounds"] = found.rounds
             else:
-                outcome = {"refused": row["refused"] or measured.late or _LATE}
+                outcome = {"refused": row["refused"] or late}
             yield {"model": self.source.name, "data_type": self.data_type, **describe(workload), **row, **outcome}
 
     def _check(

@@ -136,10 +136,37 @@ def test_fewer_rounds_than_a_median_wants_are_no_result(source: Source) -> None:
     group = Group(source, "fp32", Setting("cpu", 2))
     group.build(["ori"])
     assert group.prepare(WORKLOAD, time.monotonic() + 600) > 0
-    for rounds, refused in ((2, "the run's time was over"), (3, None)):
+    for rounds, refused in ((2, "only 2 of 3 rounds fitted into the run's time"), (3, None)):
         group.measure(WORKLOAD, 0, time.monotonic() + 600, least=rounds)
         assert group.rows[0]["refused"] == refused
         assert ("median_ms" in group.rows[0]) == (refused is None)
+
+
+def test_long_calls_get_the_fewest_rounds_and_the_rest_is_dealt_out(
+    source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encoder, "copy_rate", lambda *_: 1e10)
+    workloads = [make_workload(size, "uniform") for size in ("1x8", "4x32")]
+    calls: list[tuple[Any, float, int]] = []
+
+    class Recorder(Group):
+        def prepare(self, workload: Any, limit: float) -> float:
+            calls.clear()
+            self.limit = limit
+            return 30.0
+
+        def measure(self, workload: Any, seconds: float, limit: float, least: int = 3) -> None:
+            calls.append((workload, seconds, least))
+
+    for minutes, spare in ((100, 40), (50, 10)):  # 60 are promised; a fifth is dealt out in any case
+        now = time.monotonic()
+        group = Recorder(source, "fp32", Setting("cpu", 2))
+        encoder._measure([group], [], workloads, now + minutes, now + 200, False)
+        assert group.limit == pytest.approx(now + 200 - 30)
+        assert [least for of, _, least in calls if of is workloads[1]] == [1, 1, 2, 2, 2, 3, 3, 3]
+        last = {of.name: seconds for of, seconds, _ in calls}
+        assert sum(last.values()) == pytest.approx(spare, abs=0.5)
+        assert last["1x8"] < last["4x32"]
 
 
 def test_a_budget_gives_later_parts_what_earlier_ones_leave() -> None:
@@ -252,13 +279,20 @@ def test_a_run_writes_a_result_that_the_table_and_compare_read(
     assert all(one == two for _, one, two in compare.differences(result, result))
     assert len(compare.differences(result, result)) == 2
     rows = [{**row, "fastest_ms": row["fastest_ms"] * (1 + (row["engine"] == "ths"))} for row in result["rows"]]
-    pairs = compare.differences(result, {**result, "rows": rows}, "fastest_ms")
-    assert [two / one for _, one, two in pairs] == pytest.approx([2, 2])
+    path.with_name("slower.json").write_text(json.dumps({**result, "rows": rows}))
+    for row in rows:
+        del row["fastest_ms"]
+    path.with_name("older.json").write_text(json.dumps({**result, "rows": rows}))
     assert results.current("encoder", tmp_path)[0]["date"] == result["date"]
     compare.run(Namespace(first=path, second=path))
     said = capsys.readouterr().out
     for statistic in ("medians", "fastest calls"):
         assert f"by {statistic}: 2 of 2 speed-ups within 10 %, the median 0.0 %, the worst 0.0 % apart" in said
+    compare.run(Namespace(first=path, second=path.with_name("slower.json")))
+    said = capsys.readouterr().out
+    assert "by fastest calls: 0 of 2 speed-ups within 10 %, the median 100.0 %, the worst 100.0 % apart" in said
+    compare.run(Namespace(first=path, second=path.with_name("older.json")))
+    assert "by fastest calls: nothing that both runs have" in capsys.readouterr().out
     assert said.count("GB/s copied") == 2
 
 

@@ -1,7 +1,7 @@
 // Softmax attention of one head of one sequence, a few queries at a time.
 //
 // Keys are turned once into panels with the head's depth running down them, so that both products use the register
-// tiles of the linear layers; the scores of a tile's rows stay in the first-level cache between the products.
+// tiles of the linear layers; a tile's rows go through scores, softmax and values before the next ones begin.
 #pragma once
 
 #include <type_traits>
@@ -60,7 +60,7 @@ struct AttendScratch {
 
   AttendScratch(int64_t keys, int64_t head_size) {
     keys_padded = round_up(keys, kWidth);
-    score_stride = keys_padded + 16;  // an odd number of cache lines, lest the rows of a tile fall into one set
+    score_stride = keys_padded + 16;  // rows at a distance of a power of two would share sets of the cache
     head_padded = round_up(head_size, kWidth);
     keys_at = 0;
     values_at = keys_at + round_up(keys_padded * head_size * 4, 64);

@@ -21,8 +21,9 @@ class Grid {
       : format_(format), product_(product), rows_(rows), panels_(format.panels(product.b.outputs)) {
     tiles_ = (rows + format.rows - 1) / format.rows;
     blocks_ = std::max<int64_t>(1, (rows + kRowBlock - 1) / kRowBlock);
-    // Tasks are alike: where every thread gets as many, all end together.
-    if (blocks_ > 1) blocks_ = (blocks_ + threads - 1) / threads * threads;
+    // Tasks are alike: where every thread gets as many blocks, all end together. Fewer blocks than threads stay large,
+    // since each reads the weights anew.
+    if (blocks_ >= threads) blocks_ = (blocks_ + threads - 1) / threads * threads;
     // Several tasks per thread, so that one that starts late or is interrupted delays the others little.
     const int64_t wanted = (4 * threads + blocks_ - 1) / blocks_;
     runs_ = std::clamp<int64_t>(wanted, 1, panels_);
