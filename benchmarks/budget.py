@@ -21,8 +21,3 @@ class Budget:
         """Begin the next part; returns when it should end. Raises IndexError after the last part."""
         now, total = self.clock(), sum(self.weights)
         return now + (self.end - now) * self.weights.pop(0) / total
-
-
-def weight(operations: float) -> float:
-    """A workload's share of the time: its root, so that short calls run often and long ones often enough."""
-    return operations**0.5

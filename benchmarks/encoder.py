@@ -14,11 +14,11 @@ from typing import Any
 import torch
 
 from benchmarks import machine, memory, results, table
-from benchmarks.budget import Budget, weight
+from benchmarks.budget import Budget
 from benchmarks.engines import ENGINES, LOOP, everything
-from benchmarks.floor import Ceilings, copy_rate, measure, operations
+from benchmarks.floor import Ceilings, copy_rate, measure
 from benchmarks.measuring import Group, Setting
-from benchmarks.models import Source, load_source
+from benchmarks.models import load_source
 from benchmarks.timing import CLOCKS, MIN_ROUNDS
 from benchmarks.workloads import DISTRIBUTIONS, Workload, make_workload
 from builder.errors import BuildError
@@ -124,11 +124,6 @@ def _ceilings(types: list[str], setting: Setting) -> Ceilings:
     return measure(tuple(types), setting.device, setting.synchronize, CLOCKS[setting.clock])
 
 
-def _weights(source: Source, workloads: list[Workload]) -> list[float]:
-    shape = shape_of(source.config)
-    return [weight(operations(shape, workload)) for workload in workloads]
-
-
 def _measure(
     groups: list[Group], names: list[str], workloads: list[Workload], until: float, latest: float, with_memory: bool
 ) -> None:
@@ -150,16 +145,14 @@ def _measure(
     left -= min(building, MEMORY_SHARE * left) if with_memory else 0.0
     # What the fewest rounds do not take, but some in any case: short calls cost little and want many rounds.
     spare = max(left - promised, SPARE_SHARE * left)
-    weights = [_weights(group.source, workloads) for group in groups]
-    total = sum(map(sum, weights))
+    share = spare / (len(groups) * len(workloads))
     setting = groups[0].setting
     for visit in range(1, VISITS + 1):
         setting.copy_rates.append(copy_rate(setting.device, setting.synchronize, CLOCKS[setting.clock]))
-        for group, of_group in zip(groups, weights, strict=True):
+        for group in groups:
             print(f"{group.source.name} {group.data_type}: visit {visit} of {VISITS}", file=sys.stderr)
-            for workload, share in zip(workloads, of_group, strict=True):
-                seconds = spare * share / total * visit / VISITS
-                group.measure(workload, seconds, latest, least=-(-MIN_ROUNDS * visit // VISITS))
+            for workload in workloads:
+                group.measure(workload, share * visit / VISITS, latest, least=-(-MIN_ROUNDS * visit // VISITS))
     for group in groups:
         group.close()
     gc.collect()

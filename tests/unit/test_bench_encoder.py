@@ -166,7 +166,7 @@ def test_long_calls_get_the_fewest_rounds_and_the_rest_is_dealt_out(
         assert [least for of, _, least in calls if of is workloads[1]] == [1, 1, 2, 2, 2, 3, 3, 3]
         last = {of.name: seconds for of, seconds, _ in calls}
         assert sum(last.values()) == pytest.approx(spare, abs=0.5)
-        assert last["1x8"] < last["4x32"]
+        assert last["1x8"] == last["4x32"]
 
 
 def test_a_budget_gives_later_parts_what_earlier_ones_leave() -> None:
