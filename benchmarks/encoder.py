@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import gc
+import math
 import sys
 import time
 from dataclasses import asdict
@@ -41,9 +42,14 @@ MEMORY_SECONDS = 8
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The subcommand's options."""
     parser.add_argument("--models", nargs="+", default=["minilm", "base"], help="minilm, base, large or folders")
-    parser.add_argument("--workloads", nargs="+", default=["1x32", "1x128", "8x128", "32x128"], metavar="BxS")
+    parser.add_argument(
+        "--workloads", nargs="+", default=["1x32", "1x128", "8x128", "32x128"], metavar="BxS",
+        help="for one model only: MODEL:BxS",
+    )  # fmt: skip
     parser.add_argument("--lengths", nargs="+", choices=DISTRIBUTIONS, help="default: uniform, on a GPU rand_r")
-    parser.add_argument("--padding", metavar="BxS", default="8x128", help="size with every share of padding, or none")
+    parser.add_argument(
+        "--padding", metavar="BxS", default="8x128", help="size with every share of padding, or none; MODEL:BxS"
+    )
     parser.add_argument("--types", nargs="+", choices=("fp32", "bf16", "fp16", "int8"), default=["fp32"])
     parser.add_argument("--engines", nargs="+", metavar="NAME", help=f"{', '.join(ENGINES)}, each also with {LOOP}")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
@@ -63,22 +69,27 @@ def run(options: argparse.Namespace) -> None:
     torch.set_num_threads(options.threads)
     setting = Setting(options.device, options.threads, options.clock)
     distributions = options.lengths or ["rand_r" if options.device == "cuda" else "uniform"]
-    workloads = choose_workloads(options.workloads, distributions, options.padding)
     names = check_names(options.engines or everything())
     for name in dict.fromkeys(name.removesuffix(LOOP) for name in names):
         with contextlib.suppress(BuildError):  # building the engine meets it again and notes it
             ENGINES[name].prepare(options.device)
     sources = {model: load_source(model) for model in options.models}
+    workloads = {
+        source.name: choose_workloads(
+            of_model(options.workloads, model), distributions, of_model([options.padding], model)
+        )
+        for model, source in sources.items()
+    }
     before = _ceilings(options.types, setting)
     by_type = [[Group(source, data_type, setting) for source in sources.values()] for data_type in options.types]
     budget = Budget(end, [1.0] * len(by_type))
-    size = make_workload(options.workloads[-1], distributions[0])
     peaks = []
     for of_type in by_type:
         until = budget.next()
         latest = until + OVERRUN * (end - until)
         _measure(of_type, names, workloads, until, latest, options.memory)
         for group, model in zip(of_type, sources, strict=True):
+            size = make_workload(of_model(options.workloads, model)[-1], distributions[0])
             peaks += _memory(group, model, size, until) if options.memory else []
     ceilings = before.merged(_ceilings(options.types, setting))
     groups = [group for of_type in by_type for group in of_type]
@@ -101,10 +112,21 @@ def run(options: argparse.Namespace) -> None:
     print(path)
 
 
-def choose_workloads(sizes: list[str], distributions: list[str], padding: str | None) -> list[Workload]:
-    """Each size with each distribution, and the size ``padding`` with all that vary its share of padding."""
+def of_model(sizes: list[str], model: str) -> list[str]:
+    """The sizes that are for this model: those of all, and those that name it (``MODEL:BxS``)."""
+    named = [size.rpartition(":") for size in sizes]
+    return [size for name, _, size in named if name in ("", model)]
+
+
+def choose_workloads(sizes: list[str], distributions: list[str], padding: list[str]) -> list[Workload]:
+    """Each size with each distribution, and those also in ``padding`` with all that vary its share of padding.
+
+    Raises ValueError where there is no size.
+    """
+    if not sizes:
+        raise ValueError("every model needs a workload; name some with --workloads")
     wanted = [(size, distribution) for distribution in distributions for size in sizes]
-    wanted += [(padding, distribution) for distribution in PADDING if padding in sizes]
+    wanted += [(size, distribution) for size in padding for distribution in PADDING if size in sizes]
     chosen: dict[tuple[str, tuple[int, ...]], Workload] = {}
     for size, distribution in wanted:
         workload = make_workload(size, distribution)
@@ -125,10 +147,15 @@ def _ceilings(types: list[str], setting: Setting) -> Ceilings:
 
 
 def _measure(
-    groups: list[Group], names: list[str], workloads: list[Workload], until: float, latest: float, with_memory: bool
+    groups: list[Group],
+    names: list[str],
+    workloads: dict[str, list[Workload]],
+    until: float,
+    latest: float,
+    with_memory: bool,
 ) -> None:
-    """Build all models' engines in one type, check them on every workload, time them, let them go: about until
-    ``until``, which workloads that take long may exceed until ``latest``.
+    """Build all models' engines in one type, check them on every workload of the model, time them, let them go: about
+    until ``until``, which workloads that take long may exceed until ``latest``.
 
     Every workload is visited several times over the whole while: another guest of the host may slow whatever lives off
     memory for a minute, and some engines more than others.
@@ -136,35 +163,44 @@ def _measure(
     for group in groups:
         print(f"{group.source.name} {group.data_type}: building", file=sys.stderr)
         group.build(names)
-    promised = 0.0
+    needs: dict[tuple[Group, Workload], float] = {}
     for group in groups:
-        for workload in workloads:
-            promised += group.prepare(workload, latest - promised)
+        for workload in workloads[group.source.name]:
+            needs[group, workload] = group.prepare(workload, latest - sum(needs.values()))
     left = max(0.0, until - time.monotonic())
     building = sum(MEMORY_SECONDS + seconds for group in groups for seconds in group.building.values())
     left -= min(building, MEMORY_SHARE * left) if with_memory else 0.0
     # What the fewest rounds do not take, but some in any case: short calls cost little and want many rounds.
-    spare = max(left - promised, SPARE_SHARE * left)
-    share = spare / (len(groups) * len(workloads))
+    spare = max(left - sum(needs.values()), SPARE_SHARE * left)
+    shares = {key: share * spare for key, share in _shares(needs).items()}
     setting = groups[0].setting
     for visit in range(1, VISITS + 1):
+        print(f"{groups[0].data_type}: visit {visit} of {VISITS}", file=sys.stderr)
         setting.copy_rates.append(copy_rate(setting.device, setting.synchronize, CLOCKS[setting.clock]))
-        for group in groups:
-            print(f"{group.source.name} {group.data_type}: visit {visit} of {VISITS}", file=sys.stderr)
-            for workload in workloads:
-                group.measure(workload, share * visit / VISITS, latest, least=-(-MIN_ROUNDS * visit // VISITS))
+        for (group, workload), seconds in shares.items():
+            group.measure(workload, seconds * visit / VISITS, latest, least=-(-MIN_ROUNDS * visit // VISITS))
     for group in groups:
         group.close()
     gc.collect()
     torch.compiler.reset()
 
 
+def _shares(needs: dict[tuple[Group, Workload], float]) -> dict[tuple[Group, Workload], float]:
+    """Each workload's share of the spare time: as the root of what its rounds cost.
+
+    With equally uncertain rounds this makes the sum of the medians' variances least (Neyman's allocation with costs;
+    Cochran, Sampling Techniques, 3rd edition, section 5.5).
+    """
+    total = sum(math.sqrt(seconds) for seconds in needs.values()) or 1.0
+    return {key: math.sqrt(seconds) / total for key, seconds in needs.items()}
+
+
 def _add_floors(
-    rows: list[dict[str, Any]], ceilings: Ceilings, shapes: dict[str, Any], workloads: list[Workload]
+    rows: list[dict[str, Any]], ceilings: Ceilings, shapes: dict[str, Any], workloads: dict[str, list[Workload]]
 ) -> None:
-    by_name = {(w.name, w.distribution): w for w in workloads}
     for row in rows:
-        workload = by_name[row["workload"], row["lengths"]]
+        named = row["workload"], row["lengths"]
+        workload = next(w for w in workloads[row["model"]] if (w.name, w.distribution) == named)
         row["floor_ms"] = ceilings.floor_ms(shapes[row["model"]], workload, row["data_type"])
         if row["floor_ms"] and "median_ms" in row:
             row["floor_ratio"] = row["median_ms"] / row["floor_ms"]

@@ -132,15 +132,16 @@ class Group:
         return _Measured(rows, turns)
 
     def _rows(self, workload: Workload, measured: _Measured) -> Iterator[dict[str, Any]]:
-        rounds = measured.turns.rounds if measured.turns is not None else 0
-        timings = measured.turns.timings() if measured.turns is not None and rounds >= MIN_ROUNDS else {}
+        turns = measured.turns
+        rounds = turns.rounds if turns is not None else 0
+        timings = turns.timings() if turns is not None and rounds >= MIN_ROUNDS else {}
         late = f"only {rounds} of {MIN_ROUNDS} rounds fitted into the run's time" if rounds else measured.late or _LATE
         for name, row in measured.rows.items():
-            if name in timings:
+            if turns is not None and name in timings:
                 found = timings[name]
                 quartiles = {"lower_ms": found.lower, "upper_ms": found.upper}
                 outcome: dict[str, Any] = {"median_ms": found.median, **quartiles, "fastest_ms": found.fastest}
-                outcome["rounds"] = found.rounds
+                outcome |= {"rounds": found.rounds, "calls_ms": [round(1e3 * s, 4) for s in turns.taken[name]]}
             else:
                 outcome = {"refused": row["refused"] or late}
             yield {"model": self.source.name, "data_type": self.data_type, **describe(workload), **row, **outcome}

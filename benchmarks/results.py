@@ -16,8 +16,18 @@ def save(kind: str, result: dict[str, Any], folder: Path = RESULTS) -> Path:
     path = folder / f"{kind}-{result['device']['kind']}-{stamp}.json"
     folder.mkdir(parents=True, exist_ok=True)
     half = path.with_suffix(".part")
-    half.write_text(json.dumps({"kind": kind, **result}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    half.write_text(_text({"kind": kind, **result}), encoding="utf-8")
     return half.replace(path)
+
+
+def _text(result: dict[str, Any]) -> str:
+    """JSON with a line for each of the result's facts and each row, which differences show well."""
+    facts = []
+    for name, value in result.items():
+        rows = value if isinstance(value, list) else []
+        lines = ",\n  ".join(json.dumps(row, ensure_ascii=False) for row in rows)
+        facts.append(f"{json.dumps(name)}: " + (f"[\n  {lines}\n ]" if rows else json.dumps(value, ensure_ascii=False)))
+    return "{\n " + ",\n ".join(facts) + "\n}\n"
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -32,15 +42,15 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def current(kind: str, folder: Path = RESULTS) -> list[dict[str, Any]]:
-    """The results of a kind that count, CPU first: all but those of which a newer one of the same machine, with the
-    same settings of the machine, has every figure."""
+    """The results of a kind that count, the newest first: all but those of which a newer one of the same machine, with
+    the same settings of the machine, has every figure."""
     found = [result for result in (load(path) for path in sorted(folder.glob("*.json"))) if result["kind"] == kind]
     found.sort(key=lambda result: result["date"], reverse=True)
     kept: list[dict[str, Any]] = []
     for result in found:
         if not any(_place(newer) == _place(result) and _figures(newer) >= _figures(result) for newer in kept):
             kept.append(result)
-    return sorted(kept, key=lambda result: (_place(result), result["date"]))
+    return kept
 
 
 _PLACE = ("kind", "gpu", "processor", "processor_model", "threads")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from benchmarks import results, table
+from benchmarks import results, standing, table
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,5 +19,5 @@ def run(options: argparse.Namespace) -> None:
     for path in options.files:
         result = results.load(path)
         print(table.device_line(result), end="\n\n")
-        for found in table.of(result) if options.all else table.against_best(result):
+        for found in table.of(result) if options.all else standing.against_best(result):
             print(found.text())

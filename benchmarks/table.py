@@ -9,7 +9,7 @@ from typing import Any
 BASELINE = "ths"
 """The engine that speed-ups are over: TorchScript as TorchServe users have it today."""
 OURS = "thsext"
-"""The engine that is compared with its best peer."""
+"""The engine that is compared with the others."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,17 @@ def print_all(result: dict[str, Any]) -> None:
         print(table.text())
 
 
+def place(result: dict[str, Any]) -> str:
+    """The device that a result is from, and how much of it was used."""
+    device = result["device"]
+    return f"{device.get('gpu') or device['processor']}, {_threads(result)}"
+
+
+def _threads(result: dict[str, Any]) -> str:
+    clock = ", processor time" if result.get("settings", {}).get("clock") == "cpu" else ""
+    return f"threads: {result['device']['threads']}{clock}"
+
+
 def device_line(result: dict[str, Any]) -> str:
     """Where a result comes from, in a line."""
     device, versions = result["device"], result["versions"]
@@ -57,11 +68,10 @@ def device_line(result: dict[str, Any]) -> str:
     name = device.get("gpu") or f"{device['processor']} ({device.get('processor_model', '')}; {sets})"
     commit = result["commit"] + (" (modified)" if result["modified"] else "")
     settings = result.get("settings", {})
-    clock = ", processor time" if settings.get("clock") == "cpu" else ""
     load = f"load average {device['load_average']} at the end"
     if "others" in settings:
         load = f"other processes took {settings['others']:.2f} cores meanwhile"
-    where = f"{name}, threads: {device['threads']}{clock}, {load}"
+    where = f"{name}, {_threads(result)}, {load}"
     return f"{where}; torch {versions['torch']}; commit {commit}; {result['date']}"
 
 
@@ -86,7 +96,7 @@ def _grid(title: str, rows: list[dict[str, Any]]) -> Table:
     engines = list(dict.fromkeys(row["engine"] for row in rows))
     cells = {(row["engine"], column(row)): row for row in rows}
     floors = {column(row): row["floor_ms"] for row in rows}
-    cell = {c: _milliseconds(floors[c]) if floors[c] else "-" for c in columns}
+    cell = {c: milliseconds(floors[c]) if floors[c] else "-" for c in columns}
     lines = [["floor", *cell.values()]] if any(floors.values()) else []
     for engine in engines:
         lines.append([engine, *(_cell(cells.get((engine, c)), cells.get((BASELINE, c))) for c in columns)])
@@ -107,45 +117,10 @@ def _refusals(rows: list[dict[str, Any]]) -> list[str]:
     return [f"not timed: {', '.join(names)}; {where}: {why}" for (where, why), names in engines.items()]
 
 
-def against_best(result: dict[str, Any]) -> list[Table]:
-    """For each model: floor, best peer, ours and their ratios, by type and workload.
-
-    Raises ValueError when the result is no encoder's.
-    """
-    if result["kind"] != "encoder":
-        raise ValueError(f"a result of kind {result['kind']} has no engines to compare")
-    models: dict[str, dict[str, list[dict[str, Any]]]] = {}
-    for row in result["rows"]:
-        models.setdefault(row["model"], {}).setdefault(row["data_type"], []).append(row)
-    tables = []
-    for model, types in models.items():
-        columns = list(dict.fromkeys(column(row) for rows in types.values() for row in rows))
-        lines = [line for data_type, rows in types.items() for line in _against_best(data_type, rows, columns)]
-        tables.append(Table(f"{model}, milliseconds (median)", [model, *columns], lines))
-    return tables
-
-
-def _against_best(data_type: str, rows: list[dict[str, Any]], columns: list[str]) -> list[list[str]]:
-    lines = [[f"{name} {data_type}"] for name in ("floor", "best peer", OURS)]
-    lines += [[f"{OURS} / {name}, {data_type}"] for name in ("best peer", "floor")]
-    for name in columns:
-        timed = {r["engine"]: r for r in rows if column(r) == name and "median_ms" in r}
-        floors = [r["floor_ms"] for r in rows if column(r) == name and r["floor_ms"]]
-        ours = timed.pop(OURS, {}).get("median_ms")
-        best = min(timed.values(), key=lambda r: r["median_ms"], default=None)
-        peer = best["median_ms"] if best else None
-        floor = floors[0] if floors else None
-        cells = [floor and _milliseconds(floor), best and f"{_milliseconds(peer)} {best['engine']}"]
-        cells += [ours and _milliseconds(ours), *(ours and other and f"{ours / other:.2f}" for other in (peer, floor))]
-        for line, cell in zip(lines, cells, strict=True):
-            line.append(cell or "-")
-    return [line for line in lines if set(line[1:]) != {"-"}]
-
-
 def _cell(row: dict[str, Any] | None, baseline: dict[str, Any] | None) -> str:
     if row is None or "median_ms" not in row:
         return "-"
-    parts = [_milliseconds(row["median_ms"])]
+    parts = [milliseconds(row["median_ms"])]
     if "floor_ratio" in row:
         parts.append(f"{row['floor_ratio']:.2f}")
     if baseline and "median_ms" in baseline:
@@ -153,7 +128,8 @@ def _cell(row: dict[str, Any] | None, baseline: dict[str, Any] | None) -> str:
     return " / ".join(parts)
 
 
-def _milliseconds(value: float) -> str:
+def milliseconds(value: float) -> str:
+    """Three digits, or all before the point."""
     return f"{value:.3g}" if value < 100 else f"{value:.0f}"
 
 

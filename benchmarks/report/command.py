@@ -6,14 +6,14 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from benchmarks import results, table
+from benchmarks import results, standing, table
 from benchmarks.report import plots
 from benchmarks.report.page import Section, page
 
 DEFAULT = Path(__file__).parents[1] / "results" / "report"
 _README = ("latency", "padding")
 """The plots that the README shows, drawn from the newest run that has all of them."""
-_TITLES = {
+_TITLES = {  # in the page's order
     "encoder": "Encoder",
     "serving": "Serving",
     "accuracy-squad": "Accuracy: questions (SQuAD's measures)",
@@ -34,33 +34,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Write the page. Raises ValueError when there is no result."""
+    """Write the page, each kind's newest result first. Raises ValueError when there is no result."""
     found = [(kind, result) for kind in _TITLES for result in results.current(kind, options.results)]
     if not found:
         raise ValueError(f"no results in {options.results}; run make bench first")
     options.output.mkdir(parents=True, exist_ok=True)
     sections = [section(kind, result, options.output, f"{index}-{kind}") for index, (kind, result) in enumerate(found)]
     path = options.output / "index.html"
-    path.write_text(page(sections), encoding="utf-8")
+    encoders = [result for kind, result in found if kind == "encoder"]
+    path.write_text(page(sections, standing.overview(encoders)), encoding="utf-8")
     if options.figures is not None:
-        draw_figures([result for kind, result in found if kind == "encoder"], options.figures)
+        draw_figures(encoders, options.figures)
     print(path)
 
 
 def section(kind: str, result: dict[str, Any], folder: Path, stem: str) -> Section:
     """One result: its plots, written into ``folder`` under names that begin with ``stem``, and its tables."""
-    device = result["device"]
-    place = f"{device.get('gpu') or device['processor']}, threads: {device['threads']}"
-    title = f"{_TITLES[kind]}: {place}, {result['date'][:16].replace('T', ' ')}"
+    place = f"{table.place(result)}, {result['date'][:16].replace('T', ' ')}"
     tables = table.of(result)
     if kind == "encoder":
-        tables += table.against_best(result)
-    return Section(title, table.device_line(result), plots.draw(result, folder, stem), tables)
+        tables += standing.against_best(result)
+    return Section(_TITLES[kind], place, table.device_line(result), plots.draw(result, folder, stem), tables)
 
 
 def draw_figures(encoders: list[dict[str, Any]], folder: Path) -> None:
-    """Write the README's plots, small ones, from the newest result that has all of them; without one, nothing."""
-    for result in sorted(encoders, key=lambda r: r["date"], reverse=True):
+    """Write the README's plots, small ones, from the first result that has all of them; without one, nothing."""
+    for result in encoders:
         if plots.has(result, _README):
             folder.mkdir(parents=True, exist_ok=True)
             plots.draw(result, folder, "encoder", _README)

@@ -31,10 +31,17 @@ class Image:
 class Section:
     """One result file."""
 
-    title: str
+    kind: str
+    place: str
+    """Where and when it was measured."""
     origin: str
     images: Sequence[Image]
     tables: Sequence[Table]
+
+    @property
+    def title(self) -> str:
+        """The section's heading."""
+        return f"{self.kind}: {self.place}"
 
     @property
     def anchor(self) -> str:
@@ -46,7 +53,7 @@ _STYLE = """
 :root { color-scheme: light; }
 body { margin: 0 auto; max-width: 72rem; padding: 1rem; font: 16px/1.5 system-ui, sans-serif; color: #1b1f24; }
 h1 { font-size: 1.6rem; } h2 { margin-top: 2.5rem; border-bottom: 1px solid #d0d7de; font-size: 1.3rem; }
-h3 { font-size: 1rem; margin: 1.5rem 0 .4rem; } nav a { margin-right: 1rem; }
+h3 { font-size: 1rem; margin: 1.5rem 0 .4rem; } nav ul { margin: 0 0 .8rem; padding-left: 1.2rem; }
 .origin, .note { color: #57606a; font-size: .875rem; overflow-wrap: anywhere; }
 figure { margin: 1rem 0; } img { width: 100%; max-width: 56rem; height: auto; }
 figcaption { color: #57606a; font-size: .875rem; }
@@ -57,9 +64,9 @@ thead th { background: #f6f8fa; }
 """
 
 
-def page(sections: Sequence[Section]) -> str:
-    """The whole page."""
-    links = "".join(f'<a href="#{s.anchor}">{escape(s.title)}</a> ' for s in sections)
+def page(sections: Sequence[Section], overview: Sequence[Table]) -> str:
+    """The whole page: an overview, then the sections."""
+    short = "\n".join(_table(table) for table in overview)
     body = "\n".join(_section(section) for section in sections)
     return f"""<!doctype html>
 <html lang="en">
@@ -73,11 +80,24 @@ def page(sections: Sequence[Section]) -> str:
 <h1>Benchmarks</h1>
 <p>Drawn from the result files beside this folder; how each figure is made, and what is fair about it and what is
 not, stands in docs/benchmarks.md.</p>
-<nav>{links}</nav>
+<h2>In short</h2>
+<p>From the least to the greatest over all workloads: how many times as fast as ths, which share of the time of the best
+other engine, how many times the floor.</p>
+{short}
+<h2>All results</h2>
+<nav>{_links(sections)}</nav>
 {body}
 </body>
 </html>
 """
+
+
+def _links(sections: Sequence[Section]) -> str:
+    kinds: dict[str, list[str]] = {}
+    for section in sections:
+        link = f'<li><a href="#{section.anchor}">{escape(section.place)}</a></li>'
+        kinds.setdefault(section.kind, []).append(link)
+    return "\n".join(f"<h3>{escape(kind)}</h3><ul>{''.join(links)}</ul>" for kind, links in kinds.items())
 
 
 def _section(section: Section) -> str:

@@ -153,7 +153,7 @@ def test_long_calls_get_the_fewest_rounds_and_the_rest_is_dealt_out(
         def prepare(self, workload: Any, limit: float) -> float:
             calls.clear()
             self.limit = limit
-            return 30.0
+            return 12.0 if workload is workloads[0] else 48.0
 
         def measure(self, workload: Any, seconds: float, limit: float, least: int = 3) -> None:
             calls.append((workload, seconds, least))
@@ -161,12 +161,12 @@ def test_long_calls_get_the_fewest_rounds_and_the_rest_is_dealt_out(
     for minutes, spare in ((100, 40), (50, 10)):  # 60 are promised; a fifth is dealt out in any case
         now = time.monotonic()
         group = Recorder(source, "fp32", Setting("cpu", 2))
-        encoder._measure([group], [], workloads, now + minutes, now + 200, False)
-        assert group.limit == pytest.approx(now + 200 - 30)
+        encoder._measure([group], [], {"tiny": workloads}, now + minutes, now + 200, False)
+        assert group.limit == pytest.approx(now + 200 - 12)
         assert [least for of, _, least in calls if of is workloads[1]] == [1, 1, 2, 2, 2, 3, 3, 3]
         last = {of.name: seconds for of, seconds, _ in calls}
         assert sum(last.values()) == pytest.approx(spare, abs=0.5)
-        assert last["1x8"] == last["4x32"]
+        assert last["4x32"] == pytest.approx(2 * last["1x8"])  # four times as long: half as many more rounds
 
 
 def test_a_budget_gives_later_parts_what_earlier_ones_leave() -> None:

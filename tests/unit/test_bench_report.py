@@ -10,8 +10,8 @@ import pytest
 
 pytest.importorskip("matplotlib", reason="make bench installs matplotlib")
 
-from benchmarks import report, table
-from benchmarks.encoder import choose_workloads
+from benchmarks import report, standing
+from benchmarks.encoder import choose_workloads, of_model
 
 FACTS = {
     "date": "2026-01-02T03:04:05+00:00",
@@ -128,10 +128,17 @@ def test_ours_is_compared_with_the_best_of_the_others() -> None:
         {**encoder_row("openvino", "1x128", "uniform", 0.0, 1.0), "refused": "wrong"},
     ]
     del rows[3]["median_ms"]
-    (found,) = table.against_best({**ENCODER, "rows": rows})
+    (found,) = standing.against_best({**ENCODER, "rows": rows})
     assert [line[1] for line in found.lines] == ["1", "2.5 packed", "2", "0.80", "2.00"]
     with pytest.raises(ValueError, match="kind serving"):
-        table.against_best(SERVING)
+        standing.against_best(SERVING)
+
+
+def test_the_overview_gives_the_least_and_the_greatest_ratio() -> None:
+    rows = [*ROWS, encoder_row("packed", "1x128", "uniform", 0.0, 1.0), encoder_row("thsext", "1x9", "full", 0.0, 3.0)]
+    (found,) = standing.overview([ENCODER, {**ENCODER, "rows": rows, "date": "2025-01-01"}])  # more engines, but older
+    assert found.title == "<Chip> & Co, threads: 2"
+    assert found.lines == [["base fp32", "2.00 to 2.00", "0.50 to 2.00", "2.00 to 3.00", "4", "3", "2025-01-01"]]
 
 
 def test_no_result_is_said_plainly(tmp_path: Path) -> None:
@@ -140,7 +147,7 @@ def test_no_result_is_said_plainly(tmp_path: Path) -> None:
 
 
 def test_one_size_is_measured_with_every_share_of_padding() -> None:
-    names = [(w.name, w.distribution) for w in choose_workloads(["1x32", "8x128"], ["uniform"], "8x128")]
+    names = [(w.name, w.distribution) for w in choose_workloads(["1x32", "8x128"], ["uniform"], ["8x128"])]
     assert names == [
         ("1x32", "uniform"),
         ("8x128", "uniform"),
@@ -148,4 +155,15 @@ def test_one_size_is_measured_with_every_share_of_padding() -> None:
         ("8x128", "half"),
         ("8x128", "rand_r"),
     ]
-    assert len(choose_workloads(["1x32"], ["uniform", "full"], "8x128")) == 1
+    assert len(choose_workloads(["1x32"], ["uniform", "full"], ["8x128"])) == 1
+
+
+def test_a_size_may_be_for_one_model_only() -> None:
+    sizes = ["1x32", "some/folder:32x128", "base:8x128"]
+    assert [of_model(sizes, model) for model in ("base", "some/folder", "minilm")] == [
+        ["1x32", "8x128"],
+        ["1x32", "32x128"],
+        ["1x32"],
+    ]
+    with pytest.raises(ValueError, match="every model needs a workload"):
+        choose_workloads(of_model(["base:1x32"], "minilm"), ["uniform"], [])

@@ -1,0 +1,115 @@
+"""Where the product stands: its times beside the best of the others, the baseline and the floor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.table import BASELINE, OURS, Table, column, milliseconds, place
+
+Rows = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One workload of one model and type, in milliseconds; None for what was not measured."""
+
+    floor: float | None
+    ours: float | None
+    baseline: float | None
+    peer: float | None
+    """The fastest of all other engines whose output was right."""
+    peer_name: str
+
+    @property
+    def to_peer(self) -> float | None:
+        """Our share of the best peer's time."""
+        return self.ours / self.peer if self.ours and self.peer else None
+
+    @property
+    def to_floor(self) -> float | None:
+        """Our time as a multiple of the floor."""
+        return self.ours / self.floor if self.ours and self.floor else None
+
+    @property
+    def speedup(self) -> float | None:
+        """How many times faster we are than the baseline."""
+        return self.baseline / self.ours if self.ours and self.baseline else None
+
+
+def standings(result: dict[str, Any]) -> dict[tuple[str, str], dict[str, Standing]]:
+    """An encoder result's, by model and type, and in each by workload."""
+    groups: dict[tuple[str, str], dict[str, Rows]] = {}
+    for row in result["rows"]:
+        workloads = groups.setdefault((row["model"], row["data_type"]), {})
+        workloads.setdefault(column(row), []).append(row)
+    return {key: {name: _standing(rows) for name, rows in found.items()} for key, found in groups.items()}
+
+
+def against_best(result: dict[str, Any]) -> list[Table]:
+    """For each model: floor, best peer, ours and their ratios, by type and workload.
+
+    Raises ValueError when the result is no encoder's.
+    """
+    if result["kind"] != "encoder":
+        raise ValueError(f"a result of kind {result['kind']} has no engines to compare")
+    models: dict[str, dict[str, dict[str, Standing]]] = {}
+    for (model, data_type), found in standings(result).items():
+        models.setdefault(model, {})[data_type] = found
+    tables = []
+    for model, types in models.items():
+        columns = list(dict.fromkeys(name for found in types.values() for name in found))
+        lines = [line for data_type, found in types.items() for line in _lines(data_type, found, columns)]
+        tables.append(Table(f"{model}, milliseconds (median)", [model, *columns], lines))
+    return tables
+
+
+def overview(encoders: Iterable[dict[str, Any]]) -> list[Table]:
+    """A table for each device with a line for each model and type: our least and greatest ratio over its workloads,
+    in the result with the most engines, of several the first."""
+    devices: dict[str, dict[tuple[str, str], tuple[int, dict[str, Any]]]] = {}
+    for result in encoders:
+        best = devices.setdefault(place(result), {})
+        for key in standings(result):
+            engines = len({row["engine"] for row in result["rows"] if (row["model"], row["data_type"]) == key})
+            if key not in best or engines > best[key][0]:
+                best[key] = engines, result
+    header = [OURS, f"over {BASELINE}", "of best peer", "over floor", "workloads", "engines", "measured"]
+    tables = []
+    for device, best in devices.items():
+        lines = []
+        for key, (engines, result) in best.items():
+            timed = [one for one in standings(result)[key].values() if one.ours]
+            ratios = [_range(getattr(one, name) for one in timed) for name in ("speedup", "to_peer", "to_floor")]
+            lines.append([" ".join(key), *ratios, str(len(timed)), str(engines), result["date"][:10]])
+        tables.append(Table(device, header, lines))
+    return tables
+
+
+def _range(given: Iterable[float | None]) -> str:
+    ratios = [ratio for ratio in given if ratio is not None]
+    return f"{min(ratios):.2f} to {max(ratios):.2f}" if ratios else "-"
+
+
+def _standing(rows: Rows) -> Standing:
+    times = {row["engine"]: row["median_ms"] for row in rows if "median_ms" in row}
+    ours, baseline = times.pop(OURS, None), times.get(BASELINE)
+    peer = min(times, key=lambda name: times[name], default="")
+    return Standing(next((r["floor_ms"] for r in rows if r["floor_ms"]), None), ours, baseline, times.get(peer), peer)
+
+
+def _lines(data_type: str, found: dict[str, Standing], columns: list[str]) -> list[list[str]]:
+    lines = [[f"{name} {data_type}"] for name in ("floor", "best peer", OURS)]
+    lines += [[f"{OURS} / {name}, {data_type}"] for name in ("best peer", "floor")]
+    nothing = Standing(None, None, None, None, "")
+    for one in (found.get(name, nothing) for name in columns):
+        cells = [_time(one.floor), f"{_time(one.peer)} {one.peer_name}".strip(), _time(one.ours)]
+        cells += ["-" if ratio is None else f"{ratio:.2f}" for ratio in (one.to_peer, one.to_floor)]
+        for line, cell in zip(lines, cells, strict=True):
+            line.append(cell)
+    return [line for line in lines if set(line[1:]) != {"-"}]
+
+
+def _time(value: float | None) -> str:
+    return "-" if value is None else milliseconds(value)
