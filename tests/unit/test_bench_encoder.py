@@ -16,7 +16,7 @@ from benchmarks.deviation import Deviation, deviation
 from benchmarks.engines import ENGINES, Loop
 from benchmarks.floor import Ceilings, operations
 from benchmarks.measuring import Group, Setting
-from benchmarks.models import Source, reference
+from benchmarks.models import Reference, Source
 from benchmarks.timing import Timing, Turns
 from benchmarks.workloads import Batch, Workload, make_batch, make_workload
 from builder.families import shape_of
@@ -192,7 +192,7 @@ def test_the_loop_runs_each_sequence_without_padding(source: Source, batch: Batc
     loop = Loop(Spy(source, "fp32", "cpu", 2))
     output = loop.valid(loop.bind(batch)(), batch)
     assert seen == [(1, n) for n in batch.workload.lengths]
-    assert deviation(output, reference(source, batch), batch.workload.lengths).error < 1e-5
+    assert deviation(output, Reference(source)(batch), batch.workload.lengths).error < 1e-5
 
 
 def test_deviation_sees_one_wrong_token() -> None:
