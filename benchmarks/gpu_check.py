@@ -10,6 +10,7 @@ import argparse
 import os
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -49,11 +50,13 @@ def run(check: Check, stages: Sequence[str], folder: Path) -> int:
     """Run stages by name and save what they find; returns the process's exit status."""
     for stage in [name for name in _STAGES if name in stages]:
         print(f"== {stage}", flush=True)
+        start = time.monotonic()
         try:
             _STAGES[stage](check)
         except Exception as error:  # the device may be lost, but what was found, and what other processes find, is not
             traceback.print_exc()
             check.checks[stage] = first_line(error)
+        print(f"{stage} took {time.monotonic() - start:.0f} s", flush=True)
         path = results.save("encoder", check.result(), folder)
     print(path)
     for failure in check.engines.failures:

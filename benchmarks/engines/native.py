@@ -53,11 +53,12 @@ class TorchScript(_Module):
 
     def __init__(self, source: Source, data_type: str, device: str, threads: int) -> None:
         self.module = _through_file(source.as_type(DTYPES[data_type]), source, device)
+        self.freezes = device == "cuda"
 
     def bind(self, batch: Batch) -> Callable[[], Tensor]:
         """As the base class. On a GPU each batch gets a frozen module of its own, since torch compiles a module's fused
         kernels for the first shapes that it sees, and later shapes pay for it at every call."""
-        if not batch.ids.is_cuda:
+        if not self.freezes:
             return super().bind(batch)
         with torch.no_grad():
             return _inferring(torch.jit.freeze(self.module), batch)

@@ -108,7 +108,7 @@ class Packed(Engine):
     def _captured(self, batch: Batch) -> Callable[[], Tensor]:
         from torch.nn.attention.varlen import varlen_attn
 
-        lengths = torch.tensor(batch.workload.lengths, device="cuda")
+        lengths = torch.tensor(batch.workload.lengths, device=batch.ids.device)
         ends = F.pad(lengths.cumsum(0), (1, 0)).int()
         longest = max(batch.workload.lengths)
 
@@ -122,8 +122,8 @@ class Packed(Engine):
             inputs = self._select(batch, batch.mask.flatten().nonzero().flatten())
             self._encode(*inputs, attend)  # first use loads modules, which may not happen while capturing
             torch.cuda.synchronize()
-            # cuBLAS's workspace is then made anew, in memory that lives as long as the graph: that of an earlier graph
-            # is given back to the device when torch.compile captures, and a replay would write to it all the same.
+            # cuBLAS's workspace is then made anew, in memory that lives as long as this graph. Otherwise it may be an
+            # earlier graph's, which goes back to the device when torch.compile captures; replays would still use it.
             torch._C._cuda_clearCublasWorkspaces()
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):

@@ -61,6 +61,17 @@ def test_every_native_engine_computes_the_encoder(source: Source, name: str, dat
     assert group.rows[0]["median_ms"] > 0
 
 
+def test_the_trace_of_a_file_can_be_frozen_for_each_shape(source: Source) -> None:
+    """As on a GPU."""
+    engine: Any = ENGINES["ths"](source, "fp32", "cpu", 2)
+    engine.freezes = True
+    batches = [make_batch(make_workload(size, "uniform"), 100) for size in ("1x8", "4x24")]
+    for batch, call in zip(batches, [engine.bind(batch) for batch in batches], strict=True):
+        for _ in range(3):
+            output = engine.valid(call(), batch)
+            assert deviation(output, Reference(source)(batch), batch.workload.lengths).error < 1e-5
+
+
 @pytest.mark.parametrize("name", ["thsext", "packed"])
 def test_8_bits_are_computed_and_seen(source: Source, name: str) -> None:
     group = measured(source, "int8", [name])
