@@ -167,6 +167,7 @@ def _measure(
     for group in groups:
         for workload in workloads[group.source.name]:
             needs[group, workload] = group.prepare(workload, latest - sum(needs.values()))
+    groups[0].setting.release_references()
     left = max(0.0, until - time.monotonic())
     building = sum(MEMORY_SECONDS + seconds for group in groups for seconds in group.building.values())
     left -= min(building, MEMORY_SHARE * left) if with_memory else 0.0

@@ -1,6 +1,7 @@
 """The check for a machine with a GPU: correctness, memory safety, speed; results as one JSON file.
 
-``python -m benchmarks.gpu_check`` runs everything; ``--only`` picks stages. Exits non-zero when a stage fails.
+``python -m benchmarks.gpu_check`` runs everything; ``--only`` picks stages. Exits non-zero when a stage fails, or where
+an output of our own encoder is not right.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ import argparse
 import os
 import subprocess
 import sys
+import time
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,12 +19,12 @@ from typing import Any
 
 import torch
 
-from benchmarks import machine, results
+from benchmarks import libraries, machine, results
 from benchmarks.floor import Ceilings
 from benchmarks.gpu import ceilings, encoders, rows, sanitizers
-from benchmarks.gpu.workloads import LENGTHS
-from builder import ops
-from builder.compile import compile_cpu, compile_cuda
+from benchmarks.gpu.encoders import WORKLOADS
+from benchmarks.gpu.engines import Engines
+from benchmarks.measuring import PLAIN, first_line
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -30,67 +33,80 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the stages; returns the process's exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_check", description=__doc__)
     parser.add_argument("--only", nargs="+", choices=_STAGES, default=list(_STAGES), help="stages to run")
-    parser.add_argument("--peers", nargs="*", choices=encoders.PEERS, default=list(encoders.PEERS))
+    parser.add_argument("--peers", nargs="*", choices=(*encoders.PEERS, PLAIN), default=list(encoders.PEERS))
     parser.add_argument("--output", type=Path, default=results.RESULTS, help="folder for the JSON")
     options = parser.parse_args(arguments)
     if not torch.cuda.is_available():
         print("gpu-check: torch sees no CUDA device", file=sys.stderr)
         return 1
-    _load_libraries()
-    check = Check(options.peers)
-    for stage in [name for name in _STAGES if name in options.only]:
+    for device, variable in libraries.VARIABLES.items():  # for the tests and the sanitizers, too
+        os.environ[variable] = str(libraries.library(device))
+    libraries.load("cuda")
+    check = Check(options.peers, "cuda", {"library": torch.ops.efft.describe_cuda()})
+    return run(check, options.only, options.output)
+
+
+def run(check: Check, stages: Sequence[str], folder: Path) -> int:
+    """Run stages by name and save what they find; returns the process's exit status."""
+    for stage in [name for name in _STAGES if name in stages]:
         print(f"== {stage}", flush=True)
-        _STAGES[stage](check)
-        path = results.save("encoder", check.result(), options.output)  # what is known so far is not lost
+        start = time.monotonic()
+        try:
+            _STAGES[stage](check)
+        except Exception as error:  # the device may be lost, but what was found, and what other processes find, is not
+            traceback.print_exc()
+            check.checks[stage] = first_line(error)
+        print(f"{stage} took {time.monotonic() - start:.0f} s", flush=True)
+        path = results.save("encoder", check.result(), folder)
     print(path)
+    for failure in check.engines.failures:
+        print(f"not right: {failure}")
     failed = [name for name, passed in check.checks.items() if passed is not True]
     print(f"gpu-check: {'failed: ' + ', '.join(failed) if failed else 'passed'}")
     return 1 if failed else 0
 
 
 class Check:
-    """What the stages have found so far."""
+    """What the stages have found so far. ``more`` goes into the result as it is."""
 
-    def __init__(self, peers: Sequence[str]) -> None:
+    def __init__(self, peers: Sequence[str], device: str, more: dict[str, object]) -> None:
         self.peers = peers
+        self.engines = Engines(device)
         self.checks: dict[str, bool | str] = {}
         self.ceilings = Ceilings({}, 0.0)
-        self.rows: list[dict[str, object]] = []
-        self.more: dict[str, object] = {}
-        self.facts = machine.facts("cuda", machine.threads_available())
+        self.rows: list[dict[str, Any]] = []
+        self.more = more
+        self.facts = machine.facts(device, machine.threads_available())
 
     def rates(self, data_type: str) -> Ceilings:
         """The ceilings with those of ``data_type`` measured now."""
-        torch.backends.cuda.matmul.allow_tf32 = data_type == "tf32"
-        rate = ceilings.matrix_rate(encoders.DTYPES[data_type])
-        torch.backends.cuda.matmul.allow_tf32 = False
+        rate = ceilings.matrix_rate(data_type)
         self.ceilings = self.ceilings.merged(Ceilings({}, ceilings.copy_rate()))
         self.ceilings.operations[data_type] = rate
         print(f"ceilings: {rate / 1e12:.0f} TFLOP/s {data_type}, {self.ceilings.bytes / 1e12:.2f} TB/s", flush=True)
         return self.ceilings
 
+    def measure(self, model: str, data_type: str, sizes: Sequence[str], peers: Sequence[str], rates: Ceilings) -> None:
+        """Add the rows of a model in a type."""
+        self.rows += encoders.measure(self.engines, model, data_type, sizes, peers, rates)
+        self.judge()
+
+    def judge(self) -> None:
+        """Our own outputs are right so far, or they are not."""
+        self.checks["outputs"] = not self.engines.failures
+
     def result(self) -> dict[str, Any]:
         """As the encoder benchmark writes it, with the checks' outcomes."""
         return {
             **self.facts,
-            "library": torch.ops.efft.describe_cuda(),
             "settings": {"interleaved": True, "statistic": "median and quartiles between events of a busy stream"},
             "ceilings": asdict(self.ceilings),
             "checks": self.checks,
             **self.more,
             "rows": self.rows,
-            "absent": [],
+            "absent": self.engines.absent,
             "memory": [],
         }
-
-
-def _load_libraries() -> None:
-    major, minor = torch.cuda.get_device_capability()
-    target = "90a" if (major, minor) == (9, 0) else f"{major}{minor}"
-    os.environ.setdefault("EFFT_CPU_LIBRARY", "") or os.environ.update(EFFT_CPU_LIBRARY=str(compile_cpu()))
-    os.environ.setdefault("EFFT_CUDA_LIBRARY", "") or os.environ.update(EFFT_CUDA_LIBRARY=str(compile_cuda([target])))
-    ops.load(Path(os.environ["EFFT_CPU_LIBRARY"]))
-    torch.ops.load_library(os.environ["EFFT_CUDA_LIBRARY"])
 
 
 def _tests(check: Check) -> None:
@@ -122,23 +138,31 @@ def _rows(check: Check) -> None:
 
 def _encoders(check: Check) -> None:
     rates = check.rates("fp16")
-    check.rows += encoders.measure("base", "fp16", list(LENGTHS), check.peers, rates)
-    # torch 2.11's compiled graph of 32x384 faults here, too (see encoders.measure).
+    check.measure("base", "fp16", WORKLOADS, check.peers, rates)
+    check.engines.release()
+    # torch 2.11's compiled graph of 32x384 faulted here, too (see encoders.COMPILED).
     peers = [peer for peer in check.peers if peer != "compile"]
-    check.rows += encoders.measure("large", "fp16", encoders.LARGE, peers, rates)
+    check.measure("large", "fp16", encoders.LARGE, peers, rates)
+    check.engines.release()
 
 
 def _types(check: Check) -> None:
-    check.rows += encoders.measure("base", "bf16", list(LENGTHS), ["packed"], check.rates("bf16"))
-    check.more["bf16_over_fp16"] = encoders.over("base", "bf16", "fp16", list(LENGTHS))
+    check.measure("base", "bf16", WORKLOADS, ["packed"], check.rates("bf16"))
+    check.more["bf16_over_fp16"] = encoders.over(check.engines, "base", "bf16", "fp16", WORKLOADS)
+    check.judge()
+    check.engines.release()
     for data_type in ("fp32", "tf32"):
-        check.rows += encoders.measure("base", data_type, list(LENGTHS), ["ths"], check.rates(data_type))
+        check.measure("base", data_type, WORKLOADS, ["ths"], check.rates(data_type))
+    check.engines.release()
 
 
 def _stream(check: Check) -> None:
-    outcome = encoders.stream(torch.float16)
-    print(f"SQuAD-like stream, BERT-large fp16: {outcome['sequences_per_second']:.0f} sequences/s")
-    check.more["stream"] = outcome
+    outcome = encoders.stream(check.engines, "fp16")
+    check.judge()
+    check.engines.release()
+    if outcome:
+        print(f"SQuAD-like stream, BERT-large fp16: {outcome['sequences_per_second']:.0f} sequences/s")
+        check.more["stream"] = outcome
 
 
 # Times first, on a device that no test has heated.

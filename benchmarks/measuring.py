@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from benchmarks import machine
 from benchmarks.deviation import Deviation, deviation
 from benchmarks.engines import ENGINES, LOOP, Engine, Loop
-from benchmarks.models import Source, reference
+from benchmarks.models import Reference, Source
 from benchmarks.timing import CLOCKS, MIN_ROUNDS, Turns
 from benchmarks.workloads import Batch, Workload, make_batch
 
@@ -21,7 +21,9 @@ QUANTISED = ("int8",)
 """Types without a plain PyTorch form to compare errors with."""
 PLAIN = "ori"
 """The engine whose error the others' are compared with."""
-
+SETTLING = {"cpu": 0, "cuda": 3}
+"""By device, the calls before the one that is checked. On a GPU an engine's first calls profile, compile or capture,
+and the code that is timed runs only behind them."""
 
 _LATE = "the run's time was over"
 SLACK = 1.2
@@ -38,13 +40,24 @@ class Setting:
     watch: machine.Watch = field(default_factory=machine.Watch)
     copy_rates: list[float] = field(default_factory=list)
     """Bytes a second that memory gave at every visit: on a shared host it is not the machine's alone."""
-    references: dict[tuple[str, Workload], Tensor] = field(default_factory=dict)
-    """The float64 outputs seen so far, by model and workload: every type is compared with the same."""
+    references: dict[str, Reference] = field(default_factory=dict)
+    """By model."""
+    plain_errors: dict[tuple[str, str, Workload], float] = field(default_factory=dict)
+    """Plain PyTorch's errors seen so far, by model, type and workload."""
 
     def synchronize(self) -> None:
         """Wait until the device is idle."""
         if self.device == "cuda":
             torch.cuda.synchronize()
+
+    def reference(self, source: Source) -> Reference:
+        """The model's float64 outputs."""
+        return self.references.setdefault(source.name, Reference(source, self.device))
+
+    def release_references(self) -> None:
+        """Let the float64 weights go; the outputs stay."""
+        for reference in self.references.values():
+            reference.release()
 
 
 @dataclass
@@ -63,11 +76,15 @@ class Group:
 
     def __init__(self, source: Source, data_type: str, setting: Setting) -> None:
         self.source, self.data_type, self.setting = source, data_type, setting
+        self.stored = data_type
+        """The type that the engines are made in."""
         self.engines: dict[str, Engine] = {}
         self.absent: list[dict[str, str]] = []
         """Engines that cannot run here, with the reason."""
         self.building: dict[str, float] = {}
         """Seconds that each engine took to build."""
+        self._eager: Engine | None = None
+        """The engine PLAIN, where it is not among the others but its error is asked for."""
         self._measured: dict[Workload, _Measured] = {}
 
     def build(self, names: list[str]) -> None:
@@ -75,15 +92,14 @@ class Group:
         built: dict[str, Engine] = {}
         for base in dict.fromkeys(name.removesuffix(LOOP) for name in names):
             start = time.monotonic()
-            reason = ENGINES[base].absent(self.data_type, self.setting.device)
+            reason = ENGINES[base].absent(self.stored, self.setting.device)
             if reason is None:
                 try:
-                    arguments = self.source, self.data_type, self.setting.device, self.setting.threads
-                    built[base] = ENGINES[base](*arguments)
+                    built[base] = self._made(base)
                 except Exception as error:  # whatever a peer's converter raises
                     reason = first_line(error)
             if reason is not None:
-                entry = {"engine": base, "model": self.source.name, "data_type": self.data_type}
+                entry = {"engine": base, "model": self.source.name, "data_type": self.stored}
                 self.absent.append({**entry, "reason": reason})
             self.building[base] = time.monotonic() - start
         for name in names:
@@ -106,9 +122,21 @@ class Group:
             with self.setting.watch:
                 turns.run(least + int(seconds / turns.seconds), limit)
 
+    def under(self, data_type: str) -> Group:
+        """The same engines in another arithmetic, which is set from outside, such as tf32."""
+        other = Group(self.source, data_type, self.setting)
+        other.stored, other.engines, other.absent = self.stored, self.engines, self.absent
+        return other
+
+    def keep(self, names: Iterable[str]) -> None:
+        """Let the engines go but those of these names."""
+        for name in self.engines.keys() - set(names):
+            del self.engines[name]
+        self._eager = None
+
     def close(self) -> None:
         """Let the engines go; the rows stay."""
-        self.engines.clear()
+        self.keep(())
         for measured in self._measured.values():
             if measured.turns is not None:
                 measured.turns.calls.clear()
@@ -124,7 +152,7 @@ class Group:
         if time.monotonic() >= limit:
             return _Measured(rows, None, _LATE)
         batch = make_batch(workload, self.source.config.vocab_size, self.setting.device)
-        checked, calls = self._check({name: self.engines[name] for name in names}, batch)
+        checked, calls = self.check(batch, names)
         rows |= checked
         turns = Turns(calls, synchronize=self.setting.synchronize, clock=CLOCKS[self.setting.clock])
         if time.monotonic() + SLACK * MIN_ROUNDS * turns.seconds > limit:
@@ -138,50 +166,64 @@ class Group:
         late = f"only {rounds} of {MIN_ROUNDS} rounds fitted into the run's time" if rounds else measured.late or _LATE
         for name, row in measured.rows.items():
             if turns is not None and name in timings:
-                found = timings[name]
-                quartiles = {"lower_ms": found.lower, "upper_ms": found.upper}
-                outcome: dict[str, Any] = {"median_ms": found.median, **quartiles, "fastest_ms": found.fastest}
-                outcome |= {"rounds": found.rounds, "calls_ms": [round(1e3 * s, 4) for s in turns.taken[name]]}
+                outcome: dict[str, Any] = timings[name].figures()
+                outcome["calls_ms"] = [round(1e3 * s, 4) for s in turns.taken[name]]
             else:
                 outcome = {"refused": row["refused"] or late}
             yield {"model": self.source.name, "data_type": self.data_type, **describe(workload), **row, **outcome}
 
-    def _check(
-        self, engines: dict[str, Engine], batch: Batch
+    def check(
+        self, batch: Batch, names: Iterable[str]
     ) -> tuple[dict[str, dict[str, Any]], dict[str, Callable[[], Any]]]:
-        """A row for every engine, and the calls of those whose output is right."""
-        expected = self._reference(batch)
-        rows: dict[str, dict[str, Any]] = {}
+        """A row for each of these engines on a batch, and the bound calls of those whose output is right.
+
+        A row says why its engine is ``refused`` (None where it is not) and, where it returned anything, how far that is
+        from float64.
+        """
+        rows: dict[str, dict[str, Any]] = {name: {"engine": name, "refused": None} for name in names}
         calls: dict[str, Callable[[], Any]] = {}
         found: dict[str, Deviation] = {}
-        for name, engine in engines.items():
+        # The engines before the reference: what they compile and capture should not depend on what ran before.
+        outputs: dict[str, Tensor] = {}
+        for name, row in rows.items():
             try:
-                calls[name] = engine.bind(batch)
-                found[name] = deviation(engine.valid(calls[name](), batch), expected, batch.workload.lengths)
+                calls[name], outputs[name] = self._call(self.engines[name], batch)
             except Exception as error:  # as in build()
-                rows[name] = {"engine": name, "refused": first_line(error)}
-        plain = None
-        if self.data_type not in QUANTISED:
-            plain = found[PLAIN].error if PLAIN in found else self._plain_error(batch, expected)
+                row["refused"] = first_line(error)
+        for name, output in outputs.items():
+            try:
+                found[name] = self._deviation(output, batch)
+            except ValueError as error:  # of another shape
+                rows[name]["refused"] = first_line(error)
+        plain = self._plain_error(batch, found.get(PLAIN)) if found and self.data_type not in QUANTISED else None
         for name, one in found.items():
-            rows[name] = {
-                "engine": name,
-                "refused": one.refusal(self.data_type, plain),
-                "plain_error": plain,
-                **asdict(one),
-            }
+            rows[name] |= {"refused": one.refusal(self.data_type, plain), "plain_error": plain, **asdict(one)}
         return rows, {name: calls[name] for name in found if rows[name]["refused"] is None}
 
-    def _reference(self, batch: Batch) -> Tensor:
-        key = self.source.name, batch.workload
-        if key not in self.setting.references:
-            self.setting.references[key] = reference(self.source, batch, self.setting.device)
-        return self.setting.references[key]
+    def _made(self, name: str) -> Engine:
+        return ENGINES[name](self.source, self.stored, self.setting.device, self.setting.threads)
 
-    def _plain_error(self, batch: Batch, expected: Tensor) -> float:
-        setting = self.setting
-        eager = ENGINES[PLAIN](self.source, self.data_type, setting.device, setting.threads)
-        return deviation(eager.valid(eager.bind(batch)(), batch), expected, batch.workload.lengths).error
+    def _call(self, engine: Engine, batch: Batch) -> tuple[Callable[[], Any], Tensor]:
+        """The engine's bound call and what it returns once it has settled."""
+        call = engine.bind(batch)
+        for _ in range(SETTLING[self.setting.device]):
+            call()
+        return call, engine.valid(call(), batch)
+
+    def _deviation(self, output: Tensor, batch: Batch) -> Deviation:
+        return deviation(output, self.setting.reference(self.source)(batch), batch.workload.lengths)
+
+    def _plain_error(self, batch: Batch, found: Deviation | None) -> float:
+        """That of the engine PLAIN; ``found`` is its deviation where it was among the engines."""
+        known = self.setting.plain_errors
+        key = self.source.name, self.data_type, batch.workload
+        if found is not None:
+            known[key] = found.error
+        if key not in known:
+            if self._eager is None:
+                self._eager = self._made(PLAIN)
+            known[key] = self._deviation(self._call(self._eager, batch)[1], batch).error
+        return known[key]
 
 
 def describe(workload: Workload) -> dict[str, Any]:

@@ -41,6 +41,11 @@ class Timing:
         lower, median, upper = np.quantile(np.asarray(seconds) * 1e3, (0.25, 0.5, 0.75))
         return cls(float(median), float(lower), float(upper), 1e3 * min(seconds), len(seconds))
 
+    def figures(self) -> dict[str, float]:
+        """As a result row carries it."""
+        quartiles = {"lower_ms": self.lower, "upper_ms": self.upper}
+        return {"median_ms": self.median, **quartiles, "fastest_ms": self.fastest, "rounds": self.rounds}
+
 
 CLOCKS: dict[str, Clock] = {"wall": time.perf_counter, "cpu": time.process_time}
 """By name; ``cpu`` is the processor time of all threads together, which other processes disturb little."""

@@ -14,6 +14,11 @@ from torch import Tensor
 _PUBLISHED = json.loads(Path(__file__).with_name("workloads.json").read_text())
 
 
+def published(device: str) -> list[str]:
+    """The sizes whose lengths are published: for ``cpu`` those of ``uniform``, for ``gpu`` those of ``rand_r``."""
+    return list(_PUBLISHED[device])
+
+
 @dataclass(frozen=True)
 class Workload:
     """``len(lengths)`` sequences padded to ``padded`` tokens. Only valid tokens count as work."""

@@ -11,12 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks import libraries
 from benchmarks.engines.base import Engine, register
 from benchmarks.models import DTYPES, Source
 from benchmarks.workloads import Batch, make_batch, make_workload
-from builder import ops
-from builder.compile import compile_cpu, compile_cuda
-from builder.encoder import PackedEncoder, pack
+from builder.encoder import PackedEncoder, pack, prepare
 from builder.families import family_of, shape_of
 from builder.quantise import quantise
 from builder.trace import example_inputs, save_torchscript
@@ -31,13 +30,7 @@ class _Module(Engine):
 
     def bind(self, batch: Batch) -> Callable[[], Tensor]:
         """Call the module on the padded batch."""
-        inputs = batch.tensors
-
-        def call() -> Tensor:
-            with torch.inference_mode():
-                return self.module(*inputs)
-
-        return call
+        return _inferring(self.module, batch)
 
 
 @register
@@ -52,13 +45,23 @@ class Eager(_Module):
 
 @register
 class TorchScript(_Module):
-    """The stock encoder traced, saved and loaded as an archive of kind ths is."""
+    """The stock encoder traced, saved and loaded as an archive of kind ths is; on a GPU frozen besides, as no archive
+    is: torch then makes one product of three that share their input."""
 
     name = "ths"
     looped = True
 
     def __init__(self, source: Source, data_type: str, device: str, threads: int) -> None:
         self.module = _through_file(source.as_type(DTYPES[data_type]), source, device)
+        self.freezes = device == "cuda"
+
+    def bind(self, batch: Batch) -> Callable[[], Tensor]:
+        """As the base class. On a GPU each batch gets a frozen module of its own, since torch compiles a module's fused
+        kernels for the first shapes that it sees, and later shapes pay for it at every call."""
+        if not self.freezes:
+            return super().bind(batch)
+        with torch.no_grad():
+            return _inferring(torch.jit.freeze(self.module), batch)
 
 
 @register
@@ -81,9 +84,7 @@ class Fused(_Module):
     @classmethod
     def prepare(cls, device: str) -> None:
         """Compile the kernels, if that was not done before, and load them."""
-        ops.load(compile_cpu())
-        if device == "cuda":
-            torch.ops.load_library(str(compile_cuda()))
+        libraries.load(device)
 
     def __init__(self, source: Source, data_type: str, device: str, threads: int) -> None:
         self.prepare(device)
@@ -94,9 +95,7 @@ class Fused(_Module):
             exact = pack(source.model.state_dict(), family_of(source.config), shape, torch.float32)
             weights = replace(weights, matrices=quantise(exact.matrices, exact.vectors, shape))
         self.module = _through_file(PackedEncoder(shape, weights, "hidden"), source, device)
-        self.module.matrices = torch.ops.efft.prepare(
-            self.module.matrices, shape.layers, shape.hidden, shape.embedding, shape.intermediate
-        )
+        self.module.matrices = prepare(shape, self.module.matrices, self.module.vectors)
 
 
 @register
@@ -128,6 +127,16 @@ class Compiled(_Module):
                 return self.module(*inputs)
 
         return call
+
+
+def _inferring(module: Callable[..., Tensor], batch: Batch) -> Callable[[], Tensor]:
+    inputs = batch.tensors
+
+    def call() -> Tensor:
+        with torch.inference_mode():
+            return module(*inputs)
+
+    return call
 
 
 def _through_file(module: nn.Module, source: Source, device: str) -> torch.jit.ScriptModule:

@@ -65,7 +65,7 @@ class Packed(Engine):
         self.heads = source.config.num_attention_heads
         self.embeddings = model.embeddings
         linear = _plain if device != "cpu" else _rounded if data_type == "int8" else _prepacked
-        with torch.inference_mode():
+        with torch.no_grad():
             self.layers = [_Layer(layer, linear, self.heads) for layer in model.encoder.layer]
 
     def bind(self, batch: Batch) -> Callable[[], Tensor]:
@@ -108,7 +108,7 @@ class Packed(Engine):
     def _captured(self, batch: Batch) -> Callable[[], Tensor]:
         from torch.nn.attention.varlen import varlen_attn
 
-        lengths = torch.tensor(batch.workload.lengths, device="cuda")
+        lengths = torch.tensor(batch.workload.lengths, device=batch.ids.device)
         ends = F.pad(lengths.cumsum(0), (1, 0)).int()
         longest = max(batch.workload.lengths)
 
@@ -116,10 +116,15 @@ class Packed(Engine):
             q, k, v = qkv.view(qkv.shape[0], 3, self.heads, -1).unbind(1)
             return varlen_attn(q, k, v, ends, ends, longest, longest).reshape(qkv.shape[0], -1)
 
-        with torch.inference_mode():
+        with torch.no_grad():
+            # Which tokens are valid, and where they stand, is worked out before the clock starts: this peer is spared
+            # what ours does in every call. Looking up a token's segment is part of the encoder and stays in the graph.
             inputs = self._select(batch, batch.mask.flatten().nonzero().flatten())
             self._encode(*inputs, attend)  # first use loads modules, which may not happen while capturing
             torch.cuda.synchronize()
+            # cuBLAS's workspace is then made anew, in memory that lives as long as this graph. Otherwise it may be an
+            # earlier graph's, which goes back to the device when torch.compile captures; replays would still use it.
+            torch._C._cuda_clearCublasWorkspaces()
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):
                 output = self._encode(*inputs, attend)

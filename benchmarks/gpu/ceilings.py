@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import torch
 
+from benchmarks.gpu.tf32 import products_in, stored
 from benchmarks.gpu.timing import interleave
+from benchmarks.models import DTYPES
 
 
-def matrix_rate(dtype: torch.dtype, size: int = 8192) -> float:
+def matrix_rate(data_type: str, size: int = 8192) -> float:
     """Operations per second of a large square product of random matrices."""
-    a, b = (torch.randn(size, size, device="cuda").to(dtype) for _ in range(2))
-    time = interleave({"product": lambda: a @ b}, milliseconds=100)["product"].median
+    a, b = (torch.randn(size, size, device="cuda").to(DTYPES[stored(data_type)]) for _ in range(2))
+    with products_in(data_type):
+        time = interleave({"product": lambda: a @ b}, milliseconds=100)["product"].median
     return 2.0 * size**3 / time * 1e3
 
 

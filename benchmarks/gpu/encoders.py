@@ -1,126 +1,135 @@
-"""Every workload: ours and its peers taking turns, beside the floor of the same process."""
+"""Every workload: ours and its peers, all outputs checked, taking turns, beside the floor of the same process."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
-import torch
-from torch import Tensor
+from collections.abc import Sequence
+from typing import Any
 
 from benchmarks.floor import Ceilings
-from benchmarks.gpu import models
-from benchmarks.gpu.timing import Call, captured, interleave
-from benchmarks.gpu.workloads import LENGTHS, SIZES, batch, columns, squad_lengths
-from benchmarks.timing import Timing
+from benchmarks.gpu.engines import Engines
+from benchmarks.gpu.tf32 import products_in
+from benchmarks.gpu.timing import Call, interleave, seconds
+from benchmarks.measuring import Group, describe
+from benchmarks.table import OURS
+from benchmarks.workloads import Batch, Workload, make_batch, make_workload, published
+from builder.families import shape_of
 
+WORKLOADS = tuple(published("gpu"))
 LARGE = ("1x128", "8x384", "32x384")
-COMPILED = ("1x32", "8x128", "32x384")
-"""Where torch.compile is measured: each shape costs it a compilation of many seconds."""
-DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32, "tf32": torch.float32}
+"""Workloads of BERT-large."""
+PEERS = ("packed", "ths", "compile")
+COMPILED = ("32x384", "8x128", "1x32")
+"""Where torch.compile is measured, in this order and before all other workloads. Each shape costs it a compilation of
+many seconds; and torch 2.11's graph of 32x384 faulted once five other shapes of the other peers had run before it, with
+or without ours in the process."""
+STREAM = "10833x384"
+"""As many sequences as SQuAD v1.1's validation set has."""
 
 
 def measure(
-    size_name: str, data_type: str, workloads: Sequence[str], peers: Sequence[str], ceilings: Ceilings
-) -> list[dict[str, object]]:
-    """A row for each workload and engine: ours (``thsext``) and ``peers`` (packed, ths, compile), beside the floor.
+    engines: Engines, model: str, data_type: str, sizes: Sequence[str], peers: Sequence[str], ceilings: Ceilings
+) -> list[dict[str, Any]]:
+    """A row for each workload and engine: ours and ``peers``, as far as they can run, beside the floor.
 
-    ``data_type``: fp16, bf16, fp32, or tf32 for fp32 whose products may round their inputs to tf32.
+    ``data_type``: fp16, bf16, fp32, or tf32. Where an output is not right the row says why and has no time.
     """
-    size, dtype = SIZES[size_name], DTYPES[data_type]
-    torch.backends.cuda.matmul.allow_tf32 = data_type == "tf32"
-    encoders = models.build(size, dtype)
-    rows = []
-    # Compiled shapes first: torch 2.11's graph of 32x384 faults once five other shapes of the other peers have run
-    # before it, with or without ours in the process.
-    order = sorted(workloads, key=lambda workload: "compile" in peers and workload not in COMPILED)
-    for workload in order:
-        lengths = LENGTHS[workload]
-        ids, mask = batch(lengths, columns(workload))
-        calls: dict[str, Call] = {"thsext": models.ours(encoders, ids, mask)}
-        for peer in peers:
-            if peer == "compile" and workload not in COMPILED:
-                continue
-            calls[peer] = PEERS[peer](encoders, ids, mask)
-        times = interleave(calls)
-        arithmetic = size.operations(lengths) / ceilings.operations[data_type] * 1e3
-        weights = size.parameters * dtype.itemsize / ceilings.bytes * 1e3
-        floor = max(arithmetic, weights)
-        shared = {
-            "model": size_name,
-            "data_type": data_type,
-            "workload": workload,
-            "lengths": "rand_r",
-            "tokens": sum(lengths),
-            "padding_share": 1 - sum(lengths) / mask.numel(),
-        }
-        for engine, timing in times.items():
-            rows.append({**shared, "engine": engine, "refused": None, **_figures(timing, floor)})
-        print(_line(shared, floor, {engine: timing.median for engine, timing in times.items()}), flush=True)
-    torch.backends.cuda.matmul.allow_tf32 = False
-    return sorted(rows, key=lambda row: workloads.index(str(row["workload"])))
+    names = [OURS, *peers]
+    rows: list[dict[str, Any]] = []
+    with products_in(data_type):
+        group = engines.group(model, data_type, names)
+        for size in in_order(sizes, peers):
+            asked = [name for name in names if name != "compile" or size in COMPILED]
+            rows += _measure(engines, group, make_workload(size, "rand_r"), asked, ceilings)
+    return sorted(rows, key=lambda row: sizes.index(row["workload"]))
 
 
-def over(size_name: str, data_type: str, other: str, workloads: Sequence[str]) -> dict[str, float]:
+def in_order(sizes: Sequence[str], peers: Sequence[str]) -> list[str]:
+    """The workloads as they are measured, see COMPILED."""
+    first = [size for size in COMPILED if size in sizes and "compile" in peers]
+    return [*first, *(size for size in sizes if size not in first)]
+
+
+def over(engines: Engines, model: str, data_type: str, other: str, sizes: Sequence[str]) -> dict[str, float]:
     """By workload, our time in ``data_type`` as a multiple of that in ``other``: of two encoders taking turns, since
-    each alone heats the device in its own way."""
-    pair = {name: models.build(SIZES[size_name], DTYPES[name]) for name in (data_type, other)}
+    each alone heats the device in its own way. Only where both are right."""
+    groups = {name: engines.group(model, name, [OURS]) for name in (data_type, other)}
     ratios = {}
-    for workload in workloads:
-        ids, mask = batch(LENGTHS[workload], columns(workload))
-        times = interleave({name: models.ours(encoders, ids, mask) for name, encoders in pair.items()})
-        ratios[workload] = times[data_type].median / times[other].median
-        print(f"{size_name:5} {workload:7} {data_type} over {other}: {ratios[workload]:.3f}", flush=True)
+    for size in sizes:
+        calls: dict[str, Call] = {}
+        for name, group in groups.items():
+            _, right = engines.check(group, _batch(group, make_workload(size, "rand_r")), [OURS])
+            if OURS in right:
+                calls[name] = right[OURS]
+        if len(calls) == len(groups):
+            times = interleave(calls)
+            ratios[size] = times[data_type].median / times[other].median
+            print(f"{model:5} {size:7} {data_type} over {other}: {ratios[size]:.3f}", flush=True)
     return ratios
 
 
-PEERS: dict[str, Callable[[models.Encoders, Tensor, Tensor], Call]] = {
-    "packed": lambda encoders, ids, mask: captured(models.packed_torch(encoders, ids, mask)),
-    "ths": models.torchscript,
-    "compile": models.compiled,
-}
+def stream(engines: Engines, data_type: str, token_budget: int = 16384) -> dict[str, float]:
+    """Sequences a second of BERT-large over a SQuAD-like stream, sorted by length, every result kept.
 
-
-def _figures(timing: Timing, floor: float) -> dict[str, float]:
-    return {
-        "median_ms": timing.median,
-        "lower_ms": timing.lower,
-        "upper_ms": timing.upper,
-        "rounds": timing.rounds,
-        "floor_ms": floor,
-        "floor_ratio": timing.median / floor,
-    }
-
-
-def _line(row: dict[str, object], floor: float, medians: dict[str, float]) -> str:
-    """One workload as text: milliseconds, and ours against the floor and each peer."""
-    ours = medians["thsext"]
-    text = f"{row['model']:5} {row['data_type']:4} {row['workload']:7} {row['tokens']:5} tokens  floor {floor:7.3f}"
-    text += f"  thsext {ours:7.3f} ({ours / floor:4.2f} x floor)"
-    peers = {name: median for name, median in medians.items() if name != "thsext"}
-    return text + "".join(f"  {name} {median:7.3f} ({median / ours:4.2f} x)" for name, median in peers.items())
-
-
-def stream(dtype: torch.dtype, token_budget: int = 16384) -> dict[str, float]:
-    """Sequences a second of BERT-large over the SQuAD-like stream, sorted by length, every result kept."""
-    encoders = models.build(SIZES["large"], dtype)
-    batches: list[list[int]] = []
-    current: list[int] = []
-    for length in sorted(squad_lengths()):
-        if sum(current) + length > token_budget:
-            batches.append(current)
-            current = []
-        current.append(length)
-    batches.append(current)
-    calls = [models.ours(encoders, *batch(lengths)) for lengths in batches]
+    Checked are the batches of the shortest, the middle and the longest sequences, since float64 takes its time; the
+    result is empty where one is not right.
+    """
+    group = engines.group("large", data_type, [OURS])
+    batches = [_batch(group, workload) for workload in stream_workloads(token_budget)]
+    checked = {index: batches[index] for index in (0, len(batches) // 2, len(batches) - 1)}
+    found = {index: engines.check(group, batch, [OURS])[1].get(OURS) for index, batch in checked.items()}
+    if None in found.values():
+        return {}
+    calls = [found.get(index) or group.engines[OURS].bind(batch) for index, batch in enumerate(batches)]
     for _ in range(2):
         kept = [call() for call in calls]
         del kept
-    start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda.synchronize()
-    start.record()
-    results = [call() for call in calls]
-    stop.record()
-    torch.cuda.synchronize()
-    seconds = start.elapsed_time(stop) / 1e3
-    del results
-    return {"seconds": seconds, "sequences_per_second": sum(map(len, batches)) / seconds}
+    taken = seconds(lambda: [call() for call in calls])
+    return {"seconds": taken, "sequences_per_second": sum(b.workload.batch for b in batches) / taken}
+
+
+def stream_workloads(token_budget: int) -> list[Workload]:
+    """The stream's sequences sorted by length, in batches of at most so many valid tokens."""
+    batches: list[list[int]] = [[]]
+    for length in sorted(make_workload(STREAM, "squad").lengths):
+        if sum(batches[-1]) + length > token_budget:
+            batches.append([])
+        batches[-1].append(length)
+    return [Workload(tuple(lengths), max(lengths), "squad") for lengths in batches]
+
+
+def _measure(
+    engines: Engines, group: Group, workload: Workload, names: Sequence[str], ceilings: Ceilings
+) -> list[dict[str, Any]]:
+    checked, calls = engines.check(group, _batch(group, workload), names)
+    times = interleave(calls)
+    floor = ceilings.floor_ms(shape_of(group.source.config), workload, group.data_type)
+    shared = {"model": group.source.name, "data_type": group.data_type, **describe(workload)}
+    rows = []
+    for name, row in checked.items():
+        found = {**times[name].figures(), "floor_ms": floor} if name in times else {"floor_ms": floor}
+        if name in times and floor:
+            found["floor_ratio"] = times[name].median / floor
+        rows.append({**shared, **row, **found})
+    if rows:
+        print(_line(rows), flush=True)
+    return rows
+
+
+def _batch(group: Group, workload: Workload) -> Batch:
+    return make_batch(workload, group.source.config.vocab_size, group.setting.device)
+
+
+def _line(rows: Sequence[dict[str, Any]]) -> str:
+    """One workload as text: milliseconds, ours against the floor and each peer against ours, errors in brackets."""
+    first = rows[0]
+    text = f"{first['model']:5} {first['data_type']:4} {first['workload']:7} {first['tokens']:5} tokens"
+    text += f"  floor {first['floor_ms'] or 0:7.3f}"
+    ours = next((row.get("median_ms") for row in rows if row["engine"] == OURS), None)
+    for row in rows:
+        if "median_ms" not in row:
+            text += f"  {row['engine']} refused: {row['refused']}"
+            continue
+        median = row["median_ms"]
+        ratio = row.get("floor_ratio", 0) if row["engine"] == OURS else median / ours if ours else 0
+        text += f"  {row['engine']} {median:7.3f} ({ratio:4.2f} x) [{row['error']:.1e}]"
+    return text

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.timing import captured, interleave
-from benchmarks.gpu.workloads import LENGTHS
+from benchmarks.workloads import make_workload
 
 COPIES = 24
 """Sets of operands that take turns, so that none is still in the L2 cache when its turn comes again."""
@@ -17,7 +17,7 @@ COPIES = 24
 
 def measure(dtype: torch.dtype, copy_rate: float) -> dict[str, dict[str, float]]:
     """Microseconds and share of the copy rate of each row kernel, launched as within the encoder."""
-    tokens, hidden = sum(LENGTHS["32x384"]), 768
+    tokens, hidden = make_workload("32x384", "rand_r").tokens, 768
     bytes_of = dtype.itemsize
 
     def random(*size: int) -> Tensor:

@@ -46,6 +46,18 @@ def interleave(calls: Mapping[str, Call], milliseconds: float = 60.0, rounds: in
     return {name: Timing.of([1e-3 * time for time in times]) for name, times in samples.items()}
 
 
+def seconds(call: Callable[[], object]) -> float:
+    """Seconds of all that ``call`` enqueues, from an idle device on; what it returns is kept until then."""
+    start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    start.record()
+    kept = call()
+    stop.record()
+    torch.cuda.synchronize()
+    del kept
+    return start.elapsed_time(stop) / 1e3
+
+
 def _intervals(call: Call, count: int) -> list[float]:
     """Milliseconds of ``count`` calls enqueued without waiting, so that the host's work hides behind the device's."""
     events = [torch.cuda.Event(enable_timing=True) for _ in range(count + 1)]

@@ -16,7 +16,7 @@ from benchmarks.deviation import Deviation, deviation
 from benchmarks.engines import ENGINES, Loop
 from benchmarks.floor import Ceilings, operations
 from benchmarks.measuring import Group, Setting
-from benchmarks.models import Source, reference
+from benchmarks.models import Reference, Source
 from benchmarks.timing import Timing, Turns
 from benchmarks.workloads import Batch, Workload, make_batch, make_workload
 from builder.families import shape_of
@@ -59,6 +59,17 @@ def test_every_native_engine_computes_the_encoder(source: Source, name: str, dat
     assert [row["engine"] for row in group.rows] == [name]
     assert group.rows[0]["refused"] is None
     assert group.rows[0]["median_ms"] > 0
+
+
+def test_the_trace_of_a_file_can_be_frozen_for_each_shape(source: Source) -> None:
+    """As on a GPU."""
+    engine: Any = ENGINES["ths"](source, "fp32", "cpu", 2)
+    engine.freezes = True
+    batches = [make_batch(make_workload(size, "uniform"), 100) for size in ("1x8", "4x24")]
+    for batch, call in zip(batches, [engine.bind(batch) for batch in batches], strict=True):
+        for _ in range(3):
+            output = engine.valid(call(), batch)
+            assert deviation(output, Reference(source)(batch), batch.workload.lengths).error < 1e-5
 
 
 @pytest.mark.parametrize("name", ["thsext", "packed"])
@@ -192,7 +203,7 @@ def test_the_loop_runs_each_sequence_without_padding(source: Source, batch: Batc
     loop = Loop(Spy(source, "fp32", "cpu", 2))
     output = loop.valid(loop.bind(batch)(), batch)
     assert seen == [(1, n) for n in batch.workload.lengths]
-    assert deviation(output, reference(source, batch), batch.workload.lengths).error < 1e-5
+    assert deviation(output, Reference(source)(batch), batch.workload.lengths).error < 1e-5
 
 
 def test_deviation_sees_one_wrong_token() -> None:
