@@ -32,6 +32,16 @@ def test_a_hazard_of_ours_fails() -> None:
     assert not judge(racecheck((CUBLASLT, OURS)), 0).passed
 
 
+def test_a_hazard_without_a_name_is_nobodys() -> None:
+    report = (
+        "========= Error: Race reported between Read access at \n=========     and Write access at  [504 hazards]\n"
+    )
+    verdict = judge(report + racecheck((CUBLASLT, CUBLASLT)).replace("1 hazards", "2 hazards"), 0)
+    assert not verdict.passed
+    assert verdict.nameless
+    assert not judge(racecheck((CUBLASLT, OURS)), 0).nameless
+
+
 def test_memory_errors_fail() -> None:
     assert not judge("========= Invalid __global__ read\n========= ERROR SUMMARY: 1 error\n", 0).passed
 
