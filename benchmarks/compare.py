@@ -21,17 +21,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The subcommand's options."""
     parser.add_argument("first", type=Path)
     parser.add_argument("second", type=Path)
+    parser.add_argument("--over", metavar="ENGINE", default=table.BASELINE, help="speed-ups over this engine")
 
 
 def run(options: argparse.Namespace) -> None:
-    """Print each engine's speed-up over ths in both runs and by how much they differ, by the medians and by the fastest
-    calls, and what memory gave meanwhile."""
+    """Print each engine's speed-up in both runs and by how much they differ, by the medians and by the fastest calls,
+    and what memory gave meanwhile."""
     runs = results.load(options.first), results.load(options.second)
-    found = {name: differences(*runs, statistic) for name, statistic in _STATISTICS.items()}
+    found = {name: differences(*runs, statistic, options.over) for name, statistic in _STATISTICS.items()}
     for name, pairs in found.items():
         lines = [[*of, f"{one:.3f}", f"{two:.3f}", f"{100 * apart(one, two):+.1f} %"] for of, one, two in pairs]
         if lines:
-            title = f"speed-up over {table.BASELINE} by {name}"
+            title = f"speed-up over {options.over} by {name}"
             print(table.Table(title, [*_IDENTITY, "engine", "first", "second", "difference"], lines).text())
     for name, pairs in found.items():
         print(_agreement(name, pairs))
@@ -42,9 +43,11 @@ def run(options: argparse.Namespace) -> None:
             print(f"memory during the {name} run: {middle} ({min(rates)} to {max(rates)})")
 
 
-def differences(first: dict[str, Any], second: dict[str, Any], statistic: str = "median_ms") -> list[Difference]:
+def differences(
+    first: dict[str, Any], second: dict[str, Any], statistic: str = "median_ms", over: str = table.BASELINE
+) -> list[Difference]:
     """(identity and engine, speed-up in the first run, in the second) for every row that both runs have."""
-    one, two = _speedups(first, statistic), _speedups(second, statistic)
+    one, two = _speedups(first, statistic, over), _speedups(second, statistic, over)
     return [(identity, one[identity], two[identity]) for identity in one if identity in two]
 
 
@@ -63,11 +66,11 @@ def _agreement(name: str, pairs: list[Difference]) -> str:
     return f"by {name}: {within}, the median {100 * middle:.1f} %, the worst {100 * worst:.1f} % apart"
 
 
-def _speedups(result: dict[str, Any], statistic: str) -> dict[tuple[str, ...], float]:
+def _speedups(result: dict[str, Any], statistic: str, over: str) -> dict[tuple[str, ...], float]:
     timed = [row for row in result["rows"] if statistic in row]
-    base = {results.key(r, _IDENTITY): r[statistic] for r in timed if r["engine"] == table.BASELINE}
+    base = {results.key(r, _IDENTITY): r[statistic] for r in timed if r["engine"] == over}
     return {
         (*results.key(r, _IDENTITY), r["engine"]): base[results.key(r, _IDENTITY)] / r[statistic]
         for r in timed
-        if results.key(r, _IDENTITY) in base and r["engine"] != table.BASELINE
+        if results.key(r, _IDENTITY) in base and r["engine"] != over
     }

@@ -295,16 +295,17 @@ def test_a_run_writes_a_result_that_the_table_and_compare_read(
         del row["fastest_ms"]
     path.with_name("older.json").write_text(json.dumps({**result, "rows": rows}))
     assert results.current("encoder", tmp_path)[0]["date"] == result["date"]
-    compare.run(Namespace(first=path, second=path))
+    compare.run(Namespace(first=path, second=path, over="ths"))
     said = capsys.readouterr().out
     for statistic in ("medians", "fastest calls"):
         assert f"by {statistic}: 2 of 2 speed-ups within 10 %, the median 0.0 %, the worst 0.0 % apart" in said
-    compare.run(Namespace(first=path, second=path.with_name("slower.json")))
+    compare.run(Namespace(first=path, second=path.with_name("slower.json"), over="ths"))
     said = capsys.readouterr().out
     assert "by fastest calls: 0 of 2 speed-ups within 10 %, the median 100.0 %, the worst 100.0 % apart" in said
-    compare.run(Namespace(first=path, second=path.with_name("older.json")))
+    compare.run(Namespace(first=path, second=path.with_name("older.json"), over="ths"))
     assert "by fastest calls: nothing that both runs have" in capsys.readouterr().out
     assert said.count("GB/s copied") == 2
+    assert {of[-1] for of, _, _ in compare.differences(result, result, over="packed")} == {"ths"}
 
 
 def test_a_file_that_is_no_result_is_refused(tmp_path: Path) -> None:
