@@ -12,6 +12,7 @@ pytest.importorskip("matplotlib", reason="make bench installs matplotlib")
 
 from benchmarks import report, table
 from benchmarks.encoder import choose_workloads
+from benchmarks.report import plots
 
 FACTS = {
     "date": "2026-01-02T03:04:05+00:00",
@@ -132,6 +133,12 @@ def test_ours_is_compared_with_the_best_of_the_others() -> None:
     assert [line[1] for line in found.lines] == ["1", "2.5 packed", "2", "0.80", "2.00"]
     with pytest.raises(ValueError, match="kind serving"):
         table.against_best(SERVING)
+
+
+def test_a_server_named_with_a_type_has_its_kinds_colour_and_dashes_of_its_own() -> None:
+    styles = [plots._style(name) for name in ("thsext", "thsext:fp32", "thsext:bf16", "thsext:int8")]
+    assert {(style["color"], style["linewidth"]) for style in styles} == {("#cf222e", 2.4)}
+    assert [style["linestyle"] for style in styles] == ["-", "-", "--", ":"]
 
 
 def test_no_result_is_said_plainly(tmp_path: Path) -> None:
