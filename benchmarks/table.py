@@ -166,6 +166,7 @@ def _serving(result: dict[str, Any]) -> list[Table]:
         lines.append([row["server"], *rates, share, *latencies, str(row["failed"]), stages, used])
     engines = ", ".join(f"{name} {rate:.0f}" for name, rate in result["engine_rate"].items())
     notes = [f"the engine alone, sequences/s: {engines}"] if engines else []
+    notes += [f"not loaded: {name}: {reason}" for name, reason in result.get("refused", {}).items()]
     if "at_p95" in result:
         rates = {name: "none" if rate is None else f"{rate:.1f}" for name, rate in result["at_p95"].items()}
         found = ", ".join(f"{name} {rate}" for name, rate in rates.items())

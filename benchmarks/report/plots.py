@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,10 @@ from matplotlib.ticker import LogLocator, NullFormatter
 _COLOURS = {
     "thsext": "#cf222e", "ths": "#0550ae", "ori": "#6e7781", "compile": "#8250df", "packed": "#bf8700",
     "openvino": "#1a7f37", "onnxruntime": "#0a7ea4", "ctranslate2": "#953800", "litserve": "#bc4c00",
-    "infinity": "#116329", "openvino-weights": "#57ab5a",
+    "infinity": "#116329", "openvino-weights": "#57ab5a", "plain": "#d4739c",
 }  # fmt: skip
+_DASHES = {"bf16": "--", "fp16": "-.", "int8": ":"}
+"""Of servers that are named with a type."""
 _DPI = 110
 _WIDTHS = ((2, ""), (1, "-narrow"))
 """Panels in a row, and what a file's name ends with."""
@@ -230,8 +233,9 @@ def _legend(figure: Figure, panels: Iterable[Axes]) -> None:
 
 
 def _style(engine: str) -> dict[str, Any]:
-    ours = engine == "thsext"
-    dashes = "--" if engine.endswith("+loop") else "-"
+    name, _, data_type = engine.partition(":")
+    ours = name == "thsext"
+    dashes = "--" if engine.endswith("+loop") else _DASHES.get(data_type, "-")
     return {
         "color": _colour(engine),
         "label": engine,
@@ -243,4 +247,4 @@ def _style(engine: str) -> dict[str, Any]:
 
 
 def _colour(engine: str) -> str:
-    return _COLOURS.get(engine.split("+")[0], "#1b1f24")
+    return _COLOURS.get(re.split("[+:]", engine)[0], "#1b1f24")

@@ -1,6 +1,6 @@
 """A text classifier on LitServe as its documentation writes one: transformers, padded batches.
 
-``python -m benchmarks.serving.litserve_app MODEL PORT THREADS``.
+``python -m benchmarks.serving.litserve_app MODEL PORT WORKERS BATCH MAX_LENGTH TYPE``; TYPE as torch names it.
 """
 
 from __future__ import annotations
@@ -11,24 +11,29 @@ from typing import Any
 import litserve
 import torch
 import transformers
+from fastapi import HTTPException
 
 
 class Classifier(litserve.LitAPI):
     """Answers ``{"text": ...}`` with the best label and its score."""
 
-    def __init__(self, model: str, threads: int) -> None:
-        super().__init__(max_batch_size=32, batch_timeout=0.002)
+    def __init__(self, model: str, batch: int, max_length: int, data_type: str) -> None:
+        super().__init__(max_batch_size=batch, batch_timeout=0.001)
         self.folder = model
-        self.threads = threads
+        self.max_length = max_length
+        self.data_type = data_type
 
     def setup(self, device: str) -> None:
         """Load the model, once in each worker."""
-        torch.set_num_threads(self.threads)
+        torch.set_num_threads(1)
         self.tokenizer = transformers.AutoTokenizer.from_pretrained(self.folder)
-        self.model = transformers.AutoModelForSequenceClassification.from_pretrained(self.folder).eval()
+        dtype = getattr(torch, self.data_type)
+        self.model = transformers.AutoModelForSequenceClassification.from_pretrained(self.folder, dtype=dtype).eval()
 
     def decode_request(self, request: dict[str, str]) -> str:
         """The text."""
+        if "text" not in request:
+            raise HTTPException(400, "a request needs a text")
         return request["text"]
 
     def batch(self, inputs: list[str]) -> list[str]:
@@ -37,9 +42,9 @@ class Classifier(litserve.LitAPI):
 
     def predict(self, x: list[str]) -> list[tuple[int, float]]:
         """One forward pass, padded to the longest."""
-        inputs = self.tokenizer(x, padding=True, truncation=True, max_length=128, return_tensors="pt")
+        inputs = self.tokenizer(x, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt")
         with torch.inference_mode():
-            scores, labels = self.model(**inputs).logits.softmax(-1).max(-1)
+            scores, labels = self.model(**inputs).logits.float().softmax(-1).max(-1)
         return list(zip(labels.tolist(), scores.tolist(), strict=True))
 
     def unbatch(self, output: list[tuple[int, float]]) -> list[tuple[int, float]]:
@@ -52,5 +57,9 @@ class Classifier(litserve.LitAPI):
 
 
 if __name__ == "__main__":
-    server = litserve.LitServer(Classifier(sys.argv[1], int(sys.argv[3])), accelerator="cpu", workers_per_device=1)
-    server.run(host="127.0.0.1", port=int(sys.argv[2]), generate_client_file=False, log_level="warning")
+    model, port, workers, batch, max_length, data_type = sys.argv[1:]
+    server = litserve.LitServer(
+        Classifier(model, int(batch), int(max_length), data_type),
+        accelerator="cpu", workers_per_device=int(workers), fast_queue=True,
+    )  # fmt: skip
+    server.run(host="127.0.0.1", port=int(port), generate_client_file=False, log_level="warning")

@@ -23,6 +23,10 @@ REFUSED, REFUSED_RATE = 7200, 600.0
 """Requests that warm a front end up, and how many of them a second."""
 
 
+class Refused(ValueError):
+    """A server cannot be measured; the message says why. The others can."""
+
+
 @dataclass(frozen=True)
 class Target:
     """Where requests go."""
@@ -73,12 +77,12 @@ def offer(target: Target, bodies: Sequence[str], rate: float, seconds: float, se
 def burst(target: Target, bodies: Sequence[str], number: int) -> float:
     """Send ``number`` requests at once; the seconds until the last good answer.
 
-    Raises ValueError where fewer than all are answered.
+    Raises Refused where fewer than all are answered.
     """
     answers, _ = _run(target, bodies, [0.0] * number)
     samples = [(due, latency) for due, latency, status in answers if status == 200]
     if len(samples) < number:
-        raise ValueError(f"of {number} requests sent at once {number - len(samples)} were not answered")
+        raise Refused(f"of {number} requests sent at once {number - len(samples)} were not answered")
     return max(due + latency for due, latency in samples)
 
 

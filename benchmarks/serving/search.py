@@ -10,6 +10,8 @@ BURST_SECONDS = 3.0
 POINTS = 4
 """Rates tried: the last step is 5 % of the capacity."""
 _HIGHEST, _LOWEST = 1.2, 0.4
+_FALLBACK = (0.4, 0.3, 0.2, 0.1)
+"""Tried where no rate between the two is kept: a limit near the time of a single request."""
 
 
 def capacity(burst: Callable[[int], float]) -> float:
@@ -23,13 +25,19 @@ def capacity(burst: Callable[[int], float]) -> float:
 def rates(
     capacity: float, limit: float, offer: Callable[[float], dict[str, Any]], points: int = POINTS
 ) -> Iterator[dict[str, Any]]:
-    """Bisect between 0.4 and 1.2 of the capacity; ``limit`` in milliseconds; yields the row of every rate tried."""
+    """Bisect between 0.4 and 1.2 of the capacity, or go below; ``limit`` in milliseconds; yields the row of every rate
+    tried."""
     low, high = _LOWEST, _HIGHEST
     for _ in range(points):
         middle = (low + high) / 2
         row = offer(middle * capacity)
         yield row
         low, high = (middle, high) if within(row, limit) else (low, middle)
+    for fraction in _FALLBACK if low == _LOWEST else ():
+        row = offer(fraction * capacity)
+        yield row
+        if within(row, limit):
+            return
 
 
 def within(row: dict[str, Any], limit: float) -> bool:

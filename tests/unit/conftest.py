@@ -1,4 +1,4 @@
-"""Predictors around fakes, shared by the handler's tests."""
+"""Predictors around fakes, and a checkpoint too small to wait for, shared by several tests."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from handler.predictor import Predictor
-from tests.unit.handler_fakes import PooledLogits, TokenOutputs, predictor
+from tests.unit.handler_fakes import VOCABULARY, PooledLogits, TokenOutputs, predictor, save_tokenizer
 
 
 @pytest.fixture(scope="session")
@@ -19,3 +19,16 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> Predictor:
 @pytest.fixture(scope="session")
 def reader(tmp_path_factory: pytest.TempPathFactory) -> Predictor:
     return predictor(tmp_path_factory.mktemp("reader"), TokenOutputs(2), "question_answering")
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """A classifier's folder, with random weights."""
+    import transformers
+
+    sizes = {"num_hidden_layers": 1, "hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8}
+    config = transformers.BertConfig(**sizes, vocab_size=len(VOCABULARY), max_position_embeddings=64)
+    folder = tmp_path / "checkpoint"
+    transformers.BertForSequenceClassification(config).save_pretrained(folder)
+    save_tokenizer(folder / "tokenizer.json")
+    return folder

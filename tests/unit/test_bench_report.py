@@ -12,6 +12,7 @@ pytest.importorskip("matplotlib", reason="make bench installs matplotlib")
 
 from benchmarks import report, standing
 from benchmarks.encoder import choose_workloads, of_model
+from benchmarks.report import plots
 
 FACTS = {
     "date": "2026-01-02T03:04:05+00:00",
@@ -139,6 +140,12 @@ def test_the_overview_gives_the_least_and_the_greatest_ratio() -> None:
     (found,) = standing.overview([ENCODER, {**ENCODER, "rows": rows, "date": "2025-01-01"}])  # more engines, but older
     assert found.title == "<Chip> & Co, threads: 2"
     assert found.lines == [["base fp32", "2.00 to 2.00", "0.50 to 2.00", "2.00 to 3.00", "4", "3", "2025-01-01"]]
+
+
+def test_a_server_named_with_a_type_has_its_kinds_colour_and_dashes_of_its_own() -> None:
+    styles = [plots._style(name) for name in ("thsext", "thsext:fp32", "thsext:bf16", "thsext:int8")]
+    assert {(style["color"], style["linewidth"]) for style in styles} == {("#cf222e", 2.4)}
+    assert [style["linestyle"] for style in styles] == ["-", "-", "--", ":"]
 
 
 def test_no_result_is_said_plainly(tmp_path: Path) -> None:

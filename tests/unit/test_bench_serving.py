@@ -7,6 +7,7 @@ import zipfile
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,10 +15,14 @@ import tokenizers
 import yaml
 
 from benchmarks.serving import inputs, search
-from benchmarks.serving.command import _named, _settle, find, stages, sweep
+from benchmarks.serving.command import named
+from benchmarks.serving.engine import engine_rate
 from benchmarks.serving.load import WARM_UP, Target, arrivals, burst, exercise, offer, summarise
+from benchmarks.serving.prepare import settle
+from benchmarks.serving.runs import find, stages, sweep
 from benchmarks.serving.servers import Served, parse_metrics
 from benchmarks.workloads import DISTRIBUTIONS
+from handler.predictor import Predictor
 from handler.threads import available_cores
 from tests.unit.handler_fakes import PooledLogits, facts, save_archive, save_tokenizer
 
@@ -122,6 +127,10 @@ class Idle(Served):
         pass
 
 
+def accepted(served: Served) -> None:
+    """A check that any server passes."""
+
+
 def _answered(limit: float, latency: float = 0.001) -> Any:
     """An ``offer`` of a server that answers ``limit`` requests a second, late ones as soon as more are offered."""
 
@@ -134,20 +143,27 @@ def _answered(limit: float, latency: float = 0.001) -> Any:
 
 
 def test_a_sweep_stops_when_the_server_falls_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("benchmarks.serving.command.exercise", lambda target: None)
-    monkeypatch.setattr("benchmarks.serving.command.offer", _answered(20))
-    rows = list(sweep(Idle(), [{"text": "a"}], [40, 10, 20, 80], seconds=2))
+    monkeypatch.setattr("benchmarks.serving.runs.exercise", lambda target: None)
+    monkeypatch.setattr("benchmarks.serving.runs.offer", _answered(20))
+    rows = list(sweep(Idle(), accepted, [{"text": "a"}], [40, 10, 20, 80], seconds=2))
     assert [row["offered"] for row in rows] == [10, 20, 40]
 
 
 def test_the_search_closes_in_on_the_greatest_rate_within_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("benchmarks.serving.command.exercise", lambda target: None)
-    monkeypatch.setattr("benchmarks.serving.command.offer", _answered(71, latency=0.08))
-    monkeypatch.setattr("benchmarks.serving.command.burst", lambda target, bodies, number: number / 100)
-    rows = list(find(Idle(), [{"text": "a"}], limit=100, seconds=2))
+    monkeypatch.setattr("benchmarks.serving.runs.exercise", lambda target: None)
+    monkeypatch.setattr("benchmarks.serving.runs.offer", _answered(71, latency=0.08))
+    monkeypatch.setattr("benchmarks.serving.runs.burst", lambda target, bodies, number: number / 100)
+    rows = list(find(Idle(), accepted, [{"text": "a"}], limit=100, seconds=2))
     assert [row["offered"] for row in rows] == pytest.approx([80, 60, 70, 75])
     assert [search.within(row, 100) for row in rows] == [False, True, True, False]
-    assert not any(search.within(row, 79) for row in find(Idle(), [{"text": "a"}], limit=79, seconds=2))
+    assert not any(search.within(row, 79) for row in find(Idle(), accepted, [{"text": "a"}], limit=79, seconds=2))
+
+
+def test_where_no_rate_near_the_capacity_is_kept_lower_ones_are_tried() -> None:
+    def offered(rate: float) -> dict[str, Any]:
+        return {"offered": rate, "failed": 0, "p95": 90.0 if rate < 35 else 110.0}
+
+    assert [row["offered"] for row in search.rates(100, 100, offered)] == pytest.approx([80, 60, 50, 45, 40, 30])
 
 
 def test_capacity_is_that_of_a_burst_some_seconds_long() -> None:
@@ -159,6 +175,13 @@ def test_capacity_is_that_of_a_burst_some_seconds_long() -> None:
 
     assert search.capacity(lasting) == pytest.approx(sent[1] / lasting(sent[1]))
     assert sent[0] == search.FIRST_BURST < sent[1]
+
+
+def test_the_engines_rate_counts_the_models_time_alone(classifier: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(float(second) for second in range(100))
+    monkeypatch.setattr("benchmarks.serving.engine.time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    payloads = [{"text": "the cat sat"}] * 5
+    assert engine_rate(classifier, payloads, batch=2) == pytest.approx(5 / 3)  # a second for each of three passes
 
 
 def test_texts_have_the_lengths_that_are_drawn(tmp_path: Path) -> None:
@@ -185,14 +208,15 @@ def test_a_size_becomes_a_checkpoint_and_a_folder_stays_itself(tmp_path: Path, m
 
 
 def test_servers_are_named_with_their_type() -> None:
-    assert [_named(name, "fp32") for name in ("ths", "thsext:bf16", "litserve")] == [
-        "ths:fp32",
-        "thsext:bf16",
-        "litserve",
-    ]
-    for wrong in ("triton", "thsext:int3"):
-        with pytest.raises(ValueError, match="there are ori, ths, thsext"):
-            _named(wrong, "fp32")
+    given = ("ths", "thsext:int8", "plain", "litserve:bf16", "infinity")
+    assert [named(name, "bf16") for name in given] == [
+        "ths:bf16", "thsext:int8", "plain", "litserve:bf16", "infinity",
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="there are ori, ths, thsext, plain"):
+        named("triton", "fp32")
+    for wrong in ("thsext:int3", "plain:int8"):
+        with pytest.raises(ValueError, match="types are fp32, bf16"):
+            named(wrong, "fp32")
 
 
 def test_an_archive_that_is_not_tuned_gets_a_worker_a_core(tmp_path: Path) -> None:
@@ -203,7 +227,7 @@ def test_an_archive_that_is_not_tuned_gets_a_worker_a_core(tmp_path: Path) -> No
             packed.write(folder / "tokenizer.json", "tokenizer.json")
             packed.writestr("archive.json", facts("sequence_classification", tuned=tuned).model_dump_json())
             packed.writestr("model-config.yaml", "{batchSize: 32, responseTimeout: 77}")
-        _settle(archive, "thsext")
+        settle(archive, "thsext")
         settings = yaml.safe_load(zipfile.ZipFile(archive).read("model-config.yaml"))
         assert settings["responseTimeout"] == 77
         assert settings["batchSize"] == (32 if tuned else 8)
