@@ -18,6 +18,7 @@ from benchmarks.workloads import DISTRIBUTIONS
 MIXES = ("data", "uniform", "squad")
 """The texts as they are, or cut and joined to lengths drawn from one of :data:`benchmarks.workloads.DISTRIBUTIONS`."""
 TEXTS = 512
+_LABELS = ("no", "yes")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
 
 
@@ -37,7 +38,9 @@ def checkpoint(name: str, tokenizer: Path, folder: Path) -> Path:
     target.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     transformers.utils.logging.disable_progress_bar()
-    transformers.BertForSequenceClassification(transformers.BertConfig(**SIZES[name])).save_pretrained(target)
+    # Labels with names of their own are written down, and by them infinity tells a classifier from a reranker.
+    config = transformers.BertConfig(**SIZES[name], id2label=dict(enumerate(_LABELS)))
+    transformers.BertForSequenceClassification(config).save_pretrained(target)
     for file in _TOKENIZER_FILES:
         if (tokenizer / file).is_file():
             shutil.copyfile(tokenizer / file, target / file)

@@ -202,6 +202,7 @@ def test_a_size_becomes_a_checkpoint_and_a_folder_stays_itself(tmp_path: Path, m
     save_tokenizer(tmp_path / "tokenizer.json")
     made = inputs.checkpoint("small", tmp_path, tmp_path)
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {file.name for file in made.iterdir()}
+    assert json.loads((made / "config.json").read_text())["id2label"] == {"0": "no", "1": "yes"}
     assert inputs.checkpoint(str(made), tmp_path, tmp_path) == made
     with pytest.raises(ValueError, match="no model in nowhere"):
         inputs.checkpoint("nowhere", tmp_path, tmp_path)

@@ -18,6 +18,7 @@ import yaml
 from benchmarks.serving import plain
 from benchmarks.serving.load import Refused
 from benchmarks.serving.peers import Command
+from benchmarks.serving.servers import TorchServe
 from handler.threads import available_cores
 
 CHILD = "import time\nwhile time.process_time() < 0.5: pass\ntime.sleep(60)"
@@ -70,6 +71,11 @@ def test_a_server_that_ends_at_once_is_refused_with_its_last_line(script: Script
 
 def test_a_port_that_another_server_listens_on_is_not_taken_for_ones_own(script: Script) -> None:
     with socket.create_server(("127.0.0.1", script.port)), pytest.raises(Refused, match="is taken"), script:
+        pass
+
+
+def test_an_archive_that_torchserve_cannot_start_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Refused, match="no gone.mar"), TorchServe(tmp_path / "gone.mar", tmp_path / "server"):
         pass
 
 
