@@ -73,7 +73,7 @@ gpu-check: setup  ## on a machine with a GPU: build, every operator and encoder,
 	@$(BIN)/python -m benchmarks.gpu_check
 
 bench: $(VENV)/.bench  ## the encoder benchmark on this machine in 7 minutes, its plots and its report
-	@$(BIN)/python -m benchmarks encoder --minutes 7 --engines ori ths ths+loop thsext compile packed \
+	@$(BIN)/python -m benchmarks encoder --minutes 7 --engines ori ths thsext compile packed \
 	  --workloads 1x32 1x128 8x128 minilm:32x128 --padding minilm:8x128 $(BENCH)
 	@$(BIN)/python -m benchmarks report
 

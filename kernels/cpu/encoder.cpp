@@ -341,6 +341,7 @@ class Walk {
 
 void encode(const Call& call) {
   const Batch& batch = call.batch;
+  if (batch.batch == 0) return;
   std::vector<int32_t> integers(batch.batch + 1 + 2 * batch.batch * batch.length);
   int32_t* rows = integers.data() + batch.batch + 1;
   int32_t* positions = rows + batch.batch * batch.length;

@@ -47,9 +47,10 @@ struct Product {
 // How one operand type is multiplied.
 struct Format {
   Type type;
-  int rows;        // rows of one register tile; row blocks are best cut at its multiples
-  int columns;     // outputs per panel
-  int depth_step;  // the depth is padded with zeros to a multiple of this
+  int rows;             // rows of one register tile; row blocks are best cut at its multiples
+  int columns;          // outputs per panel
+  int depth_step;       // the depth is padded with zeros to a multiple of this
+  int64_t block_bytes;  // that a block of rows has of its operand at most
   // One panel, panel_bytes() long, of a row-major matrix of `from` elements: f32, bf16, f16, or s8 for the s8 format.
   void (*pack)(const void* matrix, Type from, int64_t outputs, int64_t depth, int64_t panel, void* out);
   // The tile rows [row0, row1) x panels [panel0, panel1).

@@ -8,11 +8,17 @@
 
 namespace efft::cpu {
 
-// Rows whose operand shares the second-level cache with a panel of weights.
-constexpr int64_t kRowBlock = 192;
+// A block of rows meets one panel of weights after the other, and every block reads the weights anew. So its operand
+// should stay in the second-level cache, and its rows be enough that the weights' way there is not what it waits for.
+constexpr int64_t kFewestRows = 32, kMostRows = 192;
+
+inline int64_t rows_of_block(const Format& format, int64_t depth) {
+  const int64_t fitting = format.block_bytes / (format.padded_depth(depth) * format.element_bytes());
+  return std::clamp(fitting / format.rows * format.rows, kFewestRows, kMostRows);
+}
 
 // The sums of a block of rows, and of one more tile that waits to be finished.
-inline int64_t product_scratch_bytes(const Format& format) { return (kRowBlock + format.rows) * format.columns * 4; }
+inline int64_t product_scratch_bytes(const Format& format) { return (kMostRows + format.rows) * format.columns * 4; }
 
 // A grid of row blocks times runs of panels.
 class Grid {
@@ -20,7 +26,8 @@ class Grid {
   Grid(const Format& format, const Product& product, int64_t rows, int threads)
       : format_(format), product_(product), rows_(rows), panels_(format.panels(product.b.outputs)) {
     tiles_ = (rows + format.rows - 1) / format.rows;
-    blocks_ = std::max<int64_t>(1, (rows + kRowBlock - 1) / kRowBlock);
+    const int64_t most = rows_of_block(format, product.b.depth);
+    blocks_ = std::max<int64_t>(1, (rows + most - 1) / most);
     // Tasks are alike: where every thread gets as many blocks, all end together. Fewer blocks than threads stay large,
     // since each reads the weights anew.
     if (blocks_ >= threads) blocks_ = (blocks_ + threads - 1) / threads * threads;
