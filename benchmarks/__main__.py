@@ -6,6 +6,8 @@ import argparse
 import importlib
 import sys
 
+from builder.errors import BuildError
+
 _COMMANDS = {
     "encoder": "encoders side by side: latency, ratio to the floor, memory",
     "accuracy": "official task measures and time per example, for ori, ths and thsext",
@@ -29,7 +31,7 @@ def main() -> int:
     options = parser.parse_args()
     try:
         options.run(options)
-    except ValueError as error:
+    except (ValueError, OSError, BuildError) as error:
         print(f"benchmarks: {error}", file=sys.stderr)
         return 1
     return 0

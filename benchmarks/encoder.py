@@ -6,9 +6,12 @@ import argparse
 import contextlib
 import gc
 import math
+import random
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,7 @@ import torch
 from benchmarks import machine, memory, results, table
 from benchmarks.budget import Budget
 from benchmarks.engines import ENGINES, LOOP, everything
-from benchmarks.floor import Ceilings, copy_rate, measure
+from benchmarks.floor import Ceilings, measure
 from benchmarks.measuring import Group, Setting
 from benchmarks.models import load_source
 from benchmarks.timing import CLOCKS, MIN_ROUNDS
@@ -63,24 +66,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Measure, print the tables, write the JSON. Raises ValueError for options that do not fit."""
     end = time.monotonic() + 60 * options.minutes
+    check_machine(options)
     if options.clock == "cpu" and (options.threads, options.device) != (1, "cpu"):
         raise ValueError("--clock cpu adds up all threads' time: it takes --threads 1 and --device cpu")
     kept = machine.keep_freed_memory()  # for every engine alike; peak memory is measured in other processes
     torch.set_num_threads(options.threads)
-    setting = Setting(options.device, options.threads, options.clock)
+    setting = Setting(options.device, options.threads, options.clock, seed=random.randrange(2**31))
     distributions = options.lengths or ["rand_r" if options.device == "cuda" else "uniform"]
     names = check_names(options.engines or everything())
     for name in dict.fromkeys(name.removesuffix(LOOP) for name in names):
         with contextlib.suppress(BuildError):  # building the engine meets it again and notes it
             ENGINES[name].prepare(options.device)
+    check_models(options.models, [*options.workloads, options.padding])
     sources = {model: load_source(model) for model in options.models}
+    shapes = {source.name: shape_of(source.config) for source in sources.values()}
     workloads = {
         source.name: choose_workloads(
             of_model(options.workloads, model), distributions, of_model([options.padding], model)
         )
         for model, source in sources.items()
     }
-    before = _ceilings(options.types, setting)
+    setting.ceilings.append(_ceilings(options.types, setting))
     by_type = [[Group(source, data_type, setting) for source in sources.values()] for data_type in options.types]
     budget = Budget(end, [1.0] * len(by_type))
     peaks = []
@@ -89,18 +95,23 @@ def run(options: argparse.Namespace) -> None:
         latest = until + OVERRUN * (end - until)
         _measure(of_type, names, workloads, until, latest, options.memory)
         for group, model in zip(of_type, sources, strict=True):
-            size = make_workload(of_model(options.workloads, model)[-1], distributions[0])
-            peaks += _memory(group, model, size, until) if options.memory else []
-    ceilings = before.merged(_ceilings(options.types, setting))
+            largest = max(workloads[group.source.name], key=lambda workload: workload.batch * workload.padded)
+            peaks += _memory(group, model, largest, until) if options.memory else []
+    setting.ceilings.append(_ceilings(options.types, setting))
+    ceilings = reduce(Ceilings.merged, setting.ceilings)
     groups = [group for of_type in by_type for group in of_type]
     rows = [row for group in groups for row in group.rows]
-    _add_floors(rows, ceilings, {s.name: shape_of(s.config) for s in sources.values()}, workloads)
+    _add_floors(rows, ceilings, shapes, workloads)
     result = {
         **machine.facts(options.device, options.threads),
         "settings": {
-            "minutes": options.minutes, "clock": options.clock, "interleaved": True,
-            "statistic": "median, quartiles and fastest of calls", "others": round(setting.watch.others, 3),
-            "freed_memory_kept": kept, "copied_gb_per_s": [round(rate / 1e9, 1) for rate in setting.copy_rates],
+            "minutes": options.minutes, "clock": options.clock, "interleaved": True, "seed": setting.seed,
+            "statistic": "median, quartiles and all calls", "others": round(setting.watch.others, 3),
+            "freed_memory_kept": kept, "copied_gb_per_s": [round(c.bytes / 1e9, 1) for c in setting.ceilings],
+            "multiplied_gop_per_s": {
+                name: [round(c.operations[name] / 1e9) for c in setting.ceilings if name in c.operations]
+                for name in ceilings.operations
+            },
         },
         "ceilings": asdict(ceilings),
         "rows": rows,
@@ -110,6 +121,26 @@ def run(options: argparse.Namespace) -> None:
     path = results.save("encoder", result, options.output)
     table.print_all(results.load(path))
     print(path)
+
+
+def check_machine(options: argparse.Namespace) -> None:
+    """Raises ValueError for threads or a device that there cannot be."""
+    if options.threads < 1:
+        raise ValueError(f"--threads {options.threads}: at least one thread is needed")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: PyTorch sees no GPU here")
+
+
+def check_models(models: list[str], sizes: list[str]) -> None:
+    """Raises ValueError for models of the same name, which results could not tell apart, and for a ``MODEL:BxS`` whose
+    model is not measured."""
+    names = [Path(model).name for model in models]
+    if len(set(names)) < len(names):
+        raise ValueError(f"--models: two of {', '.join(models)} have the same name")
+    for size in sizes:
+        model = size.rpartition(":")[0]
+        if model and model not in models:
+            raise ValueError(f"{size}: {model!r} is not among --models {' '.join(models)}")
 
 
 def of_model(sizes: list[str], model: str) -> list[str]:
@@ -177,7 +208,7 @@ def _measure(
     setting = groups[0].setting
     for visit in range(1, VISITS + 1):
         print(f"{groups[0].data_type}: visit {visit} of {VISITS}", file=sys.stderr)
-        setting.copy_rates.append(copy_rate(setting.device, setting.synchronize, CLOCKS[setting.clock]))
+        setting.ceilings.append(_ceilings([groups[0].data_type], setting))
         for (group, workload), seconds in shares.items():
             group.measure(workload, seconds * visit / VISITS, latest, least=-(-MIN_ROUNDS * visit // VISITS))
     for group in groups:
@@ -186,14 +217,18 @@ def _measure(
     torch.compiler.reset()
 
 
-def _shares(needs: dict[tuple[Group, Workload], float]) -> dict[tuple[Group, Workload], float]:
-    """Each workload's share of the spare time: as the root of what its rounds cost.
+def _shares(needs: Mapping[Any, float]) -> dict[Any, float]:
+    """Each workload's share of the spare time: as the root of what its rounds cost, and half of an equal one at least.
 
-    With equally uncertain rounds this makes the sum of the medians' variances least (Neyman's allocation with costs;
-    Cochran, Sampling Techniques, 3rd edition, section 5.5).
+    With equally uncertain rounds the root makes the sum of the medians' variances least (Neyman's allocation with
+    costs; Cochran, Sampling Techniques, 3rd edition, section 5.5). It leaves short calls so little time that a run may
+    never meet them on an undisturbed machine.
     """
-    total = sum(math.sqrt(seconds) for seconds in needs.values()) or 1.0
-    return {key: math.sqrt(seconds) / total for key, seconds in needs.items()}
+    roots = {key: math.sqrt(seconds) for key, seconds in needs.items()}
+    least = sum(roots.values()) / (2 * len(roots) or 1)
+    shares = {key: max(root, least) for key, root in roots.items()}
+    total = sum(shares.values()) or 1.0
+    return {key: share / total for key, share in shares.items()}
 
 
 def _add_floors(
@@ -203,8 +238,6 @@ def _add_floors(
         named = row["workload"], row["lengths"]
         workload = next(w for w in workloads[row["model"]] if (w.name, w.distribution) == named)
         row["floor_ms"] = ceilings.floor_ms(shapes[row["model"]], workload, row["data_type"])
-        if row["floor_ms"] and "median_ms" in row:
-            row["floor_ratio"] = row["median_ms"] / row["floor_ms"]
 
 
 def _memory(group: Group, model: str, size: Workload, until: float) -> list[dict[str, Any]]:

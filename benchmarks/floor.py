@@ -1,4 +1,4 @@
-"""The least time an encoder can take here: the machine's own limits, measured in the same process."""
+"""What an encoder's work takes at the machine's own best rates, measured in the same process."""
 
 from __future__ import annotations
 
@@ -31,14 +31,16 @@ class Ceilings:
     bytes: float
 
     def merged(self, other: Ceilings) -> Ceilings:
-        """The best of two measurements."""
-        best = {name: max(rate, other.operations.get(name, 0)) for name, rate in self.operations.items()}
+        """The best of two measurements, of the types that either has."""
+        names = dict.fromkeys((*self.operations, *other.operations))
+        best = {name: max(self.operations.get(name, 0), other.operations.get(name, 0)) for name in names}
         return Ceilings(best, max(self.bytes, other.bytes))
 
     def floor_ms(self, shape: EncoderShape, workload: Workload, data_type: str) -> float | None:
-        """Milliseconds no encoder of this shape can beat; None for a type whose ceiling was not measured.
+        """Milliseconds of this shape's arithmetic or of its weights' way from memory, the longer one, at the best rates
+        seen; None for a type whose rate was not measured.
 
-        The larger of the operations on valid tokens over the matrix ceiling and the weights' bytes over the copy's.
+        An estimate, not a bound: weights that a cache keeps from the last call cost less than a copy.
         """
         rate = self.operations.get(data_type)
         if rate is None:
@@ -67,6 +69,8 @@ def measure(
     for data_type in data_types:
         try:
             found = [work / _best(call, synchronize, clock) for call, work in products(data_type)]
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError:  # oneDNN has no product of this type on this processor
             continue
         if found:

@@ -81,8 +81,7 @@ class Check:
     def rates(self, data_type: str) -> Ceilings:
         """The ceilings with those of ``data_type`` measured now."""
         rate = ceilings.matrix_rate(data_type)
-        self.ceilings = self.ceilings.merged(Ceilings({}, ceilings.copy_rate()))
-        self.ceilings.operations[data_type] = rate
+        self.ceilings = self.ceilings.merged(Ceilings({data_type: rate}, ceilings.copy_rate()))
         print(f"ceilings: {rate / 1e12:.0f} TFLOP/s {data_type}, {self.ceilings.bytes / 1e12:.2f} TB/s", flush=True)
         return self.ceilings
 
@@ -153,7 +152,7 @@ def _encoders(check: Check) -> None:
 
 def _types(check: Check) -> None:
     check.measure("base", "bf16", WORKLOADS, ["packed"], check.rates("bf16"))
-    check.more["bf16_over_fp16"] = encoders.over(check.engines, "base", "bf16", "fp16", WORKLOADS)
+    check.more["bf16_over_fp16"] = encoders.type_ratios(check.engines, "base", "bf16", "fp16", WORKLOADS)
     check.judge()
     check.engines.release()
     for data_type in ("fp32", "tf32"):

@@ -1,8 +1,8 @@
 """The handler's own time for a request: everything a worker does but the model.
 
 A batch of TorchServe rows (JSON bytes) goes through the adapter with a model that answers at once: decoding,
-tokenizing, packing, postprocessing and writing JSON remain. Prints the median over repetitions, by stage, and
-writes a result file.
+tokenizing, packing, postprocessing and writing JSON remain. Prints the median over repetitions, the
+stages' means beside it, and writes a result file.
 """
 
 from __future__ import annotations

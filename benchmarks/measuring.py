@@ -13,6 +13,7 @@ from torch import Tensor
 from benchmarks import machine
 from benchmarks.deviation import Deviation, deviation
 from benchmarks.engines import ENGINES, LOOP, Engine, Loop
+from benchmarks.floor import Ceilings
 from benchmarks.models import Reference, Source
 from benchmarks.timing import CLOCKS, MIN_ROUNDS, Turns
 from benchmarks.workloads import Batch, Workload, make_batch
@@ -37,9 +38,11 @@ class Setting:
     device: str
     threads: int
     clock: str = "wall"
+    seed: int = 0
+    """Of the engines' order in every round."""
     watch: machine.Watch = field(default_factory=machine.Watch)
-    copy_rates: list[float] = field(default_factory=list)
-    """Bytes a second that memory gave at every visit: on a shared host it is not the machine's alone."""
+    ceilings: list[Ceilings] = field(default_factory=list)
+    """What the machine gave at every visit: a shared host does not give the same from one minute to the next."""
     references: dict[str, Reference] = field(default_factory=dict)
     """By model."""
     plain_errors: dict[tuple[str, str, Workload], float] = field(default_factory=dict)
@@ -154,7 +157,8 @@ class Group:
         batch = make_batch(workload, self.source.config.vocab_size, self.setting.device)
         checked, calls = self.check(batch, names)
         rows |= checked
-        turns = Turns(calls, synchronize=self.setting.synchronize, clock=CLOCKS[self.setting.clock])
+        seed = f"{self.setting.seed} {self.source.name} {self.data_type} {workload.name} {workload.distribution}"
+        turns = Turns(calls, synchronize=self.setting.synchronize, clock=CLOCKS[self.setting.clock], seed=seed)
         if time.monotonic() + SLACK * MIN_ROUNDS * turns.seconds > limit:
             return _Measured(rows, None, f"{MIN_ROUNDS} rounds would take longer than was left of the run's time")
         return _Measured(rows, turns)

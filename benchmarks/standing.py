@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from benchmarks.ratios import basis, over, over_floor, ratio_ms
 from benchmarks.table import BASELINE, OURS, Table, column, milliseconds, place
 
 Rows = list[dict[str, Any]]
@@ -13,29 +14,29 @@ Rows = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Standing:
-    """One workload of one model and type, in milliseconds; None for what was not measured."""
+    """One workload of one model and type: the rows that have a time, None for what was not measured."""
 
     floor: float | None
-    ours: float | None
-    baseline: float | None
-    peer: float | None
+    """Milliseconds."""
+    ours: dict[str, Any] | None
+    baseline: dict[str, Any] | None
+    peer: dict[str, Any] | None
     """The fastest of all other engines whose output was right."""
-    peer_name: str
 
     @property
     def to_peer(self) -> float | None:
         """Our share of the best peer's time."""
-        return self.ours / self.peer if self.ours and self.peer else None
+        return over(self.ours, self.peer)
 
     @property
     def to_floor(self) -> float | None:
         """Our time as a multiple of the floor."""
-        return self.ours / self.floor if self.ours and self.floor else None
+        return over_floor(self.ours)
 
     @property
     def speedup(self) -> float | None:
         """How many times faster we are than the baseline."""
-        return self.baseline / self.ours if self.ours and self.baseline else None
+        return over(self.baseline, self.ours)
 
 
 def standings(result: dict[str, Any]) -> dict[tuple[str, str], dict[str, Standing]]:
@@ -61,7 +62,7 @@ def against_best(result: dict[str, Any]) -> list[Table]:
     for model, types in models.items():
         columns = list(dict.fromkeys(name for found in types.values() for name in found))
         lines = [line for data_type, found in types.items() for line in _lines(data_type, found, columns)]
-        tables.append(Table(f"{model}, milliseconds (median)", [model, *columns], lines))
+        tables.append(Table(f"{model}, milliseconds (median); {basis(result['rows'])}", [model, *columns], lines))
     return tables
 
 
@@ -75,14 +76,16 @@ def overview(encoders: Iterable[dict[str, Any]]) -> list[Table]:
             engines = len({row["engine"] for row in result["rows"] if (row["model"], row["data_type"]) == key})
             if key not in best or engines > best[key][0]:
                 best[key] = engines, result
-    header = [OURS, f"over {BASELINE}", "of best peer", "over floor", "workloads", "engines", "measured"]
+    header = [OURS, f"over {BASELINE}", "of best peer", "over floor", "workloads", "engines", "measured", "by"]
     tables = []
     for device, best in devices.items():
         lines = []
         for key, (engines, result) in best.items():
             timed = [one for one in standings(result)[key].values() if one.ours]
+            rows = [row for row in result["rows"] if (row["model"], row["data_type"]) == key]
+            by = basis(rows).removeprefix("ratios: ")
             ratios = [_range(getattr(one, name) for one in timed) for name in ("speedup", "to_peer", "to_floor")]
-            lines.append([" ".join(key), *ratios, str(len(timed)), str(engines), result["date"][:10]])
+            lines.append([" ".join(key), *ratios, str(len(timed)), str(engines), result["date"][:10], by])
         tables.append(Table(device, header, lines))
     return tables
 
@@ -93,22 +96,27 @@ def _range(given: Iterable[float | None]) -> str:
 
 
 def _standing(rows: Rows) -> Standing:
-    times = {row["engine"]: row["median_ms"] for row in rows if "median_ms" in row}
-    ours, baseline = times.pop(OURS, None), times.get(BASELINE)
-    peer = min(times, key=lambda name: times[name], default="")
-    return Standing(next((r["floor_ms"] for r in rows if r["floor_ms"]), None), ours, baseline, times.get(peer), peer)
+    timed = {row["engine"]: row for row in rows if ratio_ms(row)}
+    ours, baseline = timed.pop(OURS, None), timed.get(BASELINE)
+    peer = min(timed.values(), key=lambda row: ratio_ms(row) or 0.0, default=None)
+    return Standing(next((r["floor_ms"] for r in rows if r["floor_ms"]), None), ours, baseline, peer)
 
 
 def _lines(data_type: str, found: dict[str, Standing], columns: list[str]) -> list[list[str]]:
     lines = [[f"{name} {data_type}"] for name in ("floor", "best peer", OURS)]
     lines += [[f"{OURS} / {name}, {data_type}"] for name in ("best peer", "floor")]
-    nothing = Standing(None, None, None, None, "")
+    nothing = Standing(None, None, None, None)
     for one in (found.get(name, nothing) for name in columns):
-        cells = [_time(one.floor), f"{_time(one.peer)} {one.peer_name}".strip(), _time(one.ours)]
+        peer = f"{_median(one.peer)} {one.peer['engine']}" if one.peer else "-"
+        cells = [_time(one.floor), peer, _median(one.ours)]
         cells += ["-" if ratio is None else f"{ratio:.2f}" for ratio in (one.to_peer, one.to_floor)]
         for line, cell in zip(lines, cells, strict=True):
             line.append(cell)
     return [line for line in lines if set(line[1:]) != {"-"}]
+
+
+def _median(row: dict[str, Any] | None) -> str:
+    return _time(row["median_ms"] if row else None)
 
 
 def _time(value: float | None) -> str:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from benchmarks.ratios import basis, over, over_floor
+
 BASELINE = "ths"
 """The engine that speed-ups are over: TorchScript as TorchServe users have it today."""
 OURS = "thsext"
@@ -88,7 +90,7 @@ def _encoder(result: dict[str, Any]) -> list[Table]:
     tables = [_grid(f"{model} {data_type}", rows) for (model, data_type), rows in groups.items()]
     absent = [f"absent: {a['engine']}, {a['model']} {a['data_type']}: {a['reason']}" for a in result["absent"]]
     tables[-1] = Table(tables[-1].title, tables[-1].header, tables[-1].lines, [*tables[-1].notes, *absent])
-    return [*tables, _memory(result["memory"])] if result["memory"] else tables
+    return [*tables, _memory(result)] if result["memory"] else tables
 
 
 def _grid(title: str, rows: list[dict[str, Any]]) -> Table:
@@ -100,8 +102,13 @@ def _grid(title: str, rows: list[dict[str, Any]]) -> Table:
     lines = [["floor", *cell.values()]] if any(floors.values()) else []
     for engine in engines:
         lines.append([engine, *(_cell(cells.get((engine, c)), cells.get((BASELINE, c))) for c in columns)])
-    title += ": milliseconds (median)" + (" / ratio to the floor" if any(floors.values()) else "")
+    title += ": milliseconds (median, half the distance of the quartiles)" + (
+        " / ratio to the floor" if any(floors.values()) else ""
+    )
     title += f" / speed-up over {BASELINE}" if BASELINE in engines else ""
+    title += f"; {basis(rows)}"
+    counts = {column(row): f"{row['rounds']} rounds" for row in rows if "rounds" in row}
+    lines.append(["", *(counts.get(c, "-") for c in columns)])
     return Table(title, ["engine", *columns], lines, _refusals(rows))
 
 
@@ -121,10 +128,11 @@ def _cell(row: dict[str, Any] | None, baseline: dict[str, Any] | None) -> str:
     if row is None or "median_ms" not in row:
         return "-"
     parts = [milliseconds(row["median_ms"])]
-    if "floor_ratio" in row:
-        parts.append(f"{row['floor_ratio']:.2f}")
-    if baseline and "median_ms" in baseline:
-        parts.append(f"{baseline['median_ms'] / row['median_ms']:.2f}x")
+    if "upper_ms" in row:
+        parts[0] += f" ±{50 * (row['upper_ms'] - row['lower_ms']) / row['median_ms']:.0f} %"
+    ratio, speedup = over_floor(row), over(baseline, row)
+    parts += [f"{ratio:.2f}"] if ratio else []
+    parts += [f"{speedup:.2f}x"] if speedup else []
     return " / ".join(parts)
 
 
@@ -133,13 +141,18 @@ def milliseconds(value: float) -> str:
     return f"{value:.3g}" if value < 100 else f"{value:.0f}"
 
 
-def _memory(entries: list[dict[str, Any]]) -> Table:
+def _memory(result: dict[str, Any]) -> Table:
+    entries = result["memory"]
     columns = list(dict.fromkeys(f"{e['model']} {e['data_type']} {e['workload']}" for e in entries))
     peaks = {(e["engine"], f"{e['model']} {e['data_type']} {e['workload']}"): e["peak_mib"] for e in entries}
     lines = []
     for engine in dict.fromkeys(e["engine"] for e in entries):
         lines.append([engine, *(f"{peaks[engine, c]:.0f}" if (engine, c) in peaks else "-" for c in columns)])
-    return Table("peak memory of a process with one engine, MiB", ["engine", *columns], lines)
+    measured = {(e["engine"], e["model"], e["data_type"]) for e in entries}
+    timed = dict.fromkeys((r["engine"], r["model"], r["data_type"]) for r in result["rows"] if "rounds" in r)
+    missing = [" ".join(key) for key in timed if key not in measured and "+" not in key[0]]  # a loop has no own process
+    notes = [f"not measured within the run's time: {', '.join(missing)}"] if missing else []
+    return Table("peak memory of a process with one engine, MiB", ["engine", *columns], lines, notes)
 
 
 def _accuracy(result: dict[str, Any]) -> list[Table]:
@@ -161,7 +174,7 @@ def _serving(result: dict[str, Any]) -> list[Table]:
             ", ".join(f"{name.replace('_', ' ')} {value:.2f}" for name, value in row.get(key, {}).items()) or "-"
             for key in ("stages_ms", "processor_ms")
         )
-        latencies = [f"{row[name]:.1f}" for name in ("p50", "p95", "p99")]
+        latencies = [f"{row[name]:.1f}" if row[name] is not None else "-" for name in ("p50", "p95", "p99")]
         rates = [f"{row['offered']:.4g}", f"{row['achieved']:.1f}"]
         lines.append([row["server"], *rates, share, *latencies, str(row["failed"]), stages, used])
     engines = ", ".join(f"{name} {rate:.0f}" for name, rate in result["engine_rate"].items())

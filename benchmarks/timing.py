@@ -15,8 +15,9 @@ Clock = Callable[[], float]
 MIN_ROUNDS, MAX_ROUNDS = 3, 200
 PAUSE = 0.005
 """Seconds between two engines: thread pools that spin after their work (OpenMP's, ONNX Runtime's) go to sleep in it."""
-SHORT = 0.05
-"""A call shorter than this, in seconds, is preceded by an unmeasured one: the other engines emptied the caches."""
+SHORT = 0.02
+"""Seconds. Where the fastest engine's call is shorter, every engine's is preceded by an unmeasured one: the other
+engines emptied the caches."""
 LONG = 0.5
 """A call longer than this, in seconds, is estimated by one run."""
 
@@ -30,21 +31,17 @@ class Timing:
     """First quartile."""
     upper: float
     """Third quartile."""
-    fastest: float
-    """What else uses the machine only ever adds time (the documentation of Python's timeit says so, too): on a busy one
-    the fastest call repeats better than the median, given some tens of rounds."""
     rounds: int
 
     @classmethod
     def of(cls, seconds: list[float]) -> Timing:
         """Summarise measured calls, in seconds."""
         lower, median, upper = np.quantile(np.asarray(seconds) * 1e3, (0.25, 0.5, 0.75))
-        return cls(float(median), float(lower), float(upper), 1e3 * min(seconds), len(seconds))
+        return cls(float(median), float(lower), float(upper), len(seconds))
 
     def figures(self) -> dict[str, float]:
         """As a result row carries it."""
-        quartiles = {"lower_ms": self.lower, "upper_ms": self.upper}
-        return {"median_ms": self.median, **quartiles, "fastest_ms": self.fastest, "rounds": self.rounds}
+        return {"median_ms": self.median, "lower_ms": self.lower, "upper_ms": self.upper, "rounds": self.rounds}
 
 
 CLOCKS: dict[str, Clock] = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -70,12 +67,14 @@ class Turns:
         *,
         synchronize: Call = lambda: None,
         clock: Clock = time.perf_counter,
-        seed: int = 0,
+        seed: int | str = 0,
     ) -> None:
         self.calls, self.synchronize, self.clock = dict(calls), synchronize, clock
         self.generator = random.Random(seed)
         self.estimates = {name: _warm(call, synchronize) for name, call in self.calls.items()}
-        self.seconds = sum(t * (2 if t < SHORT else 1) + PAUSE for t in self.estimates.values())
+        self.warms = min(self.estimates.values(), default=0.0) < SHORT
+        """Whether every measured call is preceded by an unmeasured one."""
+        self.seconds = sum(t * (2 if self.warms else 1) + PAUSE for t in self.estimates.values())
         """What a round takes: the mean of the estimate and of all rounds."""
         self.taken: dict[str, list[float]] = {name: [] for name in self.calls}
         self.rounds = 0
@@ -88,7 +87,7 @@ class Turns:
             self.generator.shuffle(order)
             for name in order:
                 time.sleep(PAUSE)
-                if self.estimates[name] < SHORT:
+                if self.warms:
                     self.calls[name]()
                 self.taken[name].append(once(self.calls[name], self.synchronize, self.clock))
             self.rounds += 1
@@ -100,7 +99,8 @@ class Turns:
 
 
 def _warm(call: Call, synchronize: Call) -> float:
-    """Run until the time no longer falls (compilers, caches and allocators settle); the last time in seconds.
+    """Run until the time no longer falls (compilers, caches and allocators settle); the lesser of the last two times in
+    seconds.
 
     A long call settles within itself, and one of it costs enough.
     """

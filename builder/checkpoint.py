@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +14,7 @@ from torch import nn
 
 from builder.errors import BuildError
 from builder.families import Family, family_of, shape_of
+from builder.quiet import quiet
 from handler.config import SetupConfig
 from handler.original import CLASSES
 
@@ -127,7 +126,7 @@ class Checkpoint:
 
         loader = getattr(transformers, CLASSES[self.task])
         extra = {"add_pooling_layer": False} if self.task == "embedding" and self.config.model_type in _POOLED else {}
-        with _quiet():
+        with quiet():
             model, info = loader.from_pretrained(
                 self.folder, config=self.config, dtype=dtype, output_loading_info=True, local_files_only=True, **extra
             )
@@ -144,7 +143,7 @@ class Checkpoint:
         import transformers
 
         extra = {} if self.do_lower_case is None else {"do_lower_case": self.do_lower_case}
-        with _quiet():
+        with quiet():
             try:
                 tokenizer = transformers.AutoTokenizer.from_pretrained(self.folder, local_files_only=True, **extra)
             except (OSError, ValueError, ImportError) as error:
@@ -166,7 +165,7 @@ def load(config: SetupConfig) -> Checkpoint:
 
     folder, source = _locate(config.model_name, config.revision)
     try:
-        with _quiet():
+        with quiet():
             model_config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
         raise BuildError(f"{source}: no usable config.json ({str(error).splitlines()[0]})") from error
@@ -213,19 +212,3 @@ def _task(config: Any, source: str) -> str:
         if architecture.endswith(suffix):
             return task
     raise BuildError(f'{source}: architecture {architecture!r} tells no task; set "mode" to one of {list(CLASSES)}')
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence transformers' advice and bars for a moment; what matters here is checked and said by us."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()

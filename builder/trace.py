@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from builder.quiet import quiet
+
 
 def example_inputs(vocabulary: int, batch: int, length: int) -> tuple[Tensor, Tensor, Tensor]:
     """ids, segments and mask, int64 [batch, length], the last row half as long as the others."""
@@ -20,7 +22,7 @@ def example_inputs(vocabulary: int, batch: int, length: int) -> tuple[Tensor, Te
 
 def save_torchscript(module: nn.Module, inputs: tuple[Tensor, Tensor, Tensor], path: Path) -> None:
     """Trace ``module`` on ``inputs`` and save it; the parity gate, not the tracer, checks that it holds in general."""
-    with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
+    with torch.inference_mode(False), torch.no_grad(), quiet(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         traced = torch.jit.trace(module, inputs, check_trace=False, strict=False)
         _follow_inputs(traced)

@@ -24,14 +24,17 @@ class Example:
 
 
 def read_squad(path: Path) -> list[Example]:
-    """SQuAD 1.1 or 2.0 JSON (dev-v1.1.json, dev-v2.0.json)."""
+    """SQuAD 1.1 or 2.0 JSON (dev-v1.1.json, dev-v2.0.json). Raises ValueError for a file of another form."""
     examples = []
-    for article in json.loads(path.read_text(encoding="utf-8"))["data"]:
-        for paragraph in article["paragraphs"]:
-            for question in paragraph["qas"]:
-                payload = {"question": question["question"], "context": paragraph["context"]}
-                answers = list(dict.fromkeys(answer["text"] for answer in question["answers"]))
-                examples.append(Example(payload, answers or [""]))
+    try:
+        for article in json.loads(path.read_text(encoding="utf-8"))["data"]:
+            for paragraph in article["paragraphs"]:
+                for question in paragraph["qas"]:
+                    payload = {"question": question["question"], "context": paragraph["context"]}
+                    answers = list(dict.fromkeys(answer["text"] for answer in question["answers"]))
+                    examples.append(Example(payload, answers or [""]))
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path.name} is no SQuAD file: {type(error).__name__}: {error}") from error
     return examples
 
 

@@ -10,6 +10,7 @@ from benchmarks.gpu.engines import Engines
 from benchmarks.gpu.tf32 import products_in
 from benchmarks.gpu.timing import Call, interleave, seconds
 from benchmarks.measuring import Group, describe
+from benchmarks.ratios import over, over_floor
 from benchmarks.table import OURS
 from benchmarks.workloads import Batch, Workload, make_batch, make_workload, published
 from builder.families import shape_of
@@ -49,7 +50,7 @@ def in_order(sizes: Sequence[str], peers: Sequence[str]) -> list[str]:
     return [*first, *(size for size in sizes if size not in first)]
 
 
-def over(engines: Engines, model: str, data_type: str, other: str, sizes: Sequence[str]) -> dict[str, float]:
+def type_ratios(engines: Engines, model: str, data_type: str, other: str, sizes: Sequence[str]) -> dict[str, float]:
     """By workload, our time in ``data_type`` as a multiple of that in ``other``: of two encoders taking turns, since
     each alone heats the device in its own way. Only where both are right."""
     groups = {name: engines.group(model, name, [OURS]) for name in (data_type, other)}
@@ -106,10 +107,8 @@ def _measure(
     shared = {"model": group.source.name, "data_type": group.data_type, **describe(workload)}
     rows = []
     for name, row in checked.items():
-        found = {**times[name].figures(), "floor_ms": floor} if name in times else {"floor_ms": floor}
-        if name in times and floor:
-            found["floor_ratio"] = times[name].median / floor
-        rows.append({**shared, **row, **found})
+        found = times[name].figures() if name in times else {}
+        rows.append({**shared, **row, **found, "floor_ms": floor})
     if rows:
         print(_line(rows), flush=True)
     return rows
@@ -124,12 +123,11 @@ def _line(rows: Sequence[dict[str, Any]]) -> str:
     first = rows[0]
     text = f"{first['model']:5} {first['data_type']:4} {first['workload']:7} {first['tokens']:5} tokens"
     text += f"  floor {first['floor_ms'] or 0:7.3f}"
-    ours = next((row.get("median_ms") for row in rows if row["engine"] == OURS), None)
+    ours = next((row for row in rows if row["engine"] == OURS), None)
     for row in rows:
         if "median_ms" not in row:
             text += f"  {row['engine']} refused: {row['refused']}"
             continue
-        median = row["median_ms"]
-        ratio = row.get("floor_ratio", 0) if row["engine"] == OURS else median / ours if ours else 0
-        text += f"  {row['engine']} {median:7.3f} ({ratio:4.2f} x) [{row['error']:.1e}]"
+        ratio = over_floor(row) if row is ours else over(row, ours)
+        text += f"  {row['engine']} {row['median_ms']:7.3f} ({ratio or 0:4.2f} x) [{row['error']:.1e}]"
     return text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import statistics
 from collections.abc import Callable, Mapping
 from itertools import pairwise
@@ -32,7 +33,8 @@ def captured(call: Call) -> Call:
 
 
 def interleave(calls: Mapping[str, Call], milliseconds: float = 60.0, rounds: int = 5) -> dict[str, Timing]:
-    """Each call's times, the calls taking turns ``rounds`` times for ``milliseconds`` altogether each."""
+    """Each call's times, the calls taking turns ``rounds`` times, in a new random order each, for ``milliseconds``
+    altogether each."""
     counts = {}
     for name, call in calls.items():
         for _ in range(3):
@@ -41,8 +43,8 @@ def interleave(calls: Mapping[str, Call], milliseconds: float = 60.0, rounds: in
         counts[name] = max(3, min(100, int(milliseconds / rounds / once)))
     samples: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
-        for name, call in calls.items():
-            samples[name] += _intervals(call, counts[name])
+        for name in random.sample(list(calls), len(calls)):
+            samples[name] += _intervals(calls[name], counts[name])
     return {name: Timing.of([1e-3 * time for time in times]) for name, times in samples.items()}
 
 

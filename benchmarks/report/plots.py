@@ -9,6 +9,7 @@ from typing import Any
 
 import matplotlib
 
+from benchmarks.ratios import over, over_floor
 from benchmarks.report.page import Image, Picture
 from benchmarks.table import BASELINE, column
 
@@ -95,7 +96,7 @@ def latency(result: dict[str, Any], columns: int) -> tuple[Figure, str] | None:
 
 def floor(result: dict[str, Any], columns: int) -> tuple[Figure, str] | None:
     """Times over the machine's floor, a panel for each model and type."""
-    rows = [row for row in _timed(result) if "floor_ratio" in row]
+    rows = [row for row in _timed(result) if over_floor(row)]
     groups = _groups(rows)
     if not groups:
         return None
@@ -106,7 +107,7 @@ def floor(result: dict[str, Any], columns: int) -> tuple[Figure, str] | None:
         width = 0.8 / len(engines)
         for index, (engine, own) in enumerate(engines.items()):
             places = [sizes.index(column(row)) + (index - (len(engines) - 1) / 2) * width for row in own]
-            axes.bar(places, [row["floor_ratio"] for row in own], width, color=_colour(engine), label=engine)
+            axes.bar(places, [over_floor(row) or 0.0 for row in own], width, color=_colour(engine), label=engine)
         axes.axhline(1, color="#1b1f24", linewidth=1)
         axes.set_xticks(range(len(sizes)), [size.split()[0] for size in sizes], fontsize=8)
         axes.set(yscale="log", title=f"{model} {data_type}")
@@ -129,11 +130,11 @@ def padding(result: dict[str, Any], columns: int) -> tuple[Figure, str] | None:
         return None
     figure, panels = _panels(len(groups), columns)
     for axes, ((model, data_type), group) in zip(panels, groups.items(), strict=True):
-        base = {column(row): row["median_ms"] for row in group if row["engine"] == BASELINE}
+        base = {column(row): row for row in group if row["engine"] == BASELINE}
         size = _most_varied(group)
         for engine, own in _by_engine(group).items():
             points = sorted(
-                (100 * r["padding_share"], base[column(r)] / r["median_ms"])
+                (100 * r["padding_share"], over(base[column(r)], r) or 0.0)
                 for r in own
                 if r["workload"] == size and column(r) in base
             )
@@ -156,7 +157,7 @@ def throughput(result: dict[str, Any], columns: int) -> tuple[Figure, str] | Non
     for server, rows in by_server.items():
         offered = [row["offered"] for row in rows]
         panels[0].plot(offered, [row["achieved"] for row in rows], **_style(server))
-        panels[1].plot(offered, [row["p95"] for row in rows], **_style(server))
+        panels[1].plot(offered, [row["p95"] or float("nan") for row in rows], **_style(server))
     highest = max(row["offered"] for row in result["rows"])
     panels[0].plot([0, highest], [0, highest], ":", color="#6e7781", linewidth=1)
     panels[0].set(title="achieved rate", xlabel="offered requests/s", ylabel="answered requests/s")

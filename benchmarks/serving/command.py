@@ -121,7 +121,8 @@ def _measure(
                 points = find(served, check, payloads, options.p95, options.seconds)
             for row in points:
                 own.append({"server": server, **row, **_share(row, engines.get(server))})
-                figures = f"{row['offered']:.1f}/s offered, {row['achieved']:.1f}/s achieved, p95 {row['p95']:.0f} ms"
+                p95 = "-" if row["p95"] is None else f"{row['p95']:.0f} ms"
+                figures = f"{row['offered']:.1f}/s offered, {row['achieved']:.1f}/s achieved, p95 {p95}"
                 print(f"  {figures}", file=sys.stderr)
         except Refused as reason:
             print(f"  refused: {reason}", file=sys.stderr)

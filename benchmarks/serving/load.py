@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -43,9 +44,9 @@ class Point:
     offered: float
     achieved: float
     failed: int
-    p50: float
-    p95: float
-    p99: float
+    p50: float | None
+    p95: float | None
+    p99: float | None
     requests: int
     generator_ms: float = 0.0
     """The load generator's own processor time for a request, which it takes from the same machine."""
@@ -114,10 +115,15 @@ def _run(target: Target, bodies: Sequence[str], times: Sequence[float]) -> tuple
 
 
 def summarise(samples: Sequence[Sequence[Any]], sent: int, rate: float, seconds: float) -> Point:
-    """A point from (due, latency, status) samples; what has no sample was not answered in time."""
-    counted = [(due, latency) for due, latency, status in samples if due >= WARM_UP and status == 200]
+    """A point from (due, latency, status) samples; what has no sample was not answered in time.
+
+    What was not answered, or not well, counts as infinitely late; a percentile among those is None.
+    """
+    counted = [latency for due, latency, status in samples if due >= WARM_UP and status == 200]
+    lost = sent - len(samples) + sum(due >= WARM_UP and status != 200 for due, _, status in samples)
     finished = sum(WARM_UP <= due + latency < WARM_UP + seconds for due, latency, status in samples if status == 200)
     failed = sent - sum(status == 200 for _, _, status in samples)
-    latencies = [1e3 * latency for _, latency in counted] or [float("nan")]
-    p50, p95, p99 = (float(p) for p in np.percentile(latencies, (50, 95, 99)))
+    latencies = [1e3 * latency for latency in counted] + [math.inf] * lost or [math.inf]
+    found = np.percentile(latencies, (50, 95, 99), method="higher")  # between a latency and infinity there is nothing
+    p50, p95, p99 = (float(p) if math.isfinite(p) else None for p in found)
     return Point(rate, finished / seconds, failed, p50, p95, p99, len(counted))

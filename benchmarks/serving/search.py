@@ -42,4 +42,4 @@ def rates(
 
 def within(row: dict[str, Any], limit: float) -> bool:
     """Whether every request was answered, and 95 % of them within ``limit`` milliseconds."""
-    return row["failed"] == 0 and row["p95"] <= limit
+    return row["failed"] == 0 and row["p95"] is not None and row["p95"] <= limit

@@ -124,6 +124,15 @@ def test_holes_in_the_mask(efft, device, dtype, generator) -> None:
     assert_close(run(efft, batch.to(device), on(device, weights), shape).cpu(), plain, truth)
 
 
+@pytest.mark.parametrize("output", ["hidden", "first", "mean"])
+def test_a_batch_of_no_sequences(efft, device, dtype, generator, output) -> None:
+    shape = SHAPES["bert"]
+    weights = prepared(efft, on(device, reference.random_weights(shape, generator).to(dtype)), shape)
+    none = Batch(*(t[:0] for t in ragged([7], generator))).to(device)
+    expected = (0, 7, shape.hidden) if output == "hidden" else (0, shape.hidden)
+    assert run(efft, none, weights, shape, output).shape == expected
+
+
 def test_number_of_threads_does_not_change_the_result(efft, device, dtype, generator) -> None:
     shape = SHAPES["hidden_312"]
     weights = prepared(efft, on(device, reference.random_weights(shape, generator).to(dtype)), shape)

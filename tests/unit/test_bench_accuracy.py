@@ -64,6 +64,13 @@ def test_squad_reads_both_versions(tmp_path: Path) -> None:
     assert not has_unanswerable(examples[:1])
 
 
+@pytest.mark.parametrize("text", ['{"rows": []}', '{"data": [{"title": "a"}]}', "[1]", "no JSON"])
+def test_a_file_of_another_form_is_refused_by_name(tmp_path: Path, text: str) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(ValueError, match=f"{path.name} is no SQuAD file"):
+        read_squad(path)
+
+
 def test_mrpc_keeps_quotes_as_they_are(tmp_path: Path) -> None:
     text = 'Quality\t#1 ID\t#2 ID\t#1 String\t#2 String\n1\t7\t8\tHe said "yes\tHe agreed\n0\t9\t10\tA\tB\n'
     examples = read_mrpc(write(tmp_path, text))

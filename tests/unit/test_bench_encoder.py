@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import time
 from argparse import ArgumentParser, Namespace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from benchmarks.deviation import Deviation, deviation
 from benchmarks.engines import ENGINES, Loop
 from benchmarks.floor import Ceilings, operations
 from benchmarks.measuring import Group, Setting
-from benchmarks.models import Reference, Source
+from benchmarks.models import Reference, Source, load_source
 from benchmarks.timing import Timing, Turns
 from benchmarks.workloads import Batch, Workload, make_batch, make_workload
 from builder.families import shape_of
@@ -156,7 +157,8 @@ def test_fewer_rounds_than_a_median_wants_are_no_result(source: Source) -> None:
 def test_long_calls_get_the_fewest_rounds_and_the_rest_is_dealt_out(
     source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(encoder, "copy_rate", lambda *_: 1e10)
+    measured: list[tuple[str, ...]] = []
+    monkeypatch.setattr(encoder, "measure", lambda types, *_: measured.append(types) or Ceilings({"fp32": 1e11}, 1e10))
     workloads = [make_workload(size, "uniform") for size in ("1x8", "4x32")]
     calls: list[tuple[Any, float, int]] = []
 
@@ -178,6 +180,15 @@ def test_long_calls_get_the_fewest_rounds_and_the_rest_is_dealt_out(
         last = {of.name: seconds for of, seconds, _ in calls}
         assert sum(last.values()) == pytest.approx(spare, abs=0.5)
         assert last["4x32"] == pytest.approx(2 * last["1x8"])  # four times as long: half as many more rounds
+        assert measured.pop() == ("fp32",)
+        assert len(group.setting.ceilings) == encoder.VISITS
+
+
+def test_short_calls_get_half_of_an_equal_share_at_least() -> None:
+    shares = encoder._shares({"short": 0.01, "middle": 25, "long": 100})
+    assert sum(shares.values()) == pytest.approx(1)
+    assert shares["long"] == pytest.approx(2 * shares["middle"])
+    assert shares["short"] == pytest.approx((shares["long"] + shares["middle"]) / 6, rel=0.01)
 
 
 def test_a_budget_gives_later_parts_what_earlier_ones_leave() -> None:
@@ -222,12 +233,28 @@ def test_deviation_sees_one_wrong_token() -> None:
         (1.9e-3, 1, 1e-3, True),
         (2.1e-3, 1, 1e-3, False),
         (1e-7, 1, 0.0, True),
-        (0.2, 0.99, None, True),
-        (0, 0.9, None, False),
+        (0.2, 0.999, None, True),
+        (0, 0.997, None, False),
     ],
 )
 def test_refusal(error: float, pooled: float, plain: float | None, accepted: bool) -> None:
     assert (Deviation(error, 1, pooled).refusal("int8", plain) is None) is accepted
+
+
+def test_8_bits_are_told_from_another_function() -> None:
+    batch = make_batch(WORKLOAD, 30522)
+    source = load_source("minilm")
+    expected = Reference(source)(batch)
+
+    def refusal(model: Any, mask: torch.Tensor) -> str | None:
+        with torch.no_grad():
+            hidden = model(input_ids=batch.ids, attention_mask=mask).last_hidden_state
+        return deviation(hidden[batch.mask > 0], expected, WORKLOAD.lengths).refusal("int8", None)
+
+    assert refusal(source.model, batch.mask) is None
+    assert "is below 0.998" in (refusal(source.model, torch.ones_like(batch.mask)) or "")
+    source.model.encoder.layer = source.model.encoder.layer[:-1]
+    assert "is below 0.998" in (refusal(source.model, batch.mask) or "")
 
 
 def test_turns_run_each_engine_equally_often_and_time_it() -> None:
@@ -238,12 +265,27 @@ def test_turns_run_each_engine_equally_often_and_time_it() -> None:
         now += seconds
 
     turns = Turns({"slow": lambda: call(0.01), "fast": lambda: call(0.002)}, clock=lambda: now)
+    assert turns.warms
     for rounds in (3, 5, 4):
         turns.run(rounds)
     timings = turns.timings()
     assert timings["slow"].rounds == timings["fast"].rounds == 5
     assert timings["slow"].median == pytest.approx(10)
     assert timings["fast"].median == pytest.approx(2)
+
+
+def test_all_engines_are_warmed_or_none() -> None:
+    counts = {"slow": 0, "fast": 0}
+
+    def call(name: str, seconds: float) -> None:
+        counts[name] += 1
+        time.sleep(seconds)
+
+    for fast, calls in ((0.001, 2), (0.03, 1)):
+        turns = Turns({"slow": lambda: call("slow", 0.04), "fast": partial(call, "fast", fast)})
+        counts.update(slow=0, fast=0)
+        turns.run(1)
+        assert counts == {"slow": calls, "fast": calls}
 
 
 def test_processor_time_is_for_one_thread(tmp_path: Path) -> None:
@@ -254,7 +296,7 @@ def test_processor_time_is_for_one_thread(tmp_path: Path) -> None:
 
 
 def test_timing_summarises_in_milliseconds() -> None:
-    assert Timing.of([0.004, 0.001, 0.002, 0.003, 0.005]) == Timing(3.0, 2.0, 4.0, 1.0, 5)
+    assert Timing.of([0.004, 0.001, 0.002, 0.003, 0.005]) == Timing(3.0, 2.0, 4.0, 5)
 
 
 def test_floor_counts_valid_tokens_only(source: Source) -> None:
@@ -275,7 +317,8 @@ def test_a_run_writes_a_result_that_the_table_and_compare_read(
     tmp_path: Path, source: Source, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(encoder, "load_source", lambda name: source)
-    monkeypatch.setattr(encoder, "measure", lambda *_: Ceilings({"fp32": 1e11}, 1e10))
+    rates = iter(range(1, 100))
+    monkeypatch.setattr(encoder, "measure", lambda *_: Ceilings({"fp32": 1e11 + next(rates)}, 1e10))
     parser = ArgumentParser()
     encoder.add_arguments(parser)
     arguments = "--models tiny --workloads 1x8 4x16 --engines ths packed --minutes 60 --no-memory --output"
@@ -285,27 +328,69 @@ def test_a_run_writes_a_result_that_the_table_and_compare_read(
     result = results.load(path)
     assert {"date", "commit", "device", "versions", "settings", "ceilings", "rows", "absent"} <= result.keys()
     assert len(result["rows"]) == 4
+    assert result["ceilings"]["operations"]["fp32"] == 1e11 + next(rates) - 1  # the best of all: the last
+    assert result["settings"]["multiplied_gop_per_s"] == {"fp32": [100] * (encoder.VISITS + 2)}
     assert "| packed" in printed
     assert "1.00x" in printed
     assert all(one == two for _, one, two in compare.differences(result, result))
     assert len(compare.differences(result, result)) == 2
-    rows = [{**row, "fastest_ms": row["fastest_ms"] * (1 + (row["engine"] == "ths"))} for row in result["rows"]]
+    rows = [
+        {**row, "calls_ms": [c * (1 + (row["engine"] == "ths")) for c in row["calls_ms"]]} for row in result["rows"]
+    ]
     path.with_name("slower.json").write_text(json.dumps({**result, "rows": rows}))
     for row in rows:
-        del row["fastest_ms"]
+        del row["calls_ms"]
     path.with_name("older.json").write_text(json.dumps({**result, "rows": rows}))
     assert results.current("encoder", tmp_path)[0]["date"] == result["date"]
     compare.run(Namespace(first=path, second=path, over="ths"))
     said = capsys.readouterr().out
-    for statistic in ("medians", "fastest calls"):
-        assert f"by {statistic}: 2 of 2 speed-ups within 10 %, the median 0.0 %, the worst 0.0 % apart" in said
+    for statistic in compare.STATISTICS:
+        for over, count in (("ths", 2), ("floor", 4)):
+            agreement = f"{count} of {count} ratios within 10 %, the median 0.0 %, the worst 0.0 % apart"
+            assert f"over {over} by {statistic}: {agreement}" in said
     compare.run(Namespace(first=path, second=path.with_name("slower.json"), over="ths"))
     said = capsys.readouterr().out
-    assert "by fastest calls: 0 of 2 speed-ups within 10 %, the median 100.0 %, the worst 100.0 % apart" in said
+    fastest = "by fastest calls"
+    assert f"over ths {fastest}: 0 of 2 ratios within 10 %, the median 100.0 %, the worst 100.0 % apart" in said
+    assert f"over floor {fastest}: 2 of 4 ratios within 10 %, the median 50.0 %, the worst 100.0 % apart" in said
     compare.run(Namespace(first=path, second=path.with_name("older.json"), over="ths"))
-    assert "by fastest calls: nothing that both runs have" in capsys.readouterr().out
+    assert f"over ths {fastest}: nothing that both runs have" in capsys.readouterr().out
     assert said.count("GB/s copied") == 2
     assert {of[-1] for of, _, _ in compare.differences(result, result, over="packed")} == {"ths"}
+    with pytest.raises(ValueError, match="no engine 'fast'"):
+        compare.run(Namespace(first=path, second=path, over="fast"))
+    other = {**result, "device": {**result["device"], "threads": 99}}
+    path.with_name("other.json").write_text(json.dumps(other))
+    with pytest.raises(ValueError, match="not the same machine: threads is .* and 99 in the second"):
+        compare.run(Namespace(first=path, second=path.with_name("other.json"), over="ths"))
+
+
+def test_ratios_are_as_far_apart_either_way_round() -> None:
+    assert compare.apart(1.0, 1.1) == pytest.approx(0.1)
+    assert compare.apart(1.1, 1.0) == pytest.approx(-0.1)
+
+
+def test_two_measurements_of_the_ceilings_make_the_best_of_both() -> None:
+    one, two = Ceilings({"fp32": 2.0, "bf16": 5.0}, 7.0), Ceilings({"fp32": 3.0, "int8": 4.0}, 6.0)
+    assert one.merged(two) == two.merged(one) == Ceilings({"fp32": 3.0, "bf16": 5.0, "int8": 4.0}, 7.0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--threads 0", "at least one thread"),
+        ("--models base some/base", "have the same name"),
+        ("--models base --workloads bse:1x32", "'bse' is not among --models base"),
+        ("--models base --padding minilm:8x128", "'minilm' is not among --models base"),
+        ("--models nowhere", "'nowhere' is neither a size"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_at_once(arguments: str, message: str, tmp_path: Path) -> None:
+    parser = ArgumentParser()
+    encoder.add_arguments(parser)
+    with pytest.raises(ValueError, match=message):
+        encoder.run(parser.parse_args([*arguments.split(), "--engines", "ths", "--output", str(tmp_path)]))
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_file_that_is_no_result_is_refused(tmp_path: Path) -> None:

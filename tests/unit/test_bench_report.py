@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("matplotlib", reason="make bench installs matplotlib")
 
-from benchmarks import report, standing
+from benchmarks import ratios, report, standing, table
 from benchmarks.encoder import choose_workloads, of_model
 from benchmarks.report import plots
 
@@ -27,7 +27,7 @@ def encoder_row(engine: str, workload: str, lengths: str, share: float, millisec
     return {
         "model": "base", "data_type": "fp32", "workload": workload, "lengths": lengths, "padding_share": share,
         "tokens": 10, "engine": engine, "refused": None, "median_ms": milliseconds, "lower_ms": milliseconds,
-        "upper_ms": milliseconds, "rounds": 5, "floor_ms": 1.0, "floor_ratio": milliseconds,
+        "upper_ms": milliseconds, "rounds": 5, "floor_ms": 1.0,
     }  # fmt: skip
 
 
@@ -135,11 +135,45 @@ def test_ours_is_compared_with_the_best_of_the_others() -> None:
         standing.against_best(SERVING)
 
 
+def test_ratios_are_of_the_fastest_calls_where_there_are_enough() -> None:
+    row = encoder_row("ths", "1x128", "uniform", 0.0, 50.0)
+    busy = {**row, "calls_ms": [9.0] * 8 + [1.0, 2.0, 3.0]}
+    assert ratios.fastest_mean_ms({**row, "calls_ms": [float(c) for c in range(40, 0, -1)]}) == 2.5
+    assert ratios.fastest_mean_ms(busy) == ratios.over_floor(busy) == 2.0
+    for few in (row, {**row, "calls_ms": busy["calls_ms"][-9:]}):
+        assert ratios.fastest_mean_ms(few) is None
+        assert ratios.over_floor(few) == 50.0
+        assert ratios.over(few, busy) == 1.0  # both medians
+    assert ratios.over(row, None) is ratios.over(row, {"engine": "packed", "refused": "wrong"}) is None
+    packed = {**encoder_row("packed", "1x128", "uniform", 0.0, 4.0), "calls_ms": [4.0] * 11}
+    rows = [{**row, "calls_ms": [50.0] * 11}, packed, {**busy, "engine": "thsext"}]
+    (found,) = standing.against_best({**ENCODER, "rows": rows})
+    assert [line[1] for line in found.lines] == ["1", "4 packed", "50", "0.50", "2.00"]
+    assert found.title.endswith(ratios.BASIS)
+    (grid,) = table.of({**ENCODER, "rows": rows})
+    assert [line[1].replace(" ±0 %", "") for line in grid.lines] == [
+        "1", "50 / 50.00 / 1.00x", "4 / 4.00 / 12.50x", "50 / 2.00 / 25.00x", "5 rounds",
+    ]  # fmt: skip
+    (grid,) = table.of({**ENCODER, "rows": [*rows, encoder_row("ths", "8x128", "full", 0.0, 4.0)]})
+    assert grid.title.endswith(f"{ratios.BASIS}, medians where they are few")
+    (grid,) = table.of(ENCODER | {"rows": ROWS})
+    assert grid.title.endswith("ratios: medians")
+
+
+def test_memory_that_was_not_measured_is_named() -> None:
+    memory = [{"engine": "ths", "model": "base", "data_type": "fp32", "workload": "8x128", "peak_mib": 500.0}]
+    rows = [*ROWS, encoder_row("ths+loop", "8x128", "full", 0.0, 4.0)]
+    found = table.of({**ENCODER, "rows": rows, "memory": memory})[-1]
+    assert found.notes == ["not measured within the run's time: thsext base fp32"]
+
+
 def test_the_overview_gives_the_least_and_the_greatest_ratio() -> None:
     rows = [*ROWS, encoder_row("packed", "1x128", "uniform", 0.0, 1.0), encoder_row("thsext", "1x9", "full", 0.0, 3.0)]
     (found,) = standing.overview([ENCODER, {**ENCODER, "rows": rows, "date": "2025-01-01"}])  # more engines, but older
     assert found.title == "<Chip> & Co, threads: 2"
-    assert found.lines == [["base fp32", "2.00 to 2.00", "0.50 to 2.00", "2.00 to 3.00", "4", "3", "2025-01-01"]]
+    assert found.lines == [
+        ["base fp32", "2.00 to 2.00", "0.50 to 2.00", "2.00 to 3.00", "4", "3", "2025-01-01", "medians"]
+    ]
 
 
 def test_a_server_named_with_a_type_has_its_kinds_colour_and_dashes_of_its_own() -> None:
