@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import random
 import tempfile
 import time
 from dataclasses import dataclass, field
@@ -105,13 +106,14 @@ def _config(options: argparse.Namespace, examples: list[Example], kind: str, dat
 
 
 def answer(candidates: list[Candidate], examples: list[Example], batch: int) -> None:
-    """Let every candidate answer every example, in turns batch by batch so that all meet the same machine.
+    """Let every candidate answer every example, in turns batch by batch, each time in a new order, so that all meet the
+    same machine.
 
     Raises ValueError for an example that a candidate refuses.
     """
     for start in range(0, len(examples), batch):
         rows = [{"body": example.payload} for example in examples[start : start + batch]]
-        for candidate in candidates:
+        for candidate in random.sample(candidates, len(candidates)):
             if start == 0:
                 candidate.predictor.predict(rows)  # first use allocates and tunes
             began = time.perf_counter()
@@ -124,7 +126,7 @@ def answer(candidates: list[Candidate], examples: list[Example], batch: int) -> 
 
 
 def score(candidate: Candidate, baseline: Candidate, examples: list[Example], task: str) -> dict[str, Any]:
-    """A result row: the measures, milliseconds per example, how many predictions differ from the first candidate's."""
+    """A result row: the measures, mean milliseconds per example, how many predictions differ from the first candidate's."""
     labels = candidate.predictor.facts.labels
     decisions = [[_decision(a) for a in c.answers] for c in (candidate, baseline)]
     return {
