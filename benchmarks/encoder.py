@@ -106,7 +106,8 @@ def run(options: argparse.Namespace) -> None:
         **machine.facts(options.device, options.threads),
         "settings": {
             "minutes": options.minutes, "clock": options.clock, "interleaved": True, "seed": setting.seed,
-            "statistic": "median, quartiles and all calls", "others": round(setting.watch.others, 3),
+            "statistic": "median, quartiles and all calls; ratios of the fastest",
+            "others": round(setting.watch.others, 3),
             "freed_memory_kept": kept, "copied_gb_per_s": [round(c.bytes / 1e9, 1) for c in setting.ceilings],
             "multiplied_gop_per_s": {
                 name: [round(c.operations[name] / 1e9) for c in setting.ceilings if name in c.operations]

@@ -9,7 +9,7 @@ from typing import Any
 
 import matplotlib
 
-from benchmarks.ratios import over, over_floor
+from benchmarks.ratios import basis, over, over_floor
 from benchmarks.report.page import Image, Picture
 from benchmarks.table import BASELINE, column
 
@@ -114,8 +114,8 @@ def floor(result: dict[str, Any], columns: int) -> tuple[Figure, str] | None:
         _plain_numbers(axes)
     panels[0].set_ylabel("time / floor")
     _legend(figure, panels)
-    text = "Ratio to the floor: time over the least the machine's matrix and memory rates allow for the valid tokens."
-    return figure, text
+    text = "Ratio to the floor: time over that of the valid tokens at the machine's best matrix and memory rates"
+    return figure, f"{text} ({basis(rows)})."
 
 
 def padding(result: dict[str, Any], columns: int) -> tuple[Figure, str] | None:
@@ -143,7 +143,8 @@ def padding(result: dict[str, Any], columns: int) -> tuple[Figure, str] | None:
         axes.set_ylim(bottom=0)
     panels[0].set_ylabel(f"speed-up over {BASELINE}")
     _legend(figure, panels)
-    return figure, f"Speed-up over {BASELINE} by padding share: the lengths within one padded size vary."
+    text = f"Speed-up over {BASELINE} by padding share: the lengths within one padded size vary"
+    return figure, f"{text} ({basis(_timed(result))})."
 
 
 def throughput(result: dict[str, Any], columns: int) -> tuple[Figure, str] | None:
