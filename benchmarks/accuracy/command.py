@@ -126,7 +126,7 @@ def answer(candidates: list[Candidate], examples: list[Example], batch: int) -> 
 
 
 def score(candidate: Candidate, baseline: Candidate, examples: list[Example], task: str) -> dict[str, Any]:
-    """A result row: the measures, mean milliseconds per example, how many predictions differ from the first candidate's."""
+    """A result row: the measures, mean milliseconds per example, predictions that differ from the first candidate's."""
     labels = candidate.predictor.facts.labels
     decisions = [[_decision(a) for a in c.answers] for c in (candidate, baseline)]
     return {
