@@ -9,19 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import results, table
-from benchmarks.ratios import Row, fastest_mean_ms
+from benchmarks.ratios import BASIS, Row, fastest_mean_ms, median_ms
 
 _IDENTITY = ("model", "data_type", "workload", "lengths")
 FLOOR = "floor"
 """Stands for an engine that takes the floor's time."""
 Statistic = Callable[[Row], float | None]
-STATISTICS: dict[str, Statistic] = {
-    "medians": lambda row: row.get("median_ms"),
-    "fastest calls": fastest_mean_ms,
-}
+STATISTICS: dict[str, Statistic] = {"medians": median_ms, BASIS: fastest_mean_ms}
 CLOSE = 0.1
 """Ratios that differ by less agree."""
-_SAME = ("kind", "gpu", "processor", "processor_model", "threads")
 
 Difference = tuple[tuple[str, ...], float, float]
 
@@ -59,7 +55,7 @@ def run(options: argparse.Namespace) -> None:
 def differences(
     first: dict[str, Any],
     second: dict[str, Any],
-    statistic: Statistic = STATISTICS["medians"],
+    statistic: Statistic = median_ms,
     over: str = table.BASELINE,
 ) -> list[Difference]:
     """(identity and engine, speed-up in the first run, in the second) for every row that both runs have."""
@@ -75,13 +71,12 @@ def apart(one: float, two: float) -> float:
 def _check(first: dict[str, Any], second: dict[str, Any], over: str) -> None:
     """Raises ValueError for what cannot be compared."""
     for result in (first, second):
-        if result["kind"] != "encoder":
-            raise ValueError(f"a result of kind {result['kind']} has no engines to compare")
+        results.require_encoder(result)
         if over != FLOOR and all(row["engine"] != over for row in result["rows"]):
             raise ValueError(f"the result of {result['date']} has no engine {over!r}")
-    for name in _SAME:
-        if first["device"].get(name) != second["device"].get(name):
-            one, two = first["device"].get(name), second["device"].get(name)
+    for name in results.MACHINE:
+        one, two = first["device"].get(name), second["device"].get(name)
+        if one != two:
             raise ValueError(f"not the same machine: {name} is {one} in the first result and {two} in the second")
 
 

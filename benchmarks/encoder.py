@@ -67,17 +67,15 @@ def run(options: argparse.Namespace) -> None:
     """Measure, print the tables, write the JSON. Raises ValueError for options that do not fit."""
     end = time.monotonic() + 60 * options.minutes
     check_machine(options)
-    if options.clock == "cpu" and (options.threads, options.device) != (1, "cpu"):
-        raise ValueError("--clock cpu adds up all threads' time: it takes --threads 1 and --device cpu")
+    check_models(options.models, [*options.workloads, options.padding])
+    names = check_names(options.engines or everything())
     kept = machine.keep_freed_memory()  # for every engine alike; peak memory is measured in other processes
     torch.set_num_threads(options.threads)
     setting = Setting(options.device, options.threads, options.clock, seed=random.randrange(2**31))
     distributions = options.lengths or ["rand_r" if options.device == "cuda" else "uniform"]
-    names = check_names(options.engines or everything())
     for name in dict.fromkeys(name.removesuffix(LOOP) for name in names):
         with contextlib.suppress(BuildError):  # building the engine meets it again and notes it
             ENGINES[name].prepare(options.device)
-    check_models(options.models, [*options.workloads, options.padding])
     sources = {model: load_source(model) for model in options.models}
     shapes = {source.name: shape_of(source.config) for source in sources.values()}
     workloads = {
@@ -104,32 +102,25 @@ def run(options: argparse.Namespace) -> None:
     _add_floors(rows, ceilings, shapes, workloads)
     result = {
         **machine.facts(options.device, options.threads),
-        "settings": {
-            "minutes": options.minutes, "clock": options.clock, "interleaved": True, "seed": setting.seed,
-            "statistic": "median, quartiles and all calls; ratios of the fastest",
-            "others": round(setting.watch.others, 3),
-            "freed_memory_kept": kept, "copied_gb_per_s": [round(c.bytes / 1e9, 1) for c in setting.ceilings],
-            "multiplied_gop_per_s": {
-                name: [round(c.operations[name] / 1e9) for c in setting.ceilings if name in c.operations]
-                for name in ceilings.operations
-            },
-        },
+        "settings": {"minutes": options.minutes, "freed_memory_kept": kept, **_settings(setting)},
         "ceilings": asdict(ceilings),
         "rows": rows,
         "absent": [entry for group in groups for entry in group.absent],
         "memory": peaks,
-    }  # fmt: skip
+    }
     path = results.save("encoder", result, options.output)
     table.print_all(results.load(path))
     print(path)
 
 
 def check_machine(options: argparse.Namespace) -> None:
-    """Raises ValueError for threads or a device that there cannot be."""
+    """Raises ValueError for threads or a device that there cannot be, or that the clock cannot time."""
     if options.threads < 1:
         raise ValueError(f"--threads {options.threads}: at least one thread is needed")
     if options.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: PyTorch sees no GPU here")
+    if options.clock == "cpu" and (options.threads, options.device) != (1, "cpu"):
+        raise ValueError("--clock cpu adds up all threads' time: it takes --threads 1 and --device cpu")
 
 
 def check_models(models: list[str], sizes: list[str]) -> None:
@@ -172,6 +163,21 @@ def check_names(names: list[str]) -> list[str]:
         if name.removesuffix(LOOP) not in ENGINES:
             raise ValueError(f"no engine {name!r}; there are {', '.join(ENGINES)}, each also with {LOOP}")
     return names
+
+
+def _settings(setting: Setting) -> dict[str, Any]:
+    """How it was timed, and what the machine gave meanwhile."""
+    ceilings = setting.ceilings  # the first one has all types
+    return {
+        "clock": setting.clock, "interleaved": True, "seed": setting.seed,
+        "statistic": "median, quartiles and all calls; ratios of the fastest",
+        "others": round(setting.watch.others, 3),
+        "copied_gb_per_s": [round(c.bytes / 1e9, 1) for c in ceilings],
+        "multiplied_gop_per_s": {
+            name: [round(c.operations[name] / 1e9) for c in ceilings if name in c.operations]
+            for name in ceilings[0].operations
+        },
+    }  # fmt: skip
 
 
 def _ceilings(types: list[str], setting: Setting) -> Ceilings:

@@ -10,8 +10,8 @@ Row = Mapping[str, Any]
 FASTEST_SHARE, FEWEST = 0.1, 3
 ROUNDS = 10
 """With fewer rounds, three of which are no tail, ratios are of medians."""
-BASIS = "ratios: fastest calls"
-"""In words, of rows that keep enough calls."""
+BASIS = "fastest calls"
+"""What ratios are made of, in words, where rows keep enough calls."""
 
 
 def fastest_mean_ms(row: Row) -> float | None:
@@ -28,17 +28,22 @@ def fastest_mean_ms(row: Row) -> float | None:
     return math.fsum(fastest) / len(fastest)
 
 
+def median_ms(row: Row) -> float | None:
+    """The median of a row's calls in milliseconds; None where it has no time."""
+    return row.get("median_ms")
+
+
 def ratio_ms(row: Row) -> float | None:
     """The time of a row that is compared with others: the fastest calls' mean where it is known, else the median; None
     where the row has no time."""
-    return fastest_mean_ms(row) or row.get("median_ms")
+    return fastest_mean_ms(row) or median_ms(row)
 
 
 def over(one: Row | None, other: Row | None) -> float | None:
     """How many times the other's time one row's is, by the same statistic of both; None where either has no time."""
     if one is None or other is None:
         return None
-    for statistic in (fastest_mean_ms, lambda row: row.get("median_ms")):
+    for statistic in (fastest_mean_ms, median_ms):
         times = statistic(one), statistic(other)
         if times[0] and times[1]:
             return times[0] / times[1]
@@ -47,11 +52,15 @@ def over(one: Row | None, other: Row | None) -> float | None:
 
 def over_floor(row: Row | None) -> float | None:
     """A row's time as a multiple of its floor; None where either is not known."""
-    time = ratio_ms(row) if row is not None else None
-    return time / row["floor_ms"] if row is not None and time and row["floor_ms"] else None
+    if row is None or not row["floor_ms"]:
+        return None
+    time = ratio_ms(row)
+    return time / row["floor_ms"] if time else None
 
 
 def basis(rows: list[dict[str, Any]]) -> str:
-    """What the rows' ratios are made of, in words that a title takes."""
-    kept = {fastest_mean_ms(row) is not None for row in rows if "median_ms" in row}
-    return BASIS + (", medians where they are few" if False in kept else "") if True in kept else "ratios: medians"
+    """What the rows' ratios are made of, in words."""
+    kept = [fastest_mean_ms(row) is not None for row in rows if "median_ms" in row]
+    if not any(kept):
+        return "medians"
+    return BASIS if all(kept) else f"{BASIS}, medians where they are few"

@@ -41,6 +41,12 @@ def load(path: Path) -> dict[str, Any]:
     return result
 
 
+def require_encoder(result: dict[str, Any]) -> None:
+    """Raises ValueError for a result without engines."""
+    if result["kind"] != "encoder":
+        raise ValueError(f"a result of kind {result['kind']} has no engines to compare")
+
+
 def current(kind: str, folder: Path = RESULTS) -> list[dict[str, Any]]:
     """The results of a kind that count, the newest first: all but those of which a newer one of the same machine, with
     the same settings of the machine, has every figure."""
@@ -53,7 +59,8 @@ def current(kind: str, folder: Path = RESULTS) -> list[dict[str, Any]]:
     return kept
 
 
-_PLACE = ("kind", "gpu", "processor", "processor_model", "threads")
+MACHINE = ("kind", "gpu", "processor", "processor_model", "threads")
+"""What two results of one machine have in common."""
 _FIGURE = (
     "model", "data_type", "workload", "lengths", "kind", "engine", "server", "offered", "connections", "batch",
     "tokens",
@@ -62,7 +69,7 @@ _FIGURE = (
 
 def _place(result: dict[str, Any]) -> tuple[str, ...]:
     settings = result.get("settings", {})
-    return (*(str(result["device"].get(name, "")) for name in _PLACE), settings.get("clock", "wall"))
+    return (*(str(result["device"].get(name, "")) for name in MACHINE), settings.get("clock", "wall"))
 
 
 def _figures(result: dict[str, Any]) -> set[tuple[Any, ...]]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from benchmarks import results
 from benchmarks.ratios import basis, over, over_floor, ratio_ms
 from benchmarks.table import BASELINE, OURS, Table, column, milliseconds, place
 
@@ -53,16 +54,16 @@ def against_best(result: dict[str, Any]) -> list[Table]:
 
     Raises ValueError when the result is no encoder's.
     """
-    if result["kind"] != "encoder":
-        raise ValueError(f"a result of kind {result['kind']} has no engines to compare")
+    results.require_encoder(result)
     models: dict[str, dict[str, dict[str, Standing]]] = {}
     for (model, data_type), found in standings(result).items():
         models.setdefault(model, {})[data_type] = found
     tables = []
+    title = f"milliseconds (median); ratios: {basis(result['rows'])}"
     for model, types in models.items():
         columns = list(dict.fromkeys(name for found in types.values() for name in found))
         lines = [line for data_type, found in types.items() for line in _lines(data_type, found, columns)]
-        tables.append(Table(f"{model}, milliseconds (median); {basis(result['rows'])}", [model, *columns], lines))
+        tables.append(Table(f"{model}, {title}", [model, *columns], lines))
     return tables
 
 
@@ -73,7 +74,7 @@ def overview(encoders: Iterable[dict[str, Any]]) -> list[Table]:
     for result in encoders:
         best = devices.setdefault(place(result), {})
         for key in standings(result):
-            engines = len({row["engine"] for row in result["rows"] if (row["model"], row["data_type"]) == key})
+            engines = len({row["engine"] for row in _rows_of(result, key)})
             if key not in best or engines > best[key][0]:
                 best[key] = engines, result
     header = [OURS, f"over {BASELINE}", "of best peer", "over floor", "workloads", "engines", "measured", "by"]
@@ -82,12 +83,16 @@ def overview(encoders: Iterable[dict[str, Any]]) -> list[Table]:
         lines = []
         for key, (engines, result) in best.items():
             timed = [one for one in standings(result)[key].values() if one.ours]
-            rows = [row for row in result["rows"] if (row["model"], row["data_type"]) == key]
-            by = basis(rows).removeprefix("ratios: ")
             ratios = [_range(getattr(one, name) for one in timed) for name in ("speedup", "to_peer", "to_floor")]
+            by = basis(_rows_of(result, key))
             lines.append([" ".join(key), *ratios, str(len(timed)), str(engines), result["date"][:10], by])
         tables.append(Table(device, header, lines))
     return tables
+
+
+def _rows_of(result: dict[str, Any], key: tuple[str, str]) -> Rows:
+    """Those of a model and type."""
+    return [row for row in result["rows"] if (row["model"], row["data_type"]) == key]
 
 
 def _range(given: Iterable[float | None]) -> str:

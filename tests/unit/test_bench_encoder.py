@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import time
 from argparse import ArgumentParser, Namespace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +11,12 @@ import torch
 import transformers
 
 from benchmarks import compare, encoder, measuring, results, table
-from benchmarks.budget import Budget
-from benchmarks.deviation import Deviation, deviation
+from benchmarks.deviation import deviation
 from benchmarks.engines import ENGINES, Loop
 from benchmarks.floor import Ceilings, operations
 from benchmarks.measuring import Group, Setting
-from benchmarks.models import Reference, Source, load_source
-from benchmarks.timing import Timing, Turns
+from benchmarks.models import Reference, Source
+from benchmarks.timing import Turns
 from benchmarks.workloads import Batch, Workload, make_batch, make_workload
 from builder.families import shape_of
 
@@ -191,18 +189,6 @@ def test_short_calls_get_half_of_an_equal_share_at_least() -> None:
     assert shares["short"] == pytest.approx((shares["long"] + shares["middle"]) / 6, rel=0.01)
 
 
-def test_a_budget_gives_later_parts_what_earlier_ones_leave() -> None:
-    now = 0.0
-    budget = Budget(100, [1, 1, 2], lambda: now)
-    assert budget.next() == 25
-    now = 10
-    assert budget.next() == 10 + 90 / 3
-    now = 70
-    assert budget.next() == 100
-    with pytest.raises(IndexError):
-        budget.next()
-
-
 def test_the_loop_runs_each_sequence_without_padding(source: Source, batch: Batch) -> None:
     seen: list[tuple[int, ...]] = []
 
@@ -217,86 +203,11 @@ def test_the_loop_runs_each_sequence_without_padding(source: Source, batch: Batc
     assert deviation(output, Reference(source)(batch), batch.workload.lengths).error < 1e-5
 
 
-def test_deviation_sees_one_wrong_token() -> None:
-    expected = torch.randn(10, 8, dtype=torch.float64)
-    output = expected.clone()
-    assert deviation(output, expected, (4, 6)).error == 0
-    output[7] = -output[7]
-    found = deviation(output, expected, (4, 6))
-    assert found.token_cosine == pytest.approx(-1)
-    assert found.refusal("fp32", 1e-7)
-
-
-@pytest.mark.parametrize(
-    ("error", "pooled", "plain", "accepted"),
-    [
-        (1.9e-3, 1, 1e-3, True),
-        (2.1e-3, 1, 1e-3, False),
-        (1e-7, 1, 0.0, True),
-        (0.2, 0.999, None, True),
-        (0, 0.997, None, False),
-    ],
-)
-def test_refusal(error: float, pooled: float, plain: float | None, accepted: bool) -> None:
-    assert (Deviation(error, 1, pooled).refusal("int8", plain) is None) is accepted
-
-
-def test_8_bits_are_told_from_another_function() -> None:
-    batch = make_batch(WORKLOAD, 30522)
-    source = load_source("minilm")
-    expected = Reference(source)(batch)
-
-    def refusal(model: Any, mask: torch.Tensor) -> str | None:
-        with torch.no_grad():
-            hidden = model(input_ids=batch.ids, attention_mask=mask).last_hidden_state
-        return deviation(hidden[batch.mask > 0], expected, WORKLOAD.lengths).refusal("int8", None)
-
-    assert refusal(source.model, batch.mask) is None
-    assert "is below 0.998" in (refusal(source.model, torch.ones_like(batch.mask)) or "")
-    source.model.encoder.layer = source.model.encoder.layer[:-1]
-    assert "is below 0.998" in (refusal(source.model, batch.mask) or "")
-
-
-def test_turns_run_each_engine_equally_often_and_time_it() -> None:
-    now = 0.0
-
-    def call(seconds: float) -> None:
-        nonlocal now
-        now += seconds
-
-    turns = Turns({"slow": lambda: call(0.01), "fast": lambda: call(0.002)}, clock=lambda: now)
-    assert turns.warms
-    for rounds in (3, 5, 4):
-        turns.run(rounds)
-    timings = turns.timings()
-    assert timings["slow"].rounds == timings["fast"].rounds == 5
-    assert timings["slow"].median == pytest.approx(10)
-    assert timings["fast"].median == pytest.approx(2)
-
-
-def test_all_engines_are_warmed_or_none() -> None:
-    counts = {"slow": 0, "fast": 0}
-
-    def call(name: str, seconds: float) -> None:
-        counts[name] += 1
-        time.sleep(seconds)
-
-    for fast, calls in ((0.001, 2), (0.03, 1)):
-        turns = Turns({"slow": lambda: call("slow", 0.04), "fast": partial(call, "fast", fast)})
-        counts.update(slow=0, fast=0)
-        turns.run(1)
-        assert counts == {"slow": calls, "fast": calls}
-
-
 def test_processor_time_is_for_one_thread(tmp_path: Path) -> None:
     parser = ArgumentParser()
     encoder.add_arguments(parser)
     with pytest.raises(ValueError, match="--threads 1"):
         encoder.run(parser.parse_args(["--clock", "cpu", "--threads", "2", "--output", str(tmp_path)]))
-
-
-def test_timing_summarises_in_milliseconds() -> None:
-    assert Timing.of([0.004, 0.001, 0.002, 0.003, 0.005]) == Timing(3.0, 2.0, 4.0, 5)
 
 
 def test_floor_counts_valid_tokens_only(source: Source) -> None:
