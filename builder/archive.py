@@ -26,11 +26,11 @@ from builder.checkpoint import TOKENIZER_FILES, Checkpoint, load
 from builder.compile import OLDEST_TORCH, ROOT
 from builder.errors import BuildError
 from builder.families import max_positions, shape_of
-from builder.int8 import quantised_model
+from builder.formats.torchscript import example_inputs, save_torchscript
+from builder.gate.parity import Verdict, prove
+from builder.gate.verdict import CosineVerdict
 from builder.models import DTYPES, packed_model, stock_model
-from builder.parity import Verdict, prove
-from builder.trace import example_inputs, save_torchscript
-from builder.verdict import CosineVerdict
+from builder.quantisation.int8 import quantised_model
 from handler.archive import ArchiveFacts, EncoderFacts, LibraryFacts, TorchFacts
 from handler.config import SetupConfig
 from handler.gemm_config import NAME as GEMM_CONFIG
@@ -50,7 +50,7 @@ def build(
     """Build the archive of ``config`` in the folder ``output``.
 
     ``libraries`` are the operator libraries to carry (only kind ``thsext`` carries any), ``gemm_config`` what
-    ``builder tune`` measured for the CUDA library, ``calibrate`` the texts for int8 (``builder.calibration``);
+    ``builder tune`` measured for the CUDA library, ``calibrate`` the texts for int8 (``builder.quantisation.calibration``);
     ``report`` is told each step's name. Returns the archive's path and the gate's verdict. Raises BuildError; then no
     archive was written.
     """

@@ -12,8 +12,8 @@ from typing import Any, get_args
 
 from pydantic import ValidationError
 
-from builder import tune_command
 from builder.errors import BuildError
+from builder.tune import command as tune_command
 from handler.config import TASKS, ConfigError, DataType, SetupConfig, first_problem
 
 _STEPS = 5

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from builder.errors import BuildError
-from builder.verdict import CosineVerdict
+from builder.gate.verdict import CosineVerdict
 from handler.archive import ArchiveFacts
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.models import Source
-from builder.trace import example_inputs
+from builder.formats.torchscript import example_inputs
 
 INPUTS = ("ids", "segments", "mask")
 

@@ -17,8 +17,8 @@ from benchmarks.models import DTYPES, Source
 from benchmarks.workloads import Batch, make_batch, make_workload
 from builder.encoder import PackedEncoder, pack, prepare
 from builder.families import family_of, shape_of
-from builder.quantise import quantise
-from builder.trace import example_inputs, save_torchscript
+from builder.formats.torchscript import example_inputs, save_torchscript
+from builder.quantisation.quantise import quantise
 
 
 class _Module(Engine):

@@ -11,7 +11,7 @@ import torch
 from benchmarks.engines.base import Engine, register
 from benchmarks.models import Source
 from benchmarks.workloads import Batch, make_batch, make_workload
-from builder.trace import example_inputs
+from builder.formats.torchscript import example_inputs
 
 CALIBRATION_SIZES = ("4x32", "2x64", "2x128", "1x384") * 2
 """Batches of random ids that the int8 ranges are read off."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 
 from benchmarks.serving.prepare import BATCH
-from builder.tune_workers import Setting, server_settings
+from builder.tune.workers import Setting, server_settings
 from handler.threads import available_cores
 
 TORCH_TYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}

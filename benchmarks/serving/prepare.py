@@ -13,7 +13,7 @@ import yaml
 
 from benchmarks import archives, machine
 from builder.inspection import read_facts
-from builder.tune_workers import Setting, replace_files, server_settings
+from builder.tune.workers import Setting, replace_files, server_settings
 from handler.config import SetupConfig
 from handler.threads import available_cores
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from builder.checkpoint import load
+from builder.formats.torchscript import example_inputs, save_torchscript
+from builder.gate.parity import ALLOWED_RATIO, FLOOR
 from builder.models import stock_model
-from builder.parity import ALLOWED_RATIO, FLOOR
-from builder.trace import example_inputs, save_torchscript
 from handler.config import SetupConfig
 from tests.checkpoints import FAMILIES, make_checkpoint
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from builder import tune
+from builder.tune import gemm as tune
 from handler import gemm_config
 from tests.gpu.encoders import check, make_pair
 

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from builder import quantise
 from builder.encoder import pack
 from builder.families import family_of, shape_of
+from builder.quantisation import quantise
 from tests.kernels import reference
 from tests.kernels.batches import Batch, ragged
 from tests.kernels.reference import Shape, Weights

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from builder.checkpoint import load
+from builder.formats.torchscript import example_inputs, save_torchscript
+from builder.gate.parity import compare
 from builder.models import DTYPES, packed_model, stock_model
-from builder.parity import compare
-from builder.trace import example_inputs, save_torchscript
 from handler.config import SetupConfig
 from tests.checkpoints import FAMILIES, HEADS, make_checkpoint
 

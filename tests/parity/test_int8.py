@@ -10,10 +10,10 @@ from safetensors.torch import load_file, save_file
 
 from builder.checkpoint import Checkpoint, load
 from builder.families import shape_of
-from builder.int8 import judge, quantised_model
+from builder.gate.verdict import CosineVerdict
 from builder.models import PackedModel
-from builder.quantise import matrices_of
-from builder.verdict import CosineVerdict
+from builder.quantisation.int8 import judge, quantised_model
+from builder.quantisation.quantise import matrices_of
 from handler.config import SetupConfig
 from handler.runtime import TracedModel
 from tests.checkpoints import FAMILIES, HEADS, make_checkpoint

@@ -12,15 +12,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from builder import int8
 from builder.archive import LibraryFile, build
-from builder.calibration import MOST_TEXTS, calibration, read_texts
 from builder.checkpoint import load
 from builder.cli import main
 from builder.errors import BuildError
 from builder.families import EncoderShape
 from builder.inspection import describe, read_facts
-from builder.quantise import Matrix, matrices_of, most_sensitive
+from builder.quantisation import int8
+from builder.quantisation.calibration import MOST_TEXTS, calibration, read_texts
+from builder.quantisation.quantise import Matrix, matrices_of, most_sensitive
 from handler.config import SetupConfig
 from tests.checkpoints import TEXTS, make_checkpoint
 

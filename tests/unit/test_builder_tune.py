@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import yaml
 
-from builder import tune_workers
 from builder.cli import main
 from builder.errors import BuildError
 from builder.inspection import read_facts
-from builder.tune_mix import MIXES, make_requests
-from builder.tune_server import collect
-from builder.tune_workers import Figures, Setting, choose, divisions, replace_files, table, variants
+from builder.tune import workers as tune_workers
+from builder.tune.mix import MIXES, make_requests
+from builder.tune.server import collect
+from builder.tune.workers import Figures, Setting, choose, divisions, replace_files, table, variants
 from handler.decode import Decoder
 from handler.predictor import Predictor
 from tests.unit.handler_fakes import MAX_LENGTH, PooledLogits, TokenOutputs, facts, save_archive
@@ -28,7 +28,7 @@ SETTINGS = {"batchSize": 4, "maxBatchDelay": 2, "maxWorkers": 1, "minWorkers": 1
 @pytest.fixture
 def archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A packed archive around a fake; as for a machine of two cores, whose divisions are few."""
-    monkeypatch.setattr("builder.tune_workers.available_cores", lambda: 2)
+    monkeypatch.setattr("builder.tune.workers.available_cores", lambda: 2)
     folder = save_archive(tmp_path / "files", PooledLogits(2), "sequence_classification", {"warm_up": False})
     (folder / "model-config.yaml").write_text(yaml.safe_dump(SETTINGS))
     (folder / "handler").mkdir()

@@ -3,7 +3,7 @@
 The criterion is the one flash-attention's tests use: against a reference in float64, the archive's error may be at
 most twice the error that plain PyTorch makes at the same type. Errors are root mean squares over all outputs of all
 probes, so that the verdict does not hang on one unlucky number. int8, which plain PyTorch has not, is judged by cosines
-(``builder.int8``).
+(``builder.quantisation.int8``).
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from torch import Tensor
 
 from builder.checkpoint import Checkpoint, load
 from builder.errors import BuildError
-from builder.int8 import judge
+from builder.gate.probes import probes
+from builder.gate.verdict import CosineVerdict
 from builder.models import DTYPES, stock_model
-from builder.probes import probes
-from builder.verdict import CosineVerdict
+from builder.quantisation.int8 import judge
 from handler.archive import ArchiveFacts
 from handler.config import SetupConfig
 from handler.packing import Model as ServedModel
@@ -98,7 +98,7 @@ def prove(stage: Path, config: SetupConfig, calibrate: Path | None = None) -> Ve
 
     Raises BuildError with the figures when it fails.
     """
-    command = [sys.executable, "-m", "builder.parity", str(stage), config.model_dump_json()]
+    command = [sys.executable, "-m", "builder.gate.parity", str(stage), config.model_dump_json()]
     command += [] if calibrate is None else [str(calibrate)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:

@@ -1,6 +1,6 @@
 """Find how an archive is best served on this machine: workers x threads, batch size and batch delay.
 
-Every division of the cores is measured with as many worker processes (:mod:`builder.tune_server`), first with a queue
+Every division of the cores is measured with as many worker processes (:mod:`builder.tune.server`), first with a queue
 that never empties, then with requests that come at random times at a rate all divisions have in common. The winner
 goes into the archive's ``model-config.yaml``, the figures into its ``archive.json``.
 """
@@ -23,8 +23,8 @@ import yaml
 from builder.archive import rewrite
 from builder.errors import BuildError
 from builder.inspection import read_facts
-from builder.tune_mix import make_requests
-from builder.tune_server import Pool
+from builder.tune.mix import make_requests
+from builder.tune.server import Pool
 from handler.config import SetupConfig
 from handler.threads import available_cores
 
@@ -116,7 +116,7 @@ def tune(
 ) -> Result:
     """Measure an archive and write the best setting for ``goal`` into it.
 
-    ``mix``: a name of :data:`builder.tune_mix.MIXES` or a file; ``seconds`` of each measurement; ``pin``: whether
+    ``mix``: a name of :data:`builder.tune.mix.MIXES` or a file; ``seconds`` of each measurement; ``pin``: whether
     workers keep to cores of their own; ``report`` is told each step. Raises BuildError, and then the archive is as
     it was.
     """

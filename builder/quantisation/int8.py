@@ -16,14 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from builder.calibration import Calibration, calibration, hidden_states, measured_reach
 from builder.checkpoint import Checkpoint
 from builder.encoder import encode, pack, prepare
 from builder.families import shape_of
+from builder.gate.probes import Inputs, probes
+from builder.gate.verdict import HEAD_ERROR, POOLED_COSINE, TOKEN_COSINE, CosineVerdict
 from builder.models import PackedModel, assemble, encoder_of, output_of
-from builder.probes import Inputs, probes
-from builder.quantise import Matrix, matrices_of, most_sensitive, quantise
-from builder.verdict import HEAD_ERROR, POOLED_COSINE, TOKEN_COSINE, CosineVerdict
+from builder.quantisation.calibration import Calibration, calibration, hidden_states, measured_reach
+from builder.quantisation.quantise import Matrix, matrices_of, most_sensitive, quantise
 from handler.runtime import TracedModel
 
 _MARGIN = 0.9

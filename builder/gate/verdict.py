@@ -12,7 +12,7 @@ HEAD_ERROR = 2.0**-6
 
 @dataclass(frozen=True)
 class CosineVerdict:
-    """What the gate found of an 8-bit archive; ``builder.int8.Cosines`` says what the cosines are.
+    """What the gate found of an 8-bit archive; ``builder.quantisation.int8.Cosines`` says what the cosines are.
 
     ``head_error`` is the relative root-mean-square distance of the archive's answers from those of the checkpoint's own
     head, in fp32, on the archive's hidden states.

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from builder.checkpoint import Checkpoint
 from builder.errors import BuildError
 from builder.families import max_positions, shape_of
-from builder.probes import Inputs
-from builder.quantise import Matrix, MatrixName
+from builder.gate.probes import Inputs
+from builder.quantisation.quantise import Matrix, MatrixName
 
 Text = tuple[str, str | None]
 """A text and, for pairs, the second one."""

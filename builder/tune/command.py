@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _tune_workers(options: argparse.Namespace) -> None:
-    from builder.tune_workers import Goal, table, tune
+    from builder.tune.workers import Goal, table, tune
 
     seconds = 3.0 if options.seconds is None else options.seconds
     if not 0 < seconds <= 600:
@@ -92,11 +92,12 @@ def _tune_workers(options: argparse.Namespace) -> None:
 def _tune_products(options: argparse.Namespace) -> None:
     import torch
 
-    from builder import ops, tune
+    from builder import ops
     from builder.checkpoint import load
     from builder.compile import compile_cpu, compile_cuda
     from builder.families import shape_of
     from builder.models import DTYPES
+    from builder.tune import gemm as tune
 
     if not torch.cuda.is_available():
         raise BuildError("tuning cuBLASLt needs a GPU and a CUDA build of torch; torch sees none here")

@@ -1,0 +1,1 @@
+"""The forms in which a model is saved, a module each."""

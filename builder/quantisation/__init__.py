@@ -1,0 +1,1 @@
+"""Eight-bit matrices: which of them can be, with what scales, and on what texts that is judged."""
