@@ -50,9 +50,9 @@ def build(
     """Build the archive of ``config`` in the folder ``output``.
 
     ``libraries`` are the operator libraries to carry (only kind ``thsext`` carries any), ``gemm_config`` what
-    ``builder tune`` measured for the CUDA library, ``calibrate`` the texts for int8 (``builder.quantisation.calibration``);
-    ``report`` is told each step's name. Returns the archive's path and the gate's verdict. Raises BuildError; then no
-    archive was written.
+    ``builder tune`` measured for the CUDA library, ``calibrate`` the texts for int8
+    (``builder.quantisation.calibration``); ``report`` is told each step's name. Returns the archive's path and the
+    gate's verdict. Raises BuildError; then no archive was written.
     """
     check_type(config, [library.facts.device for library in libraries], calibrate)
     report("reading the checkpoint")

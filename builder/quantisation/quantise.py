@@ -2,8 +2,8 @@
 
 Weights get one symmetric scale per output; activations are rounded at run time, with a scale per token. Outliers are
 moved from activations into weights as in SmoothQuant (Xiao et al., 2023), by how far each input reaches: measured
-(``builder.quantisation.calibration``), or read off the LayerNorm that produces it. The inverse factor is applied when the operand is
-rounded, so that the residual stream stays as it is.
+(``builder.quantisation.calibration``), or read off the LayerNorm that produces it. The inverse factor is applied when
+the operand is rounded, so that the residual stream stays as it is.
 """
 
 from __future__ import annotations
