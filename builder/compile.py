@@ -100,7 +100,7 @@ def compile_cuda(targets: Sequence[str] = CUDA_TARGETS) -> Path:
         *_COMMON, "-DUSE_CUDA", *codes, "-Xcompiler", "-fPIC,-fvisibility=hidden", "--expt-relaxed-constexpr",
         *_includes(), f"-I{_cublas_include(nvcc)}", *(f"-Xcompiler={flag}" for flag in _anonymous()),
     ]  # fmt: skip
-    sources = sorted((KERNELS / "cuda").glob("*.cu")) + sorted((KERNELS / "torch").glob("*_cuda.cpp"))
+    sources = sorted((KERNELS / "cuda").rglob("*.cu")) + sorted((KERNELS / "torch").glob("*_cuda.cpp"))
     steps = [Step(s, (nvcc, *flags, *(["-x", "cu"] if s.suffix == ".cpp" else []))) for s in sources]
     BUILD.mkdir(parents=True, exist_ok=True)
     link = [nvcc, "-shared", "-cudart", "static", "-Xlinker", "--no-as-needed"]
@@ -169,7 +169,7 @@ def _compile_one(step: Step, output: Path) -> None:
 
 def _headers_digest() -> str:
     digest = hashlib.sha256(torch.__version__.encode())
-    for header in sorted((KERNELS / "include").rglob("*.*")) + sorted(KERNELS.glob("*/*.h")):
+    for header in sorted((KERNELS / "include").rglob("*.*")) + sorted(KERNELS.rglob("*.h")):
         digest.update(header.name.encode() + header.read_bytes())
     return digest.hexdigest()
 

@@ -2,7 +2,7 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
-#include "efft/cuda/attention_launch.cuh"
+#include "efft/cuda/attention/launch.cuh"
 
 namespace {
 

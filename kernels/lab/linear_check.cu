@@ -9,7 +9,7 @@
 #include <random>
 #include <vector>
 
-#include "efft/cuda/linear_launch.cuh"
+#include "efft/cuda/linear/few_launch.cuh"
 #include "lab.cuh"
 
 using namespace efft::cuda;

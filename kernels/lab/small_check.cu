@@ -13,8 +13,8 @@
 #include <random>
 #include <vector>
 
-#include "efft/cuda/add_norm.cuh"
-#include "efft/cuda/small.cuh"
+#include "efft/cuda/rows/add_norm.cuh"
+#include "efft/cuda/linear/small.cuh"
 #include "lab.cuh"
 
 using namespace efft;

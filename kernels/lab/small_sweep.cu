@@ -12,11 +12,11 @@
 #include <random>
 #include <vector>
 
-#include "efft/cuda/attention.cuh"
-#include "efft/cuda/fold.cuh"
-#include "efft/cuda/linear.cuh"
-#include "efft/cuda/small.cuh"
-#include "efft/cuda/wide.cuh"
+#include "efft/cuda/attention/attention.cuh"
+#include "efft/cuda/linear/fold.cuh"
+#include "efft/cuda/linear/few.cuh"
+#include "efft/cuda/linear/small.cuh"
+#include "efft/cuda/linear/many.cuh"
 #include "lab.cuh"
 
 namespace efft::cuda {

@@ -10,11 +10,11 @@
 #include <cstring>
 #include <vector>
 
-#include "efft/cuda/wide_launch.cuh"
+#include "efft/cuda/linear/many_launch.cuh"
 #include "lab.cuh"
 #ifdef WITH_CUBLASLT
 #include "../cuda/matmul.h"
-#include "efft/cuda/bias_activation.cuh"
+#include "efft/cuda/rows/bias_activation.cuh"
 #endif
 
 using namespace efft::cuda;

@@ -4,8 +4,8 @@
 
 #include <string>
 
-#include "../cuda/cublaslt.h"
-#include "../cuda/lanes.h"
+#include "../cuda/linear/cublaslt.h"
+#include "../cuda/engine/lanes.h"
 #include "tensors_cuda.h"
 
 namespace efft::cuda {

@@ -8,8 +8,8 @@
 #include <optional>
 #include <type_traits>
 
-#include "../cuda/lanes.h"
-#include "efft/cuda/small.cuh"
+#include "../cuda/engine/lanes.h"
+#include "efft/cuda/linear/small.cuh"
 #include "tensors_cuda.h"
 
 namespace efft::cuda {

@@ -4,12 +4,12 @@
 #include <climits>
 #include <tuple>
 
-#include "../cuda/engine.h"
-#include "efft/cuda/add_norm.cuh"
-#include "efft/cuda/attention.cuh"
-#include "efft/cuda/bias_activation.cuh"
-#include "efft/cuda/embed_norm.cuh"
-#include "efft/cuda/unpad.cuh"
+#include "../cuda/engine/engine.h"
+#include "efft/cuda/rows/add_norm.cuh"
+#include "efft/cuda/attention/attention.cuh"
+#include "efft/cuda/rows/bias_activation.cuh"
+#include "efft/cuda/rows/embed_norm.cuh"
+#include "efft/cuda/rows/unpad.cuh"
 #include "tensors_cuda.h"
 
 namespace efft::cuda {

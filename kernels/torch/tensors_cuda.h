@@ -11,7 +11,7 @@
 #include <string>
 #include <vector>
 
-#include "../cuda/engine.h"
+#include "../cuda/engine/engine.h"
 #include "efft/encoder.h"
 
 namespace efft::cuda {
