@@ -71,7 +71,8 @@ def compile_cpu(*, sanitize: bool = False) -> Path:
         flags += ["-fsanitize=address,undefined", "-fno-omit-frame-pointer", "-g", "-O1"]
     x86 = os.uname().machine == "x86_64"
     steps = []
-    for source in sorted((KERNELS / "cpu").glob("*.cpp")) + sorted((KERNELS / "torch").glob("*.cpp")):
+    sources = [source for folder in ("core", "cpu", "torch") for source in sorted((KERNELS / folder).glob("*.cpp"))]
+    for source in sources:
         if source.name.endswith("_cuda.cpp"):
             continue
         isa = next((f for suffix, f in _CPU_ISA.items() if source.stem.endswith(suffix)), [])
@@ -102,6 +103,8 @@ def compile_cuda(targets: Sequence[str] = CUDA_TARGETS) -> Path:
     ]  # fmt: skip
     sources = sorted((KERNELS / "cuda").rglob("*.cu")) + sorted((KERNELS / "torch").glob("*_cuda.cpp"))
     steps = [Step(s, (nvcc, *flags, *(["-x", "cu"] if s.suffix == ".cpp" else []))) for s in sources]
+    host = (_tool(os.environ.get("CXX", "g++"), _CXX_NEEDED), *_COMMON, "-fPIC", "-fvisibility=hidden", "-Wall")
+    steps += [Step(s, (*host, *_includes())) for s in sorted((KERNELS / "core").glob("*.cpp"))]
     BUILD.mkdir(parents=True, exist_ok=True)
     link = [nvcc, "-shared", "-cudart", "static", "-Xlinker", "--no-as-needed"]
     with tempfile.TemporaryDirectory(dir=BUILD) as stubs:
