@@ -1,5 +1,3 @@
-#include "efft/cuda/device.h"
-
 #include <cuda_runtime.h>
 
 #include <cstdlib>
@@ -9,6 +7,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "efft/cuda/device.h"
 #include "efft/cuda/launch.cuh"
 #include "efft/cuda/linear/tensor_map.cuh"
 
@@ -28,6 +27,12 @@ int attribute(cudaDeviceAttr name, int device) {
   throw std::runtime_error(std::string("efft: asking for the device failed: ") + cudaGetErrorString(error));
 }
 
+// EFFT_CUDA_PATH=sm_80: as on a chip that has but the portable kernels.
+bool forced_portable() {
+  const char* const text = std::getenv("EFFT_CUDA_PATH");
+  return text != nullptr && std::strcmp(text, "sm_80") == 0;
+}
+
 DeviceInfo read(int device) {
   DeviceInfo info;
   info.index = device;
@@ -36,7 +41,8 @@ DeviceInfo read(int device) {
   info.multiprocessors = attribute(cudaDevAttrMultiProcessorCount, device);
   info.shared_bytes = attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor, device);
   // 9.0 only: sm_90a's features are no other chip's.
-  info.hopper = built_for_sm90a() && info.major == 9 && info.minor == 0 && tensor_map_encoder() != nullptr;
+  info.hopper =
+      built_for_sm90a() && info.major == 9 && info.minor == 0 && tensor_map_encoder() != nullptr && !forced_portable();
   return info;
 }
 

@@ -26,7 +26,7 @@ class Choice {
       : device_(device), s_(shape), single_tiles_(most_tiles(shape, Ring::kGroupRows)) {}
 
   AttentionPlan operator()() const {
-    if (s_.type == DataType::fp32) return {AttentionKernel::simt};
+    if (s_.type == Type::f32) return {AttentionKernel::simt};
     if (!device_.hopper || s_.head_size != HEAD || !s_.aligned || prefers_packed()) return {AttentionKernel::packed};
     if (spare() && s_.max_length >= Resident::kDividedLength && fits_at_once(1, 2)) return resident(1, 2);
     if (fits_at_once(1, 1)) return resident(1, 1);
@@ -50,7 +50,7 @@ class Choice {
     constexpr int kReservedBytes = 1024;  // of every block, by the driver
     const int stages = resident_stages(s_.max_length, key_groups);
     if (stages > Resident::kMaxStages) return false;
-    const int bytes = resident_shared_bytes(HEAD, row_groups, key_groups, stages) + kReservedBytes;
+    const int bytes = attention_tiles::resident_shared_bytes(HEAD, row_groups, key_groups, stages) + kReservedBytes;
     const int blocks =
         std::min(Resident::blocks_per_multiprocessor(row_groups * key_groups), device_.shared_bytes / bytes);
     return most_tiles(s_, row_groups * Resident::kGroupRows) <= blocks * device_.multiprocessors;
@@ -77,7 +77,9 @@ class Choice {
 
 AttentionPlan choose_attention(const DeviceInfo& device, const AttentionShape& shape) {
   const int head = compiled_head(shape.head_size);
-  return head == 32 ? Choice<32>(device, shape)() : head == 64 ? Choice<64>(device, shape)() : Choice<128>(device, shape)();
+  return head == 32   ? Choice<32>(device, shape)()
+         : head == 64 ? Choice<64>(device, shape)()
+                      : Choice<128>(device, shape)();
 }
 
 }  // namespace efft::cuda

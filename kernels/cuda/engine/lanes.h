@@ -29,4 +29,8 @@ struct Held {
 };
 Held held();
 
+// Drops the graphs that were captured for a model with these matrices, and the workspaces that served no other: call it
+// when the weights go. Waits for threads that are enqueuing. Returns the number of graphs dropped.
+int forget(const void* matrices);
+
 }  // namespace efft::cuda

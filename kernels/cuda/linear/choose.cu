@@ -1,13 +1,14 @@
-#include "efft/cuda/linear/choose.h"
-
 #include <algorithm>
 #include <initializer_list>
 #include <limits>
+
+#include "efft/cuda/linear/choose.h"
 
 namespace efft::cuda {
 namespace {
 
 constexpr float kNever = std::numeric_limits<float>::infinity();
+constexpr float kTie = 1.00001f;  // bids that differ by rounding are equal
 constexpr int kManyRowsTile = 128;
 // One multiprocessor's matrix unit at the clock that long products run at: 4,096 operations a cycle, 1.7 GHz.
 constexpr float kOperationsPerMicrosecond = 4096.f * 1700.f;
@@ -40,7 +41,7 @@ float library_bid(const DeviceInfo& device, const LinearShape& s) {
 
 // --- few rows
 
-constexpr int kFewTokens = 256;    // up to here nothing else was faster
+constexpr int kFewTokens = 256;   // up to here nothing else was faster
 constexpr float kFewShare = .5f;  // of the matrix units' time, beyond, in one round of the other's narrowest tiles
 constexpr float kFewShareOfSeveral = .01f;  // in several: weights are read too often. Only where nothing else bids
 
@@ -104,7 +105,7 @@ ManyBid lowest(std::initializer_list<ManyBid> bids) {
 
 // `factor`: what a cut costs beside its tiles.
 ManyBid bid(const DeviceInfo& device, const LinearShape& s, ManyCut cut, int columns, float factor = 1.f) {
-  return {cut, factor * rounds(device, s, columns) * microseconds_of(columns, s.k)};
+  return {cut, factor * microseconds_of(rounds(device, s, columns) * columns, s.k)};
 }
 
 // Among the own kernels alone.
@@ -136,7 +137,8 @@ ManyBid many_plain(const DeviceInfo& device, const LinearShape& s) {
   if (s.n > s.k && rounds(device, s, 256) == 1) widest = bid(device, s, ManyCut::columns256, 256);
   const int narrow_rounds = rounds(device, s, 96);
   if (narrow_rounds == 1) narrow = bid(device, s, ManyCut::columns96, 96);
-  if (narrow_rounds > 1 && narrow_rounds <= kMostRounds && s.n <= kNarrowProduct && s.k <= kShortProduct)
+  const bool outdone = widest.microseconds <= kTie * library_bid(device, s);
+  if (!outdone && narrow_rounds > 1 && narrow_rounds <= kMostRounds && s.n <= kNarrowProduct && s.k <= kShortProduct)
     narrow = bid(device, s, ManyCut::columns96, 96, kSeveral);
   return lowest({widest, narrow});
 }
@@ -155,9 +157,9 @@ LinearPlan choose_linear(const DeviceInfo& device, const LinearShape& s) {
   if (!s.two_bytes || !s.aligned || !own_linear(device, s.n, s.k)) return plan;
   const float few = few_bid(device, s);
   if (few < plan.microseconds) plan = {Backend::few_rows, ManyCut::columns96, few_tile(s), few};
-  // Ties go to the kernel for many rows, whose epilogue does what is left to do.
+  // Ties go to the kernel for many rows, whose epilogue does what else there is to do.
   const ManyBid many = many_bid(device, s);
-  if (many.microseconds < kNever && many.microseconds <= plan.microseconds)
+  if (many.microseconds < kNever && many.microseconds <= kTie * plan.microseconds)
     plan = {Backend::many_rows, many.cut, {}, many.microseconds};
   return plan;
 }

@@ -13,15 +13,13 @@
 #include <tuple>
 #include <vector>
 
+#include "efft/types.h"
+
 namespace efft::cuda {
-
-enum class DataType { fp32, fp16, bf16 };
-
-inline size_t element_size(DataType type) { return type == DataType::fp32 ? 4 : 2; }
 
 // What a plan is chosen for.
 struct Product {
-  DataType type;
+  Type type;
   bool tf32;  // fp32 only: let the matrix units round the inputs to tf32
   int rows;
   int outputs;

@@ -43,12 +43,12 @@ constexpr float kWorthwhile = 1.05f;
 constexpr int kFewRows = 16;
 constexpr int kLongestRun = 128;
 
-cudaDataType_t data_type(DataType type) {
-  return type == DataType::fp32 ? CUDA_R_32F : type == DataType::fp16 ? CUDA_R_16F : CUDA_R_16BF;
+cudaDataType_t data_type(Type type) {
+  return type == Type::f32 ? CUDA_R_32F : type == Type::f16 ? CUDA_R_16F : CUDA_R_16BF;
 }
 
 cublasComputeType_t compute_type(const Product& product) {
-  return product.type == DataType::fp32 && product.tf32 ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F;
+  return product.type == Type::f32 && product.tf32 ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F;
 }
 
 }  // namespace
@@ -112,9 +112,9 @@ void Plan::choose(cublasLtHandle_t handle) {
   const auto favourite = propose(handle, 1, kMatmulWorkspaceBytes);
   if (favourite.empty()) check(CUBLAS_STATUS_NOT_SUPPORTED, "finding an algorithm");
   algorithm = favourite.front().algo;
-  if (product_.type == DataType::fp32 && !product_.tf32 && product_.rows <= kFewRows) return shorten_runs(handle);
+  if (product_.type == Type::f32 && !product_.tf32 && product_.rows <= kFewRows) return shorten_runs(handle);
   const bool widens = product_.outputs > product_.inputs;
-  if (product_.type == DataType::fp32 || product_.rows < kManyRows || !widens) return;
+  if (product_.type == Type::f32 || product_.rows < kManyRows || !widens) return;
   const auto proposals = propose(handle, kProposals, 0);
   if (proposals.empty()) return;
   // The part of the time in which tiles are computed: a kernel takes as long as its fullest multiprocessor has tiles,

@@ -73,7 +73,7 @@ float time_as_graph(cudaStream_t stream, const Enqueue& enqueue) {
 }  // namespace
 
 Algorithm Matmul::tune(const Product& product, int candidates) {
-  const size_t size = element_size(product.type);
+  const size_t size = bytes_of(product.type);
   const size_t weights = size * product.outputs * product.inputs;
   const size_t copies = std::max<size_t>(1, std::min<size_t>(64, kColdBytes / std::max<size_t>(weights, 1)));
   const size_t inputs = size * product.rows * product.inputs, outputs = size * product.rows * product.outputs;
@@ -86,7 +86,7 @@ Algorithm Matmul::tune(const Product& product, int candidates) {
   cudaStream_t stream = nullptr;
   check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
   const std::unique_ptr<CUstream_st, decltype(&cudaStreamDestroy)> stream_owner(stream, cudaStreamDestroy);
-  const bool fp32 = product.type == DataType::fp32, fp16 = product.type == DataType::fp16;
+  const bool fp32 = product.type == Type::f32, fp16 = product.type == Type::f16;
   fill_kernel<<<1024, 256, 0, stream>>>(static_cast<uint16_t*>(w.pointer), padded(weights) * copies / 2, fp32, fp16);
   fill_kernel<<<1024, 256, 0, stream>>>(static_cast<uint16_t*>(x.pointer), padded(inputs) / 2, fp32, fp16);
   if (adds) {

@@ -51,8 +51,8 @@ cudaError_t launch(void (*kernel)(Parameters...), const Launch& how, Arguments&&
   if (how.grid.x == 0 || how.grid.y == 0 || how.grid.z == 0) return cudaSuccess;
   constexpr size_t kUnaskedSharedBytes = 48 * 1024;
   if (how.shared_bytes > kUnaskedSharedBytes) {
-    const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                   static_cast<int>(how.shared_bytes));
+    const cudaError_t error =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(how.shared_bytes));
     if (error != cudaSuccess) return error;
   }
   cudaLaunchAttribute attributes[2] = {};

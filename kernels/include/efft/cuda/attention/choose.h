@@ -11,7 +11,7 @@
 namespace efft::cuda {
 
 struct AttentionShape {
-  DataType type;
+  Type type;
   int batch, heads, head_size;
   int max_length;  // no sequence is longer
   int capacity;    // rows of qkv

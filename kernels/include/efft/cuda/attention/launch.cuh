@@ -31,8 +31,7 @@ class AttentionLauncher {
           if (plan.key_groups == 2) return resident<1, 2>(plan, max_length);
           return plan.row_groups == 2 ? resident<2, 1>(plan, max_length) : resident<1, 1>(plan, max_length);
         default:
-          const bool vectors =
-              arguments_.head_size % 8 == 0 && reinterpret_cast<uintptr_t>(arguments_.qkv) % 16 == 0;
+          const bool vectors = arguments_.head_size % 8 == 0 && reinterpret_cast<uintptr_t>(arguments_.qkv) % 16 == 0;
           return vectors ? packed<16>() : packed<4>();
       }
     }
@@ -100,9 +99,9 @@ class AttentionLauncher {
 };
 
 template <typename T>
-constexpr DataType kDataType = std::is_same_v<T, float>    ? DataType::fp32
-                               : std::is_same_v<T, __half> ? DataType::fp16
-                                                           : DataType::bf16;
+constexpr Type kType = std::is_same_v<T, float>    ? Type::f32
+                       : std::is_same_v<T, __half> ? Type::f16
+                                                   : Type::bf16;
 
 template <typename T, typename Score>
 cudaError_t attention(const AttentionArguments<T, Score>& a, int max_length, int capacity, cudaStream_t stream,
@@ -114,8 +113,12 @@ cudaError_t attention(const AttentionArguments<T, Score>& a, int max_length, int
   if (a.batch == 0 || max_length <= 0 || capacity <= 0) return cudaSuccess;
   // The copy engine reads 16 bytes at a time.
   const auto aligned = [](const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; };
-  const AttentionShape shape{kDataType<T>, a.batch,  a.heads,
-                             a.head_size,  max_length, capacity,
+  const AttentionShape shape{kType<T>,
+                             a.batch,
+                             a.heads,
+                             a.head_size,
+                             max_length,
+                             capacity,
                              aligned(a.qkv) && aligned(a.bias) && aligned(a.out)};
   const AttentionPlan plan = choose_attention(DeviceInfo::current(), shape);
   const int head = compiled_head(a.head_size);
@@ -126,5 +129,5 @@ cudaError_t attention(const AttentionArguments<T, Score>& a, int max_length, int
 
 }  // namespace efft::cuda
 
-#define EFFT_ATTENTION(T, SCORE)                                                                                \
+#define EFFT_ATTENTION(T, SCORE) \
   template cudaError_t attention(const AttentionArguments<T, SCORE>&, int, int, cudaStream_t, Order);

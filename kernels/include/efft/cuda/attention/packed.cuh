@@ -64,8 +64,7 @@ __device__ inline void add_scores(Accumulator<kKeys>& scores, const AttentionArg
       for (int i = 2 * r; i < 2 * r + 2; ++i) {
         const int key = first_key + 8 * group + fragment_column() + i % 2;
         if (key < sequence.begin || key >= sequence.end) continue;
-        scores[group][i] +=
-            unscaled * arguments.score.added(head, row + 8 * r - sequence.begin, key - sequence.begin);
+        scores[group][i] += unscaled * arguments.score.added(head, row + 8 * r - sequence.begin, key - sequence.begin);
       }
     }
   }
@@ -129,7 +128,7 @@ __global__ void __launch_bounds__(attention_tiles::Packed::kThreads)
       const uint32_t keys = blocks + 2 * stage * kBlockBytes;
       Accumulator<Tiles::kKeys> scores;
       mma_scores<T, kHead, Tiles::kKeys>(scores, queries, keys);
-      if constexpr (Score::kAdds) add_scores<T>(scores, arguments, tile, row, head, begin);
+      if constexpr (Score::kAdds) add_scores<T, Tiles::kKeys>(scores, arguments, tile, row, head, begin);
       if (!strip.sees_all(begin, end)) mask_scores<Tiles::kKeys>(scores, begin, ranges);
       softmax.raise<Tiles::kKeys, kHead>(scores, output);
       softmax.exponentiate<Tiles::kKeys>(scores);

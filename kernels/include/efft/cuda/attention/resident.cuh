@@ -77,8 +77,8 @@ class ResidentGroup {
   using Layout = Panels<kHead>;
   static constexpr int kKeys = Layout::kRows;
 
-  __device__ ResidentGroup(const AttentionArguments<T, Score>& arguments, const Shared& shared, const SequenceTile& tile,
-                           int group)
+  __device__ ResidentGroup(const AttentionArguments<T, Score>& arguments, const Shared& shared,
+                           const SequenceTile& tile, int group)
       : arguments_(arguments),
         shared_(shared),
         tile_(tile),
@@ -294,7 +294,8 @@ __global__ void __launch_bounds__(
     ptx::prefetch_tensormap(&maps.queries);
     ptx::prefetch_tensormap(&maps.keys_values);
     const int end = end_key(arguments.score, tile, Shared::kRows);
-    shared.initialize((end + Tiles::kKeys - 1) / Tiles::kKeys, first_key(arguments.score, tile, Tiles::kKeys) / Tiles::kKeys);
+    shared.initialize((end + Tiles::kKeys - 1) / Tiles::kKeys,
+                      first_key(arguments.score, tile, Tiles::kKeys) / Tiles::kKeys);
   }
   if (arguments.bias != nullptr && threadIdx.x < kHead) {
     shared.control.biases[0][threadIdx.x] = __ldg(arguments.query_bias(tile.head) + threadIdx.x);

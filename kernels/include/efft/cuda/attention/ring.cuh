@@ -23,7 +23,8 @@ struct RingGrid {
 template <typename T, int kHead, typename Score>
 class Feeder {
  public:
-  __device__ Feeder(const AttentionArguments<T, Score>& arguments, const AttentionMaps& maps, const Pipeline<kHead>& pipeline)
+  __device__ Feeder(const AttentionArguments<T, Score>& arguments, const AttentionMaps& maps,
+                    const Pipeline<kHead>& pipeline)
       : arguments_(arguments), maps_(maps), pipeline_(pipeline) {}
 
   // As many keys and values of a new list as the ring holds.
@@ -298,7 +299,7 @@ template <typename T, int kHead, typename Score>
 __global__ void __launch_bounds__(attention_tiles::Ring<kHead>::kMaxThreads,
                                   attention_tiles::Ring<kHead>::kBlocksPerMultiprocessor)
     attention_ring_kernel(const __grid_constant__ AttentionArguments<T, Score> arguments,
-                           const __grid_constant__ AttentionMaps maps, const RingGrid grid) {
+                          const __grid_constant__ AttentionMaps maps, const RingGrid grid) {
 #if defined(EFFT_HOPPER)
   using Tiles = attention_tiles::Ring<kHead>;
   extern __shared__ unsigned char panels[];

@@ -1,14 +1,15 @@
 // Attention in fp32 on the ordinary arithmetic units: exact products, any even head size. Same walk over packed tokens
-// as attention/packed.cuh; 16 lanes share a query row. Long sums are taken in parts, 16 columns of a score and one block
-// of keys of an output at a time, since the rounding error of one running sum grows with the square root of its length.
+// as attention/packed.cuh; 16 lanes share a query row. Long sums are taken in parts, 16 columns of a score and one
+// block of keys of an output at a time, since the rounding error of one running sum grows with the square root of its
+// length.
 #pragma once
 
 #include <cmath>
 
 #include "efft/cuda/attention/arguments.cuh"
 #include "efft/cuda/attention/mask.cuh"
-#include "efft/cuda/launch.cuh"
 #include "efft/cuda/attention/tiles.h"
+#include "efft/cuda/launch.cuh"
 
 namespace efft::cuda {
 

@@ -34,14 +34,14 @@ struct FewChoice {
 constexpr int kMostMoments = 16;  // of a row that the many rows' kernel can normalise
 
 struct LinearShape {
-  int rows;        // of tokens, to be expected
-  int n, k;        // outputs, inputs
+  int rows;  // of tokens, to be expected
+  int n, k;  // outputs, inputs
   Pointwise pointwise = Pointwise::none;
-  bool closes = false;     // adds a residual, and may be asked for moments
-  int moments = 0;         // that each row of the input comes with; 0: the input is as it is
-  bool own_only = false;   // only kernels that read the number of tokens on the device will do
-  bool aligned = true;     // both operands start on 16 bytes
-  bool two_bytes = true;   // elements of two bytes
+  bool closes = false;    // adds a residual, and may be asked for moments
+  int moments = 0;        // that each row of the input comes with; 0: the input is as it is
+  bool own_only = false;  // only kernels that read the number of tokens on the device will do
+  bool aligned = true;    // both operands start on 16 bytes
+  bool two_bytes = true;  // elements of two bytes
 };
 
 struct LinearPlan {

@@ -16,7 +16,6 @@ __device__ __forceinline__ float normalised_residual(float residual, RowNorm nor
   return fmaf(residual, norm.scale, norm.shift);
 }
 
-
 // An activation that is known when the kernel runs.
 template <typename Result>
 __device__ __forceinline__ void activate(float (&values)[8], Pointwise kind) {

@@ -1,10 +1,10 @@
 // From the sums of a tile to the output: input norm, bias, activation, residual.
 #pragma once
 
-#include "efft/cuda/ptx/barrier.cuh"
 #include "efft/cuda/linear/epilogue.cuh"
 #include "efft/cuda/linear/few_exchange.cuh"
 #include "efft/cuda/linear/few_norm.cuh"
+#include "efft/cuda/ptx/barrier.cuh"
 
 namespace efft::cuda {
 

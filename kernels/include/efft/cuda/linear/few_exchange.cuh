@@ -1,9 +1,9 @@
 // What the warps of a tile, and the blocks of a split tile, leave for each other at the end of the K loop.
 #pragma once
 
+#include "efft/cuda/linear/few_tile.cuh"
 #include "efft/cuda/ptx/barrier.cuh"
 #include "efft/cuda/ptx/cluster.cuh"
-#include "efft/cuda/linear/few_tile.cuh"
 
 namespace efft::cuda {
 
@@ -37,8 +37,8 @@ struct Exchange {
       const uint32_t to = ptx::mapa(here, owner), counter = ptx::mapa(arrived, owner);
 #pragma unroll
       for (int i = 0; i < Tile::kGroupColumns / 8; ++i)
-        ptx::st_async(to + i * 32,
-                            make_float2(accumulators[i * 4 + half * 2], accumulators[i * 4 + half * 2 + 1]), counter);
+        ptx::st_async(to + i * 32, make_float2(accumulators[i * 4 + half * 2], accumulators[i * 4 + half * 2 + 1]),
+                      counter);
     }
   }
 };

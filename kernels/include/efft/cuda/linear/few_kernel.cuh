@@ -1,5 +1,5 @@
-// x · w^T of few rows on Hopper: two producer warps feed tiles of x and w through the copy engine into a ring of shared-memory
-// stages, consumer warpgroups multiply them, and the epilogue finishes them (arguments.cuh says how).
+// x · w^T of few rows on Hopper: two producer warps feed tiles of x and w through the copy engine into a ring of
+// shared-memory stages, consumer warpgroups multiply them, and the epilogue finishes them (arguments.cuh says how).
 //
 // Made for chains of small kernels: the weights of the first stages are requested before the predecessor on the stream
 // has finished, and a LayerNorm of the input costs no kernel of its own: the product that makes the rows leaves their
@@ -47,8 +47,8 @@ struct ConsumerRole {
 // The K loop of one warpgroup: stages k_group, k_group + kKGroups, ... A stage is given back when the next one's
 // products have been queued behind its own. The last need not be: nobody waits for it.
 template <typename Operand, typename Tile>
-__device__ void accumulate(float (&sums)[Tile::kGroupColumns / 2], const Ring<Tile>& ring,
-                           const FewPlace<Tile>& place, const ConsumerRole<Tile>& role, int sharers) {
+__device__ void accumulate(float (&sums)[Tile::kGroupColumns / 2], const Ring<Tile>& ring, const FewPlace<Tile>& place,
+                           const ConsumerRole<Tile>& role, int sharers) {
 #pragma unroll
   for (float& sum : sums) sum = 0.f;  // a K group may have no stage at all
   RingPosition<Tile> at(role.k_group);
@@ -95,7 +95,7 @@ __device__ void consume(const LinearArguments<Types>& a, const Ring<Tile>& ring,
     ptx::barrier_sync(kSumsBarrier, Tile::kConsumers);
   }
   finish_tile<Types, Tile, NORMALISE>(a, exchange.sums, row_norms, residual, columns, row, place.column, place.tokens,
-                                  thread);
+                                      thread);
 }
 
 #endif  // EFFT_HOPPER
@@ -108,7 +108,7 @@ constexpr int few_threads(bool normalise) {
 template <typename Types, typename Tile, bool NORMALISE>
 __global__ void __launch_bounds__(few_threads<Tile>(NORMALISE), Tile::kBlocks)
     few_rows_kernel(const __grid_constant__ CUtensorMap x, const __grid_constant__ CUtensorMap w,
-                  const __grid_constant__ LinearArguments<Types> a) {
+                    const __grid_constant__ LinearArguments<Types> a) {
 #ifdef EFFT_HOPPER
   extern __shared__ __align__(1024) char shared[];
   uint64_t* const barriers = reinterpret_cast<uint64_t*>(shared + Tile::kStages * Tile::kStageBytes);

@@ -27,8 +27,8 @@ cudaError_t launch_few(const typename Types::Operand* x, const typename Types::W
   const auto tiles = [](int size, int tile) { return (size + tile - 1) / tile; };
   const unsigned clusters = tiles(capacity, Tile::kRows * sharers) * tiles(a.n, Tile::kColumns);
   const unsigned cluster = sharers * Tile::kSplits;
-  const Launch how{dim3(clusters * cluster), dim3(few_threads<Tile>(NORMALISE)), Tile::kSharedBytes, order, stream,
-                   cluster};
+  const Launch how{
+      dim3(clusters * cluster), dim3(few_threads<Tile>(NORMALISE)), Tile::kSharedBytes, order, stream, cluster};
   return launch(few_rows_kernel<Types, Tile, NORMALISE>, how, x_map, w_map, a);
 }
 
@@ -51,15 +51,14 @@ cudaError_t launch_few(TileList<Tiles...>, const typename Types::Operand* x, con
 }
 
 template <typename Types>
-cudaError_t few_rows(const typename Types::Operand* x, const typename Types::Weight* w,
-                     const LinearArguments<Types>& a, int capacity, const FewChoice& tile, Order order,
-                     cudaStream_t stream) {
+cudaError_t few_rows(const typename Types::Operand* x, const typename Types::Weight* w, const LinearArguments<Types>& a,
+                     int capacity, const FewChoice& tile, Order order, cudaStream_t stream) {
   return a.norm.weight_sums == nullptr ? launch_few<Types, false>(FewTiles{}, x, w, a, capacity, tile, order, stream)
                                        : launch_few<Types, true>(FewTiles{}, x, w, a, capacity, tile, order, stream);
 }
 
 }  // namespace efft::cuda
 
-#define EFFT_FEW_ROWS(...)                                                                                           \
-  template cudaError_t few_rows(const __VA_ARGS__::Operand*, const __VA_ARGS__::Weight*,                             \
+#define EFFT_FEW_ROWS(...)                                                               \
+  template cudaError_t few_rows(const __VA_ARGS__::Operand*, const __VA_ARGS__::Weight*, \
                                 const LinearArguments<__VA_ARGS__>&, int, const FewChoice&, Order, cudaStream_t);

@@ -4,8 +4,8 @@
 
 #include "efft/cuda/linear/arguments.cuh"
 #include "efft/cuda/linear/few_exchange.cuh"
-#include "efft/cuda/linear/ring.cuh"
 #include "efft/cuda/linear/few_tile.cuh"
+#include "efft/cuda/linear/ring.cuh"
 
 namespace efft::cuda {
 
@@ -27,7 +27,8 @@ __device__ __forceinline__ Part join(Part a, Part b) {
 // Scale and shift of the rows that this block finishes, to shared memory. By kNormThreads threads, some neighbouring
 // lanes a row, while the others multiply.
 template <typename Tile, typename Types>
-__device__ void join_rows(const LinearArguments<Types>& a, const FewPlace<Tile>& place, RowNorm* row_norms, int thread) {
+__device__ void join_rows(const LinearArguments<Types>& a, const FewPlace<Tile>& place, RowNorm* row_norms,
+                          int thread) {
   constexpr int kLanes = kNormThreads / Tile::kShareRows;
   static_assert(kLanes > 0 && kLanes <= 32);
   const int lane = thread % kLanes, row = thread / kLanes;

@@ -61,12 +61,11 @@ struct FewTile {
 // The tiles that are compiled in. Narrow ones halve the K loop between two warpgroups; wide ones share the columns.
 template <typename... Tiles>
 struct TileList {};
-using FewTiles =
-    TileList<FewTile<32, 8, 1, 2, 1, 2>, FewTile<32, 24, 1, 2, 1, 2>, FewTile<32, 32, 1, 2, 1, 2>,
-             FewTile<32, 24, 1, 1, 4, 2>, FewTile<32, 32, 1, 1, 4, 2>, FewTile<64, 8, 1, 2, 1, 2>,
-             FewTile<64, 32, 1, 2, 1, 2>, FewTile<64, 48, 1, 2, 1, 1>, FewTile<64, 64, 1, 2, 1, 1>,
-             FewTile<64, 96, 2, 1, 1, 1>, FewTile<64, 128, 2, 1, 1, 1>, FewTile<64, 192, 2, 1, 1, 1>,
-             FewTile<64, 32, 1, 1, 4, 2>, FewTile<64, 48, 1, 1, 4, 2>, FewTile<64, 96, 1, 1, 2, 1>,
-             FewTile<128, 96, 1, 1, 4, 1>, FewTile<128, 128, 1, 1, 4, 1>>;
+using FewTiles = TileList<FewTile<32, 8, 1, 2, 1, 2>, FewTile<32, 24, 1, 2, 1, 2>, FewTile<32, 32, 1, 2, 1, 2>,
+                          FewTile<32, 24, 1, 1, 4, 2>, FewTile<32, 32, 1, 1, 4, 2>, FewTile<64, 8, 1, 2, 1, 2>,
+                          FewTile<64, 32, 1, 2, 1, 2>, FewTile<64, 48, 1, 2, 1, 1>, FewTile<64, 64, 1, 2, 1, 1>,
+                          FewTile<64, 96, 2, 1, 1, 1>, FewTile<64, 128, 2, 1, 1, 1>, FewTile<64, 192, 2, 1, 1, 1>,
+                          FewTile<64, 32, 1, 1, 4, 2>, FewTile<64, 48, 1, 1, 4, 2>, FewTile<64, 96, 1, 1, 2, 1>,
+                          FewTile<128, 96, 1, 1, 4, 1>, FewTile<128, 128, 1, 1, 4, 1>>;
 
 }  // namespace efft::cuda

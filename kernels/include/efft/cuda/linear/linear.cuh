@@ -16,9 +16,8 @@ namespace efft::cuda {
 // what is not compiled in: another tile; an activation, or the input's norm, together with a residual; the residual's
 // norm or moments with another cut than columns96.
 template <typename Types>
-cudaError_t few_rows(const typename Types::Operand* x, const typename Types::Weight* w,
-                     const LinearArguments<Types>& a, int capacity, const FewChoice& tile, Order order,
-                     cudaStream_t stream);
+cudaError_t few_rows(const typename Types::Operand* x, const typename Types::Weight* w, const LinearArguments<Types>& a,
+                     int capacity, const FewChoice& tile, Order order, cudaStream_t stream);
 template <typename Types>
 cudaError_t many_rows(const typename Types::Operand* x, const typename Types::Weight* w,
                       const LinearArguments<Types>& a, int capacity, ManyCut cut, Order order, cudaStream_t stream);

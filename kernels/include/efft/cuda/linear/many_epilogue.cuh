@@ -1,10 +1,10 @@
-// How the kernel for many rows finishes a tile: bias, norms, activation and residual on the accumulators, then whole rows
-// to memory. Warps work on their own: nothing here waits for another warp.
+// How the kernel for many rows finishes a tile: bias, norms, activation and residual on the accumulators, then whole
+// rows to memory. Warps work on their own: nothing here waits for another warp.
 #pragma once
 
-#include "efft/cuda/ptx/barrier.cuh"
 #include "efft/cuda/linear/epilogue.cuh"
 #include "efft/cuda/linear/many_norm.cuh"
+#include "efft/cuda/ptx/barrier.cuh"
 
 namespace efft::cuda {
 

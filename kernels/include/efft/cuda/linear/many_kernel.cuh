@@ -3,11 +3,11 @@
 // multiply them and finish the outputs.
 #pragma once
 
-#include "efft/cuda/linear/ring.cuh"
-#include "efft/cuda/ptx/wgmma.cuh"
 #include "efft/cuda/linear/many_epilogue.cuh"
 #include "efft/cuda/linear/many_tile.cuh"
 #include "efft/cuda/linear/many_walk.cuh"
+#include "efft/cuda/linear/ring.cuh"
+#include "efft/cuda/ptx/wgmma.cuh"
 
 namespace efft::cuda {
 
@@ -16,8 +16,7 @@ namespace efft::cuda {
 // One thread. The weights of the first stages are requested before the predecessor has ended, and those stages are
 // filled before the number of tokens has arrived.
 template <typename Types, typename Tile>
-__device__ void feed(const CUtensorMap* x, const CUtensorMap* w, const Ring<Tile>& ring,
-                     const ManyWalk<Tile>& walk) {
+__device__ void feed(const CUtensorMap* x, const CUtensorMap* w, const Ring<Tile>& ring, const ManyWalk<Tile>& walk) {
   const auto weights = [&](int stage, int k, int column) {
     ptx::mbarrier_arrive_expect_tx(ring.full + stage, Tile::kStageBytes);
     ptx::cp_async_bulk_tensor(ring.weight(stage), w, k, column, ring.full + stage);
@@ -40,10 +39,9 @@ __device__ void feed(const CUtensorMap* x, const CUtensorMap* w, const Ring<Tile
 // The products of one tile, from the ring's step `first`. A stage is given back once the products of the next have been
 // queued behind its own: the matrix unit never waits for that.
 template <typename Operand, typename Tile, typename LastStage>
-__device__ __forceinline__ void multiply(float (&sums)[Tile::kGroupHalves][Tile::kColumns / 2],
-                                         const Ring<Tile>& ring, int first, int steps, int row, int lane,
-                                         LastStage&& last_stage) {
-  constexpr int kRank = 0, kSharers = 1;  // no cluster: no other block writes into a stage
+__device__ __forceinline__ void multiply(float (&sums)[Tile::kGroupHalves][Tile::kColumns / 2], const Ring<Tile>& ring,
+                                         int first, int steps, int row, int lane, LastStage&& last_stage) {
+  constexpr int kRank = 0, kSharers = 1;      // no cluster: no other block writes into a stage
   constexpr int kHalf = 64 * kBoxBytes / 16;  // of a tile's rows, in a descriptor's units
   RingPosition<Tile> at(first);
   int previous = 0;
@@ -106,7 +104,7 @@ __device__ __forceinline__ void consume_tiles(const LinearArguments<Types>& a, c
 template <typename Types, typename Tile, Pointwise KIND, bool NORMALISE>
 __global__ void __launch_bounds__(Tile::kThreads, 1)
     many_rows_kernel(const __grid_constant__ CUtensorMap x, const __grid_constant__ CUtensorMap w,
-                const __grid_constant__ LinearArguments<Types> a) {
+                     const __grid_constant__ LinearArguments<Types> a) {
 #ifdef EFFT_HOPPER
   extern __shared__ __align__(1024) char shared[];
   const int tokens = *a.tokens;  // readable before the predecessor has ended: see many.cuh

@@ -56,6 +56,6 @@ cudaError_t many_rows(const typename Types::Operand* x, const typename Types::We
 
 }  // namespace efft::cuda
 
-#define EFFT_MANY_ROWS(...)                                                                                         \
-  template cudaError_t many_rows(const __VA_ARGS__::Operand*, const __VA_ARGS__::Weight*,                           \
+#define EFFT_MANY_ROWS(...)                                                               \
+  template cudaError_t many_rows(const __VA_ARGS__::Operand*, const __VA_ARGS__::Weight*, \
                                  const LinearArguments<__VA_ARGS__>&, int, ManyCut, Order, cudaStream_t);

@@ -1,11 +1,11 @@
-// LayerNorm around the kernel for many rows: warps that have nothing else to do join the moments that the product before
-// left; the four lanes that hold a row between them leave those of what they write.
+// LayerNorm around the kernel for many rows: warps that have nothing else to do join the moments that the product
+// before left; the four lanes that hold a row between them leave those of what they write.
 #pragma once
 
-#include "efft/cuda/ptx/barrier.cuh"
 #include "efft/cuda/launch.cuh"
 #include "efft/cuda/linear/many_tile.cuh"
 #include "efft/cuda/linear/many_walk.cuh"
+#include "efft/cuda/ptx/barrier.cuh"
 
 namespace efft::cuda {
 
@@ -30,8 +30,8 @@ struct TileNormBarriers {
 // By kFillers threads, while the others copy and multiply: the products, some 5,000 cycles, hide it. Moments come to
 // `staged`, where nothing is staged before the tile's products are done.
 template <typename Tile, typename Types>
-__device__ void fill_norms(const LinearArguments<Types>& a, const ManyWalk<Tile>& walk, TileNorm<Tile>& norm, char* staged,
-                           int tokens, int thread) {
+__device__ void fill_norms(const LinearArguments<Types>& a, const ManyWalk<Tile>& walk, TileNorm<Tile>& norm,
+                           char* staged, int tokens, int thread) {
   using Barriers = TileNormBarriers<Tile>;
   static_assert(kMostMoments * 8 * Tile::kRows <= 4 * Tile::kGroups * Tile::kWarpBytes, "moments fit");
   const int width = a.norm.part_width, parts = a.norm.parts(a.k), last = a.k - (parts - 1) * width;

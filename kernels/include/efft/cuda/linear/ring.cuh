@@ -2,12 +2,12 @@
 // producers that fill the ring.
 #pragma once
 
-#include "efft/cuda/ptx/barrier.cuh"
-#include "efft/cuda/ptx/cluster.cuh"
-#include "efft/cuda/ptx/copy.cuh"
 #include "efft/cuda/launch.cuh"
 #include "efft/cuda/linear/arguments.cuh"
 #include "efft/cuda/linear/few_tile.cuh"
+#include "efft/cuda/ptx/barrier.cuh"
+#include "efft/cuda/ptx/cluster.cuh"
+#include "efft/cuda/ptx/copy.cuh"
 
 namespace efft::cuda {
 

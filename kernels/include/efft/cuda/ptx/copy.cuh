@@ -39,10 +39,10 @@ __device__ __forceinline__ void cp_async_bulk_tensor_multicast(Shared to, const 
 
 // Copies bytes that follow each other, a multiple of 16, both addresses too, counting them at the barrier.
 __device__ __forceinline__ void cp_async_bulk(Shared to, const void* from, uint32_t bytes, Shared barrier) {
-  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-                   to.address),
-               "l"(from), "r"(bytes), "r"(barrier.address)
-               : "memory");
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to.address),
+      "l"(from), "r"(bytes), "r"(barrier.address)
+      : "memory");
 }
 
 // Brings the box into the L2 cache only.

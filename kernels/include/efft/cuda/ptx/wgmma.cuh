@@ -14,8 +14,8 @@
 namespace efft::cuda::ptx {
 
 constexpr int kWgmmaRows = 64;
-constexpr int kStepBytes = 32;        // of the depth, that one instruction takes
-constexpr int kSwizzledBytes = 128;   // of a row in the widest swizzle
+constexpr int kStepBytes = 32;       // of the depth, that one instruction takes
+constexpr int kSwizzledBytes = 128;  // of a row in the widest swizzle
 
 // Describes a tile in shared memory in the copy engine's 128-byte swizzle, a row of 128 bytes for each row of the
 // matrix, from an address divisible by 1024: address, distance between groups of 8 rows (1024 bytes), all in units of
@@ -81,42 +81,42 @@ struct Wgmma;
 #define EFFT_SUM128(d, i) EFFT_SUM64(d, i), EFFT_SUM64(d, i + 64)
 
 // REGS = N / 2 accumulators come first among the operands; P0.. name the operands behind them.
-#define EFFT_WGMMA(T, PTX_TYPE, N, REGS, P0, P1, P2, P3, P4, P5, P6)                                            \
-  template <>                                                                                                   \
-  struct Wgmma<T, N> {                                                                                          \
-    static __device__ __forceinline__ void shared(float (&d)[REGS], uint64_t a, uint64_t b, bool accumulate) {  \
-      asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " P2                                                       \
-                   ", 0;\n"                                                                                     \
-                   "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." PTX_TYPE "." PTX_TYPE " {" EFFT_REGS##REGS \
-                   "}, " P0 ", " P1 ", p, 1, 1, 0, 0;\n}"                                                       \
-                   : EFFT_SUM##REGS(d, 0)                                                                       \
-                   : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)));                                        \
-    }                                                                                                           \
-    template <bool TRANSPOSED>                                                                                  \
-    static __device__ __forceinline__ void registers(float (&groups)[N / 8][4], const uint32_t (&a)[4],         \
-                                                     uint64_t b, bool accumulate) {                             \
-      float(&d)[REGS] = reinterpret_cast<float(&)[REGS]>(groups);                                               \
-      asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " P5                                                       \
-                   ", 0;\n"                                                                                     \
-                   "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." PTX_TYPE "." PTX_TYPE " {" EFFT_REGS##REGS \
-                   "}, {" P0 "," P1 "," P2 "," P3 "}, " P4 ", p, 1, 1, " P6 ";\n}"                              \
-                   : EFFT_SUM##REGS(d, 0)                                                                       \
-                   : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(accumulate)),     \
-                     "n"(static_cast<int>(TRANSPOSED)));                                                        \
-    }                                                                                                           \
+#define EFFT_WGMMA(T, PTX_TYPE, N, REGS, P0, P1, P2, P3, P4, P5, P6)                                                \
+  template <>                                                                                                       \
+  struct Wgmma<T, N> {                                                                                              \
+    static __device__ __forceinline__ void shared(float (&d)[REGS], uint64_t a, uint64_t b, bool accumulate) {      \
+      asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " P2                                                           \
+                   ", 0;\n"                                                                                         \
+                   "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." PTX_TYPE "." PTX_TYPE " {" EFFT_REGS##REGS     \
+                   "}, " P0 ", " P1 ", p, 1, 1, 0, 0;\n}"                                                           \
+                   : EFFT_SUM##REGS(d, 0)                                                                           \
+                   : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)));                                            \
+    }                                                                                                               \
+    template <bool TRANSPOSED>                                                                                      \
+    static __device__ __forceinline__ void registers(float (&groups)[N / 8][4], const uint32_t (&a)[4], uint64_t b, \
+                                                     bool accumulate) {                                             \
+      float (&d)[REGS] = reinterpret_cast<float (&)[REGS]>(groups);                                                 \
+      asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " P5                                                           \
+                   ", 0;\n"                                                                                         \
+                   "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." PTX_TYPE "." PTX_TYPE " {" EFFT_REGS##REGS     \
+                   "}, {" P0 "," P1 "," P2 "," P3 "}, " P4 ", p, 1, 1, " P6 ";\n}"                                  \
+                   : EFFT_SUM##REGS(d, 0)                                                                           \
+                   : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(accumulate)),         \
+                     "n"(static_cast<int>(TRANSPOSED)));                                                            \
+    }                                                                                                               \
   };
 
-#define EFFT_WGMMA_WIDTHS(T, PTX_TYPE) \
-  EFFT_WGMMA(T, PTX_TYPE, 8, 4, "%4", "%5", "%6", "%7", "%8", "%9", "%10") \
-  EFFT_WGMMA(T, PTX_TYPE, 16, 8, "%8", "%9", "%10", "%11", "%12", "%13", "%14") \
-  EFFT_WGMMA(T, PTX_TYPE, 24, 12, "%12", "%13", "%14", "%15", "%16", "%17", "%18") \
-  EFFT_WGMMA(T, PTX_TYPE, 32, 16, "%16", "%17", "%18", "%19", "%20", "%21", "%22") \
-  EFFT_WGMMA(T, PTX_TYPE, 48, 24, "%24", "%25", "%26", "%27", "%28", "%29", "%30") \
-  EFFT_WGMMA(T, PTX_TYPE, 64, 32, "%32", "%33", "%34", "%35", "%36", "%37", "%38") \
-  EFFT_WGMMA(T, PTX_TYPE, 72, 36, "%36", "%37", "%38", "%39", "%40", "%41", "%42") \
-  EFFT_WGMMA(T, PTX_TYPE, 96, 48, "%48", "%49", "%50", "%51", "%52", "%53", "%54") \
-  EFFT_WGMMA(T, PTX_TYPE, 128, 64, "%64", "%65", "%66", "%67", "%68", "%69", "%70") \
-  EFFT_WGMMA(T, PTX_TYPE, 176, 88, "%88", "%89", "%90", "%91", "%92", "%93", "%94") \
+#define EFFT_WGMMA_WIDTHS(T, PTX_TYPE)                                                 \
+  EFFT_WGMMA(T, PTX_TYPE, 8, 4, "%4", "%5", "%6", "%7", "%8", "%9", "%10")             \
+  EFFT_WGMMA(T, PTX_TYPE, 16, 8, "%8", "%9", "%10", "%11", "%12", "%13", "%14")        \
+  EFFT_WGMMA(T, PTX_TYPE, 24, 12, "%12", "%13", "%14", "%15", "%16", "%17", "%18")     \
+  EFFT_WGMMA(T, PTX_TYPE, 32, 16, "%16", "%17", "%18", "%19", "%20", "%21", "%22")     \
+  EFFT_WGMMA(T, PTX_TYPE, 48, 24, "%24", "%25", "%26", "%27", "%28", "%29", "%30")     \
+  EFFT_WGMMA(T, PTX_TYPE, 64, 32, "%32", "%33", "%34", "%35", "%36", "%37", "%38")     \
+  EFFT_WGMMA(T, PTX_TYPE, 72, 36, "%36", "%37", "%38", "%39", "%40", "%41", "%42")     \
+  EFFT_WGMMA(T, PTX_TYPE, 96, 48, "%48", "%49", "%50", "%51", "%52", "%53", "%54")     \
+  EFFT_WGMMA(T, PTX_TYPE, 128, 64, "%64", "%65", "%66", "%67", "%68", "%69", "%70")    \
+  EFFT_WGMMA(T, PTX_TYPE, 176, 88, "%88", "%89", "%90", "%91", "%92", "%93", "%94")    \
   EFFT_WGMMA(T, PTX_TYPE, 192, 96, "%96", "%97", "%98", "%99", "%100", "%101", "%102") \
   EFFT_WGMMA(T, PTX_TYPE, 256, 128, "%128", "%129", "%130", "%131", "%132", "%133", "%134")
 EFFT_WGMMA_WIDTHS(__half, "f16")

@@ -22,13 +22,24 @@ struct EmbeddingNorm {
   const float* gamma;  // [width]
   const float* beta;   // [width]
   float epsilon;
-  int position_offset;
-  bool count_positions;  // positions count the valid tokens of a sequence instead of columns
+  PositionCount count;
+  int start;  // slot and mask: the row of a sequence's first token; ids: the pad id
 };
 
 namespace detail {
 
-// Packed index of the first token of sequence b is cu_seqlens[b]; a position counts from there or from column 0.
+// The row of the position table for the token at `column` of its row of ids: see PositionCount. By a whole warp.
+// rank: of the token among its row's valid ones, from 0.
+__device__ __forceinline__ int64_t position_of(const EmbeddingNorm& norm, const int64_t* ids, int column, int rank) {
+  if (norm.count == PositionCount::slot) return column + norm.start;
+  if (norm.count == PositionCount::mask) return rank + norm.start;
+  if (ids[column] == norm.start) return norm.start;
+  int others = 0;
+  for (int c = threadIdx.x; c <= column; c += kWarp) others += ids[c] != norm.start;
+  return norm.start + __reduce_add_sync(0xffffffffu, others);
+}
+
+// Packed index of the first token of sequence b is cu_seqlens[b].
 template <typename T, int WIDTH, int CHUNKS>
 __global__ void __launch_bounds__(kWarp* kRowWarps)
     embed_norm_kernel(const Call* call, const int* cu_seqlens, const int* rows, const int* tokens,
@@ -40,8 +51,9 @@ __global__ void __launch_bounds__(kWarp* kRowWarps)
   const int row = rows[token];
   const int length = call->length;
   const int sequence = row / length;
-  const int64_t place = norm.count_positions ? token - cu_seqlens[sequence] : row - sequence * length;
-  const int64_t id = call->ids[row], segment = call->segments[row], position = place + norm.position_offset;
+  const int64_t position = position_of(norm, call->ids + static_cast<int64_t>(sequence) * length,
+                                       row - sequence * length, token - cu_seqlens[sequence]);
+  const int64_t id = call->ids[row], segment = call->segments[row];
   const bool inside = id >= 0 && id < tables.words && segment >= 0 && segment < tables.segments && position >= 0 &&
                       position < tables.positions;
   float values[CHUNKS][WIDTH];
@@ -86,7 +98,8 @@ cudaError_t embed_norm(const Call* call, const int* cu_seqlens, const int* rows,
   return for_row_width<T>(width, vectors, [&](auto shape) {
     using Shape = decltype(shape);
     return launch(detail::embed_norm_kernel<T, Shape::kWidth, Shape::kChunks>,
-                  {row_grid(capacity), row_block(), 0, order, stream}, call, cu_seqlens, rows, tokens, tables, norm, out, width);
+                  {row_grid(capacity), row_block(), 0, order, stream}, call, cu_seqlens, rows, tokens, tables, norm,
+                  out, width);
   });
 }
 
