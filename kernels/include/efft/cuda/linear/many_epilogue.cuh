@@ -5,6 +5,7 @@
 #include "efft/cuda/linear/epilogue.cuh"
 #include "efft/cuda/linear/many_norm.cuh"
 #include "efft/cuda/ptx/barrier.cuh"
+#include "efft/cuda/ptx/copy.cuh"
 
 namespace efft::cuda {
 

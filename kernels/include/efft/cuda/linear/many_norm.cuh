@@ -6,6 +6,7 @@
 #include "efft/cuda/linear/many_tile.cuh"
 #include "efft/cuda/linear/many_walk.cuh"
 #include "efft/cuda/ptx/barrier.cuh"
+#include "efft/cuda/ptx/copy.cuh"
 
 namespace efft::cuda {
 
