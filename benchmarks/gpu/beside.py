@@ -59,7 +59,7 @@ def main() -> int:
     differing = [row for row in rows if not row["same_bits"]]
     facts = machine.facts("cuda", machine.threads_available())
     settings = {"rounds": ROUNDS, "statistic": "medians of rounds in turns, between events of a busy stream"}
-    print(results.save("beside-cuda", {**facts, "settings": settings, "rows": rows}, options.output))
+    print(results.save("beside", {**facts, "settings": settings, "rows": rows}, options.output))
     print(f"{len(rows)} cases, {len(differing)} with other bits")
     return 1 if differing else 0
 
@@ -73,7 +73,8 @@ class Build:
 
     def ask(self, **question: Any) -> Any:
         """The worker's answer to one question."""
-        assert self._process.stdin is not None and self._process.stdout is not None
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._process.stdin.write(json.dumps(question) + "\n")
         self._process.stdin.flush()
         line = self._process.stdout.readline()
