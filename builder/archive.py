@@ -25,7 +25,7 @@ import yaml
 from builder.checkpoint import TOKENIZER_FILES, Checkpoint, load
 from builder.compile import OLDEST_TORCH, ROOT
 from builder.errors import BuildError
-from builder.families import max_positions, shape_of
+from builder.families import max_positions, spec_of
 from builder.formats.torchscript import example_inputs, save_torchscript
 from builder.gate.parity import Verdict, prove
 from builder.gate.verdict import CosineVerdict
@@ -120,7 +120,7 @@ class LibraryFile:
 def _facts(
     name: str, config: SetupConfig, checkpoint: Checkpoint, libraries: Sequence[LibraryFile], tokenizer: Any
 ) -> ArchiveFacts:
-    shape = shape_of(checkpoint.config)
+    spec = spec_of(checkpoint.config)
     pooling, normalize = checkpoint.pooling() if checkpoint.task == "embedding" else (None, False)
     longest = max_positions(checkpoint.config)
     return ArchiveFacts.model_validate(
@@ -139,12 +139,13 @@ def _facts(
             "pooling": (config.pooling or pooling) if checkpoint.task == "embedding" else None,
             "normalize": normalize if config.normalize is None else config.normalize,
             "encoder": EncoderFacts(
-                layers=shape.layers,
-                hidden=shape.hidden,
-                embedding=shape.embedding,
-                intermediate=shape.intermediate,
-                heads=shape.heads,
+                layers=spec.layers,
+                hidden=spec.hidden,
+                embedding=spec.width,
+                intermediate=spec.intermediate,
+                heads=spec.heads,
             ),
+            "encoder_spec": spec.text() if config.kind == "thsext" else "",
             "torch": TorchFacts(built=torch.__version__.split("+")[0], oldest=".".join(map(str, OLDEST_TORCH))),
             "libraries": {library.path.name: library.facts for library in libraries},
             "checkpoint": {

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from builder.errors import BuildError
-from builder.families import Family, family_of, shape_of
+from builder.families import Family, family_of, spec_of
 from builder.quiet import quiet
 from handler.config import SetupConfig
 from handler.original import CLASSES
@@ -169,7 +169,7 @@ def load(config: SetupConfig) -> Checkpoint:
             model_config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
         raise BuildError(f"{source}: no usable config.json ({str(error).splitlines()[0]})") from error
-    shape_of(model_config)
+    spec_of(model_config)
     if config.num_labels and config.num_labels != model_config.num_labels:
         raise BuildError(f"num_labels is {config.num_labels}, but {source} has {model_config.num_labels} labels")
     return Checkpoint(

@@ -18,8 +18,8 @@ constexpr std::string_view kVersion = "encoder/1";
 template <typename E>
 using Names = std::vector<std::pair<std::string_view, E>>;
 
-const Names<Activation> kActivations{
-    {"gelu", Activation::gelu}, {"gelu_tanh", Activation::gelu_tanh}, {"relu", Activation::relu}};
+#define EFFT_ROW(name) {#name, Activation::name},
+const Names<Activation> kActivations{EFFT_ACTIVATIONS(EFFT_ROW)};
 const Names<NormPlace> kNormPlaces{{"post", NormPlace::post}, {"pre", NormPlace::pre}};
 const Names<PositionCount> kPositions{
     {"slot", PositionCount::slot}, {"mask", PositionCount::mask}, {"ids", PositionCount::ids}};

@@ -10,7 +10,10 @@ class List {
   explicit List(const EncoderSpec& spec) : s_(spec) {}
 
   std::vector<Slot> make() {
-    for (const char* name : {"word", "position", "segment"}) all_.push_back({name, SlotKind::table, 0, s_.embedding});
+    for (const char* name : {"word", "position", "segment"}) {
+      all_.push_back({name, SlotKind::table, 0, s_.embedding});
+      all_.back().index = static_cast<int>(all_.size()) - 1;
+    }
     norm("embedding_norm", s_.embedding);
     stream_ = {Feed::norm, "embedding_norm"};
     if (s_.projects()) {
@@ -32,7 +35,7 @@ class List {
   void add_layer() {
     const bool pre = s_.norm == NormPlace::pre;
     const Source attention_norm{Feed::norm, full("attention_norm")}, output_norm{Feed::norm, full("output_norm")};
-    linear("qkv", 3 * s_.hidden, s_.hidden, pre ? attention_norm : stream_);
+    linear("qkv", 3 * s_.hidden, s_.hidden, pre ? attention_norm : stream_, s_.hidden);
     linear("attention_output", s_.hidden, s_.hidden, {Feed::attention, full("attention")});
     norm("attention_norm", s_.hidden);
     linear("intermediate", s_.intermediate, s_.hidden, pre ? output_norm : attention_norm);
@@ -43,9 +46,10 @@ class List {
 
   std::string full(const std::string& name) const { return layer_ < 0 ? name : std::to_string(layer_) + "." + name; }
 
-  void linear(const std::string& name, int64_t outputs, int64_t inputs, const Source& source) {
-    all_.push_back({full(name), SlotKind::matrix, outputs, inputs, matrices_, layer_, source.feed, source.name});
-    matrices_ += outputs * inputs;
+  void linear(const std::string& name, int64_t outputs, int64_t inputs, const Source& source, int64_t queries = 0) {
+    all_.push_back({full(name), SlotKind::matrix, outputs, inputs, matrix_elements_, layer_, source.feed, source.name,
+                    matrices_++, queries});
+    matrix_elements_ += outputs * inputs;
     vector(name + ".bias", outputs);
   }
 
@@ -55,15 +59,16 @@ class List {
   }
 
   void vector(const std::string& name, int64_t size) {
-    all_.push_back({full(name), SlotKind::vector, size, 1, vectors_, layer_});
-    vectors_ += size;
+    all_.push_back({full(name), SlotKind::vector, size, 1, vector_elements_, layer_, Feed::none, "", vectors_++});
+    vector_elements_ += size;
   }
 
   const EncoderSpec& s_;
   std::vector<Slot> all_;
   Source stream_{Feed::none, ""};
   int layer_ = -1;
-  int64_t matrices_ = 0, vectors_ = 0;
+  int matrices_ = 0, vectors_ = 0;
+  int64_t matrix_elements_ = 0, vector_elements_ = 0;
 };
 
 const char* name_of(SlotKind kind) {

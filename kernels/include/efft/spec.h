@@ -12,9 +12,9 @@
 #include <limits>
 #include <string>
 
-namespace efft {
+#include "efft/activation.h"
 
-enum class Activation { gelu, gelu_tanh, relu };
+namespace efft {
 
 // LayerNorm behind each block's sum (BERT), or before each block and once at the end.
 enum class NormPlace { post, pre };

@@ -32,6 +32,8 @@ struct Slot {
   int layer = -1;           // -1: outside the layers
   Feed feed = Feed::none;   // matrices: what makes their input
   std::string fed_by = {};  // matrices: a norm ("3.attention_norm"), a matrix ("projection"), or "3.attention"
+  int index = 0;            // among the slots of its kind
+  int64_t queries = 0;      // matrices: how many outputs, the first ones, are queries
 
   int64_t elements() const { return rows * columns; }
 };
