@@ -76,7 +76,7 @@ PADS = {"ids": 1, "ids_0": 0, "ids_last": 89, "ids_none": -1}
 @pytest.mark.parametrize("data_type", DTYPES)
 def test_embed_norm(data_type: str, width: int, positions: str) -> None:
     dtype = DTYPES[data_type]
-    word, position, segment = (_random(rows, width, dtype=dtype, seed=rows) for rows in (90, 70, 2))
+    word, position, segment = (_random(rows, width, dtype=dtype, seed=rows) for rows in (90, 160, 2))
     gamma, beta = (_random(width, dtype=torch.float32, seed=s) for s in (2, 3))
     mask = (torch.rand(5, 60, generator=torch.Generator().manual_seed(0)) < 0.7).long().cuda()
     ids, segments = torch.randint(90, (5, 60)).cuda(), torch.randint(2, (5, 60)).cuda()
