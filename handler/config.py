@@ -63,6 +63,8 @@ class Limits(_Strict):
     max_tokens: Positive = 65_536
     """Tokens that one input becomes once it is cut into windows: what a BERT-base computes in less than a minute on
     two cores."""
+    max_body_bytes: Positive = 16_000_000
+    """A compressed body's size once decompressed; what may be sent as it is the server's max_request_size says."""
     max_answer_bytes: Positive = 16_000_000
     """An answer's size; must stay below the server's max_response_size, beyond which TorchServe drops the worker."""
 

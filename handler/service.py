@@ -67,6 +67,7 @@ def content_type(context: Any, index: int) -> str | None:
 def route(predictor: Predictor, rows: list[Mapping[str, Any]], context: Any) -> list[Reply]:
     """Explanations and descriptions one by one, all predictions of the batch together."""
     types = [content_type(context, index) for index in range(len(rows))]
+    headers = [context.get_all_request_header(index) for index in range(len(rows))]
     explained_by, answered_by = predictor.explanation_deadline(), predictor.deadline()
     plain = []
     replies: dict[int, Reply] = {}
@@ -75,10 +76,17 @@ def route(predictor: Predictor, rows: list[Mapping[str, Any]], context: Any) -> 
             replies[index] = Reply(200, "OK", predictor.describe())
         elif context.get_request_header(index, "explain") == "True":
             html = wants_html(context, index)
-            replies[index] = predictor.explain(row, types[index], html=html, deadline=explained_by)
+            replies[index] = predictor.explain(
+                row, types[index], html=html, deadline=explained_by, headers=headers[index]
+            )
         else:
             plain.append(index)
-    predicted = predictor.predict([rows[index] for index in plain], [types[index] for index in plain], answered_by)
+    predicted = predictor.predict(
+        [rows[index] for index in plain],
+        [types[index] for index in plain],
+        answered_by,
+        [headers[index] for index in plain],
+    )
     replies.update(zip(plain, predicted, strict=True))
     return [replies[index] for index in range(len(rows))]
 

@@ -98,6 +98,8 @@ class Tokenizer:
         self, row: Sequence, text: Input, policy: Truncation, stride: int, offsets: bool
     ) -> Tokenized | RequestError:
         length = len(row.ids)
+        if length == 0:  # a tokenizer that adds no special tokens, and a text that its normalizer leaves nothing of
+            return RequestError("empty", "the text has no tokens")
         if length <= self.max_length:
             return Tokenized([row])
         if policy == "error":
