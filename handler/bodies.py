@@ -27,6 +27,8 @@ _BOMS: Final = (
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
+_ENCODERS: Final = ((quote_plus, ""), (quote, ""), (quote, "/"), (quote_plus, "*"), (quote, "!*'()"), (quote, " "))
+"""How Python, curl's --data-urlencode and JavaScript encode a form: what a space becomes, and what is left as it is."""
 _CHARSETS: Final = re.compile(
     r"utf-8(-sig)?|utf-16(-[lb]e)?|utf-32(-[lb]e)?|ascii|iso8859-\d+|cp\d+|koi8-[rtu]|mac-\w+|tis-620|hz|johab"
     r"|gb2312|gbk|gb18030|big5(hkscs)?|euc_\w+|shift_jis\w*|iso2022_\w+"
@@ -190,7 +192,7 @@ def _encoded_sizes(parameters: Mapping[str, Any]) -> Iterator[int]:
     texts = [text for item in parameters.items() for text in map(_as_bytes, item)]
     joints = len(texts) - 1
     yield sum(map(len, texts)) + joints
-    for encode, safe in ((quote_plus, ""), (quote, ""), (quote, "/"), (quote_plus, "*"), (quote, "!*'()"), (quote, " ")):
+    for encode, safe in _ENCODERS:
         yield sum(len(encode(text, safe)) for text in texts) + joints
     yield sum(len(quote_plus(text, "*").replace("~", "%7E")) for text in texts) + joints
 
