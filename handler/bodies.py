@@ -13,11 +13,17 @@ import zlib
 from collections.abc import Iterator, Mapping
 from email.message import Message
 from typing import Any, Final
-from urllib.parse import quote, quote_plus
+from urllib.parse import parse_qsl, quote, quote_plus
 
 from handler.errors import RequestError
 
 FORM: Final = "application/x-www-form-urlencoded"
+RAW_FORM: Final = "application/vnd.efft.form"
+"""What a proxy before TorchServe may call a form, so that the server leaves its bytes alone."""
+_NOT_WHOLE: Final = (
+    "the body was sent as a form, which curl -d does by itself, and is no form of this task's fields; "
+    "add -H 'Content-Type: application/json' (or text/plain)"
+)
 _CODINGS: Final = 2
 """Most compressions on top of each other."""
 _BOMS: Final = (
@@ -178,8 +184,25 @@ def check_form(parameters: Mapping[str, Any], fields: Mapping[str, Any], headers
         return
     known = bool(parameters) and all(name in fields for name in parameters)
     if not known or (length.isdigit() and not _accounts_for(parameters, int(length))):
-        message = "the body was sent as a form, which curl -d does by itself, and is no form of this task's fields"
-        raise RequestError("unsupported_media", f"{message}; add -H 'Content-Type: application/json' (or text/plain)")
+        raise RequestError("unsupported_media", _NOT_WHOLE)
+
+
+def form_fields(text: str, fields: Mapping[str, Any]) -> dict[str, str] | None:
+    """The fields of a form whose bytes are at hand; None where it is none, but JSON or text sent under its type.
+
+    Raises RequestError (unsupported_media) for what begins as a form of these fields and does not go on as one.
+    """
+    name, equals, _ = text.partition("=")
+    if not equals or name not in fields:
+        return None
+    try:
+        pairs = parse_qsl(text.rstrip("\r\n"), keep_blank_values=True, strict_parsing=True, max_num_fields=len(fields))
+    except ValueError:
+        pairs = []
+    found = dict(pairs)
+    if not found or len(found) < len(pairs) or not found.keys() <= fields.keys():
+        raise RequestError("unsupported_media", _NOT_WHOLE)
+    return found
 
 
 def _accounts_for(parameters: Mapping[str, Any], length: int) -> bool:

@@ -91,11 +91,20 @@ def _within(text: str, place: int) -> bool:
         return True
     if before == _JOINER:
         return category(after) == "So"
-    if combining(before) == _VIRAMA:
-        return "\u0900" <= after <= "\u0d7f" and category(after) == "Lo"
+    if "\u0900" <= after <= "\u0d7f" and category(after) == "Lo":
+        return _follows_virama(text, place)
     if _is_regional(after) and _is_regional(before):
         return _count_regional(text, place) % 2 == 1
     return _joins_hangul(ord(before), ord(after))
+
+
+def _follows_virama(text: str, place: int) -> bool:
+    """Whether the marks before ``place`` say that the next consonant belongs to the letter they stand on."""
+    while place > 0 and _extends(text[place - 1]):
+        place -= 1
+        if combining(text[place]) == _VIRAMA:
+            return True
+    return False
 
 
 def _extends(character: str) -> bool:

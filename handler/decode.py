@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from pydantic import ValidationError
 
-from handler.bodies import Headers, check_form, decompressed, is_json, text_of
+from handler.bodies import FORM, RAW_FORM, Headers, check_form, decompressed, form_fields, is_json, text_of
 from handler.config import Limits, first_problem
 from handler.errors import RequestError
 from handler.schemas import Request, RerankRequest
@@ -120,6 +120,8 @@ class Decoder:
         payload = payload.removeprefix("\ufeff")
         if not payload or payload.isspace():
             raise RequestError("empty", "the body is empty")
+        if stated.type in (FORM, RAW_FORM) and (fields := form_fields(payload, self._fields)) is not None:
+            return fields
         return self._text_or_json(payload, stated.type)
 
     def _text_or_json(self, payload: str, kind: str) -> Any:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +18,9 @@ from handler.decode import BODY_KEYS, instance
 from handler.errors import RequestError, internal_error
 from handler.metrics import Sample, Sink
 from handler.predictor import Predictor, Reply
+
+LAST_ANSWERS = 1.0
+"""Seconds that a worker lives on after its device has failed."""
 
 logger = logging.getLogger(__name__)
 _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
@@ -52,7 +57,17 @@ class EncoderService:
             limit = predictor.config.limits.max_answer_bytes
             answers = [respond(reply, context, index, limit) for index, reply in enumerate(replies)]
         predictor.metrics.flush(metrics_sink(context))
+        if predictor.lost:
+            end_worker()
         return answers
+
+
+def end_worker() -> None:
+    """Soon, so that this batch's answers still go out. Where a worker ends, the server starts another."""
+    logger.error("the device has failed; this worker ends, so that the server starts another")
+    timer = threading.Timer(LAST_ANSWERS, lambda: os._exit(1))
+    timer.daemon = True
+    timer.start()
 
 
 def content_type(context: Any, index: int) -> str | None:

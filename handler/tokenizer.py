@@ -15,6 +15,8 @@ from handler.config import Truncation
 from handler.errors import RequestError
 from handler.word_cache import WordCache
 
+BYTE_SPACE = "Ġ"
+"""A space, as byte-level tokenizers write it."""
 EDGE = 100
 """Characters read for a text's last or first token: more than any word has."""
 Input: TypeAlias = "str | tuple[str, str]"
@@ -60,6 +62,11 @@ class Tokenizer:
         self._words = WordCache.of(self.backend)
         self.knows_words = isinstance(self.backend.model, tokenizers.models.WordPiece)
         """Whether tokens of one word can be told from the tokenizer; otherwise white space has to do."""
+        self.word_end: str | None = getattr(self.backend.model, "end_of_word_suffix", None) or None
+        """What the last token of a word ends with, where the tokenizer marks ends and not beginnings."""
+        names = (getattr(self.backend.model, "unk_token", None), "<unk>", "[UNK]")
+        found = (self.backend.token_to_id(name) for name in names if name)
+        self.unknown_id = next((index for index in found if index is not None), None)
 
     @property
     def vocabulary_size(self) -> int:
@@ -178,8 +185,8 @@ class Tokenizer:
         if not self._trims:
             return encoding.offsets
         texts = (text,) if isinstance(text, str) else text
-        parts = zip(encoding.sequence_ids, encoding.offsets, strict=True)
-        return [span if part is None else _without_spaces(texts[part], *span) for part, span in parts]
+        parts = zip(encoding.sequence_ids, encoding.tokens, encoding.offsets, strict=True)
+        return [span if part is None else _without_spaces(texts[part], token, *span) for part, token, span in parts]
 
 
 def _stop_trimming(backend: tokenizers.Tokenizer) -> bool:
@@ -200,8 +207,13 @@ def _stop_trimming(backend: tokenizers.Tokenizer) -> bool:
     return bool(trimming)
 
 
-def _without_spaces(text: str, start: int, end: int) -> tuple[int, int]:
-    """What trimming leaves of a token: its characters without the spaces around them."""
+def _without_spaces(text: str, token: str, start: int, end: int) -> tuple[int, int]:
+    """What trimming leaves of a token: its characters without the spaces around them.
+
+    A token of nothing but a space that was put in front of the text has no character of it.
+    """
+    if not token.strip(BYTE_SPACE) and text[start:end].strip(" "):
+        return start, start
     while start < end and text[start] == " ":
         start += 1
     while start < end and text[end - 1] == " ":

@@ -113,6 +113,9 @@ class Place:
         joined, piece = (True, "") if index in self._silent else self._joined(index)
         if not piece.strip():
             return before.rstrip() + piece + after if before.strip() else after.lstrip()
+        suffix = self._tokenizer.word_end
+        if suffix is not None and not self._tokenizer.token(index).endswith(suffix):
+            after = after.lstrip()
         if joined:
             before = before.rstrip()
         elif before and not is_space(before[-1]) and self._parts(before[-1], piece[:1]):

@@ -162,6 +162,8 @@ class Cut:
 
     def _border(self, place: int) -> bool:
         """Whether a word may end before this place, one of its characters being of a script without spaces."""
+        if not 0 < place < len(self.context):
+            return True
         return is_unspaced(self.context[place - 1]) or is_unspaced(self.context[place])
 
 

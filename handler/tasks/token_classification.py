@@ -97,6 +97,7 @@ class TokenClassification(Task[TokenRequest]):
                 continues = word == previous
             else:
                 continues = start > 0 and not any(map(is_space, text[start - 1 : start + 1]))
+            continues = continues and encoding.ids[index] != self.tokenizer.unknown_id  # as the pipeline sees it
             pieces.append(Piece(start, end, scores[index], index, continues))
             previous = word
         return pieces
