@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 import yaml
+from tqdm import tqdm
 
 from builder.checkpoint import TOKENIZER_FILES, Checkpoint, load
 from builder.compile import OLDEST_TORCH, ROOT
@@ -57,6 +58,8 @@ def build(
     check_type(config, [library.facts.device for library in libraries], calibrate)
     report("reading the checkpoint")
     checkpoint = load(config)
+    for remark in checkpoint.remarks:
+        tqdm.write(f"note: {checkpoint.source}: {remark}", file=sys.stderr)
     name = config.name or checkpoint.source.split("/")[-1]
     if config.kind != "thsext":
         libraries = []

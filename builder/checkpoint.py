@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from builder import labels
 from builder.errors import BuildError
 from builder.families import Family, family_of, shape_of
 from builder.quiet import quiet
@@ -44,6 +45,8 @@ class Checkpoint:
     task: str
     max_length: int | None
     do_lower_case: bool | None
+    named: bool = False
+    """Whether the setup config has given the labels their names."""
 
     @property
     def family(self) -> Family:
@@ -52,18 +55,22 @@ class Checkpoint:
 
     @property
     def labels(self) -> list[str]:
-        """Label names by index, empty for tasks without labels."""
-        if self.task not in ("sequence_classification", "token_classification"):
-            return []
-        return [str(self.config.id2label[index]) for index in range(self.config.num_labels)]
+        """Label names by the classifier's rows, empty for tasks without labels. Raises BuildError."""
+        return labels.of_config(self.config, self.source) if self._labelled else []
 
     @property
     def problem_type(self) -> str | None:
-        """transformers' ``problem_type``; read off the number of labels where the config is silent."""
-        if self.task != "sequence_classification":
-            return None
-        stated = getattr(self.config, "problem_type", None)
-        return stated or ("regression" if self.config.num_labels == 1 else "single_label_classification")
+        """transformers' ``problem_type``; None where the number of labels decides."""
+        return labels.problem_type(self.config) if self.task == "sequence_classification" else None
+
+    @property
+    def remarks(self) -> list[str]:
+        """What the folder says of its labels that is not served, a line each."""
+        return labels.remarks(self.folder, self.config) if self._labelled and not self.named else []
+
+    @property
+    def _labelled(self) -> bool:
+        return self.task in ("sequence_classification", "token_classification")
 
     @property
     def uses_segments(self) -> bool:
@@ -128,8 +135,10 @@ class Checkpoint:
         extra = {"add_pooling_layer": False} if self.task == "embedding" and self.config.model_type in _POOLED else {}
         with quiet():
             model, info = loader.from_pretrained(
-                self.folder, config=self.config, dtype=dtype, output_loading_info=True, local_files_only=True, **extra
-            )
+                self.folder, config=self.config, dtype=dtype, output_loading_info=True, local_files_only=True,
+                ignore_mismatched_sizes=True, **extra,
+            )  # fmt: skip
+        labels.check_rows(sorted(info["mismatched_keys"]), self.config, self.source)
         missing = sorted(info["missing_keys"])
         if missing:
             raise BuildError(
@@ -164,12 +173,15 @@ def load(config: SetupConfig) -> Checkpoint:
     import transformers
 
     folder, source = _locate(config.model_name, config.revision)
+    labels.check_map(folder, source)
     try:
         with quiet():
             model_config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
         raise BuildError(f"{source}: no usable config.json ({str(error).splitlines()[0]})") from error
     shape_of(model_config)
+    if config.labels is not None:
+        labels.override(model_config, config.labels)
     if config.num_labels and config.num_labels != model_config.num_labels:
         raise BuildError(f"num_labels is {config.num_labels}, but {source} has {model_config.num_labels} labels")
     return Checkpoint(
@@ -180,6 +192,7 @@ def load(config: SetupConfig) -> Checkpoint:
         task=config.mode or _task(model_config, source),
         max_length=config.max_length,
         do_lower_case=config.do_lower_case,
+        named=config.labels is not None,
     )
 
 

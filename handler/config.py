@@ -20,6 +20,7 @@ Kind = Literal["ori", "ths", "thsext"]
 DataType = Literal["fp32", "bf16", "fp16", "int8"]
 Truncation = Literal["error", "truncate", "stride"]
 Aggregation = Literal["none", "simple", "first", "average", "max"]
+ScoreFunction = Literal["sigmoid", "softmax", "none"]
 Pooling = Literal["cls", "mean"]
 
 TASKS: tuple[str, ...] = get_args(Task)
@@ -63,6 +64,8 @@ class Limits(_Strict):
     max_tokens: Positive = 65_536
     """Tokens that one input becomes once it is cut into windows: what a BERT-base computes in less than a minute on
     two cores."""
+    max_body_bytes: Positive = 16_000_000
+    """A compressed body's size once decompressed; what may be sent as it is the server's max_request_size says."""
     max_answer_bytes: Positive = 16_000_000
     """An answer's size; must stay below the server's max_response_size, beyond which TorchServe drops the worker."""
 
@@ -102,6 +105,8 @@ class SetupConfig(_Strict):
     data_type: DataType = "fp32"
     num_labels: Count = 0
     """0: as the checkpoint says."""
+    labels: list[Annotated[str, Field(min_length=1)]] | None = Field(default=None, min_length=1)
+    """The labels' names, one for each of the classifier's outputs, in their order; None: as the checkpoint says."""
     do_lower_case: bool | None = None
     """None: as the checkpoint's tokenizer says."""
     max_length: Positive | None = None
@@ -145,6 +150,9 @@ class SetupConfig(_Strict):
     """Tokens that two neighbouring windows share; unless given, at most half of ``max_length``."""
     top_k: Positive | None = None
     """Labels (or fill-mask candidates) in an answer; None: the best one (fill-mask: 5)."""
+    function_to_apply: ScoreFunction | None = None
+    """What makes scores of a classifier's outputs; None: as transformers' pipeline, by the checkpoint's problem type,
+    else by the number of its labels."""
     n_best: Positive = 1
     max_answer_length: Positive = 30
     """Longest answer, in tokens."""
@@ -153,6 +161,9 @@ class SetupConfig(_Strict):
     threshold, a difference of logits)."""
     null_answer: bool = True
     """Whether "no answer" is a possible answer at all; False for models trained without unanswerable questions."""
+    align_to_words: bool | None = None
+    """Whether answers are cut at words (true) or at the model's tokens (false); None: at words of scripts that put
+    spaces between them, at tokens elsewhere (Chinese, Japanese, Thai ...)."""
     aggregation: Aggregation = "simple"
     """How the tokens of an entity are joined."""
     pooling: Pooling | None = None

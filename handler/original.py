@@ -29,6 +29,7 @@ class OriginalModel:
         self._pooling = facts.pooling if facts.task == "embedding" else None
         self._uses_segments = facts.uses_segments
         self.device = device
+        self.vocabulary = int(self._module.get_input_embeddings().num_embeddings)
 
     def __call__(self, ids: np.ndarray, segments: np.ndarray, mask: np.ndarray) -> Arrays:
         """See the class."""

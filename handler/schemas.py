@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from handler.config import Aggregation, Truncation
+from handler.config import Aggregation, ScoreFunction, Truncation
 
 Text = Annotated[str, Field(min_length=1)]
 
@@ -32,6 +32,8 @@ class ClassificationRequest(TextRequest):
     target: int | str | None = None
     """The label to explain, by index or by name; predictions ignore it."""
     top_k: Annotated[int, Field(gt=0)] | None = None
+    function_to_apply: ScoreFunction | None = None
+    """What makes scores of the model's outputs."""
 
 
 class QuestionRequest(Request):
@@ -42,6 +44,8 @@ class QuestionRequest(Request):
     n_best: Annotated[int, Field(gt=0, le=100)] | None = None
     max_answer_length: Annotated[int, Field(gt=0, le=512)] | None = None
     null_threshold: float | None = None
+    align_to_words: bool | None = None
+    """Whether answers are cut at words or at the model's tokens."""
     stride: Annotated[int, Field(ge=0)] | None = None
 
 
