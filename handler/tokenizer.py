@@ -20,11 +20,15 @@ Input: TypeAlias = "str | tuple[str, str]"
 
 @dataclass(slots=True)
 class Sequence:
-    """One row of the model's input. ``segments`` None means all zero; ``encoding`` has the offsets, if asked for."""
+    """One row of the model's input. ``segments`` None means all zero; ``encoding`` has the offsets, if asked for.
+
+    ``prompt``: so many tokens at the beginning that pooling leaves out.
+    """
 
     ids: list[int]
     segments: list[int] | None = None
     encoding: Encoding | None = None
+    prompt: int = 0
 
 
 @dataclass(slots=True)
@@ -40,15 +44,19 @@ class Tokenizer:
 
     ``max_length``: longest sequence in tokens, special tokens included. ``uses_segments``: whether the model
     distinguishes the two texts of a pair. ``max_tokens``: most tokens of one input's windows together.
+    ``cut_side``: the end that truncation cuts off.
     """
 
-    def __init__(self, path: Path | str, max_length: int, uses_segments: bool, max_tokens: int = 65_536) -> None:
+    def __init__(
+        self, path: Path | str, max_length: int, uses_segments: bool, max_tokens: int = 65_536, cut_side: str = "right"
+    ) -> None:
         self.backend = tokenizers.Tokenizer.from_file(str(path))
         self.backend.no_truncation()
         self.backend.no_padding()
         self.max_length = max_length
         self._max_tokens = max_tokens
         self._uses_segments = uses_segments
+        self._cut_side = cut_side
         self._words = WordCache.of(self.backend)
         self.knows_words = isinstance(self.backend.model, tokenizers.models.WordPiece)
         """Whether tokens of one word can be told from the tokenizer; otherwise white space has to do."""
@@ -61,6 +69,15 @@ class Tokenizer:
     def token(self, index: int | None) -> str:
         """A token's text; empty where there is none."""
         return "" if index is None else self.backend.id_to_token(index) or ""
+
+    def prompt_length(self, prompt: str) -> int:
+        """How many tokens a text begins with that begins with ``prompt``, as sentence-transformers counts them.
+
+        The special tokens before it are among them, one behind it is not.
+        """
+        encoding = self.backend.encode(prompt)
+        length = min(len(encoding.ids), self.max_length)
+        return length - 1 if length and encoding.special_tokens_mask[-1] else length
 
     def encode(
         self, inputs: Many[Input], policies: Many[Truncation], strides: Many[int], *, offsets: bool = False
@@ -113,7 +130,7 @@ class Tokenizer:
     def _windows(self, text: Input, length: int, policy: Truncation, stride: int) -> list[Encoding]:
         """Cut by the tokenizer itself, so that special tokens and offsets are exactly those of a short text."""
         if policy == "truncate":
-            return [self._truncated(text, 0, "longest_first")]
+            return [self._truncated(text, 0, "longest_first", self._cut_side)]
         strategy = "only_first" if isinstance(text, str) else "only_second"
         first = self._truncated(text, self._stride_that_fits(text, length, stride), strategy)
         return [first, *first.overflowing]
@@ -136,8 +153,8 @@ class Tokenizer:
             )
         return stride
 
-    def _truncated(self, text: Input, stride: int, strategy: str) -> Encoding:
-        self.backend.enable_truncation(self.max_length, stride=stride, strategy=strategy)
+    def _truncated(self, text: Input, stride: int, strategy: str, side: str = "right") -> Encoding:
+        self.backend.enable_truncation(self.max_length, stride=stride, strategy=strategy, direction=side)
         try:
             return self.backend.encode(text) if isinstance(text, str) else self.backend.encode(*text)
         finally:

@@ -121,7 +121,7 @@ def _on_tensors(model: ServedModel) -> Model:
 def _main(stage: str, config_json: str, calibrate: str | None = None) -> None:
     config = SetupConfig.model_validate_json(config_json)
     checkpoint = load(config)
-    pooling = config.pooling or (checkpoint.pooling()[0] if checkpoint.task == "embedding" else None)
+    pooling = checkpoint.sentences.pooling if checkpoint.task == "embedding" else None
     folder = Path(stage)
     model = load_model(folder, ArchiveFacts.load(folder / "archive.json"), config)
     if isinstance(model, TracedModel) and config.data_type == "int8":
