@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 import yaml
+from tqdm import tqdm
 
 from builder.checkpoint import TOKENIZER_FILES, Checkpoint, load
 from builder.compile import OLDEST_TORCH, ROOT
@@ -58,6 +59,8 @@ def build(
     check_type(config, [library.facts.device for library in libraries], calibrate)
     report("reading the checkpoint")
     checkpoint = load(config)
+    if (note := checkpoint.note) is not None:
+        tqdm.write(f"note: {checkpoint.source}: {note}", file=sys.stderr)
     name = config.name or checkpoint.source.split("/")[-1]
     if config.kind != "thsext":
         libraries = []
@@ -123,7 +126,8 @@ def _facts(
 ) -> ArchiveFacts:
     shape = shape_of(checkpoint.config)
     sentences = checkpoint.sentences
-    longest = min(max_positions(checkpoint.config), config.max_length or sentences.max_length or 1 << 40)
+    stated = sentences.max_length or tokenizer.model_max_length
+    longest = min(max_positions(checkpoint.config), config.max_length or stated)
     return ArchiveFacts.model_validate(
         {
             "name": name,

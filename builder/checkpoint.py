@@ -47,6 +47,7 @@ class Checkpoint:
     root: Path
     """The folder as it was named; ``folder``, with config and weights, may be a sentence-transformers module's."""
     chosen_pooling: str | None = None
+    chosen_task: bool = False
 
     @property
     def family(self) -> Family:
@@ -94,6 +95,15 @@ class Checkpoint:
         if self.task == "embedding":
             return read_embedding(self.as_source)
         return read_cross_encoder(self.as_source, self.config) if self.task == "rerank" else SentenceModel()
+
+    @property
+    def note(self) -> str | None:
+        """What was taken for granted, in a line for the user; None where the folder says everything."""
+        if self.task == "embedding" and self.chosen_pooling is None and not sentences.has_modules(self.root):
+            return 'no modules.json: pooled by the mean, as sentence-transformers does; set "pooling" for another'
+        if self.task == "rerank" and not self.chosen_task and sentences.unmarked(self.root, self.config):
+            return "a classifier of one unnamed label is served as a cross-encoder; else give --mode"
+        return None
 
     @property
     def as_source(self) -> Source:
@@ -168,6 +178,7 @@ def load(config: SetupConfig) -> Checkpoint:
         do_lower_case=config.do_lower_case,
         root=root,
         chosen_pooling=config.pooling,
+        chosen_task=config.mode is not None,
     )
 
 

@@ -135,9 +135,7 @@ def sentence_head(checkpoint: Checkpoint, pooling: str | None, *, pooled: bool =
     return SentenceHead((pooling or "mean").split("+"), checkpoint.sentences.layers, pooled=pooled).float()
 
 
-def _head(
-    model: nn.Module, checkpoint: Checkpoint, dtype: torch.dtype, pooled: bool, pooling: str | None
-) -> nn.Module:
+def _head(model: nn.Module, checkpoint: Checkpoint, dtype: torch.dtype, pooled: bool, pooling: str | None) -> nn.Module:
     family = checkpoint.family
     if checkpoint.task == "embedding":
         return sentence_head(checkpoint, pooling, pooled=pooled)

@@ -41,7 +41,7 @@ def modules_of(root: Path, source: str) -> list[Module]:
 
     Raises BuildError for a file of another form, a path that leads out of the folder, and code of the folder's own.
     """
-    if not (root / MODULES).is_file():
+    if not has_modules(root):
         return []
     rows = read_json(root / MODULES, source)
     if not isinstance(rows, list) or not rows:
@@ -72,7 +72,7 @@ def transformer_folder(root: Path, source: str) -> Path:
 def model_config(root: Path, source: str) -> dict[str, Any]:
     """``config_sentence_transformers.json``, which sentence-transformers reads beside ``modules.json`` only."""
     path = root / MODEL_CONFIG
-    if not (root / MODULES).is_file() or not path.is_file():
+    if not has_modules(root) or not path.is_file():
         return {}
     content = read_json(path, source)
     if not isinstance(content, dict):
@@ -101,9 +101,18 @@ def task_of(root: Path, config: Any, source: str) -> str | None:
     if not any(str(name).endswith("ForSequenceClassification") for name in config.architectures or []):
         return None
     unnamed = getattr(config, "problem_type", None) is None and list(config.id2label.values()) == ["LABEL_0"]
+    return "rerank" if config.num_labels == 1 and (unnamed or not unmarked(root, config)) else None
+
+
+def has_modules(root: Path) -> bool:
+    """Whether the folder is one of sentence-transformers' own form."""
+    return (root / MODULES).is_file()
+
+
+def unmarked(root: Path, config: Any) -> bool:
+    """Whether nothing says that sentence-transformers made this classifier."""
     marks = ("sentence_transformers", "sbert_ce_default_activation_function")
-    marked = any(getattr(config, mark, None) is not None for mark in marks)
-    return "rerank" if config.num_labels == 1 and (unnamed or marked) else None
+    return not has_modules(root) and all(getattr(config, mark, None) is None for mark in marks)
 
 
 def check_embedding_modules(root: Path, source: str, pooling: str | None = None) -> list[Module]:
@@ -174,7 +183,7 @@ def incomplete(root: Path) -> str | None:
 
     sentence-transformers ignores it then, so that the model would not be what its files say.
     """
-    if (root / MODULES).is_file():
+    if has_modules(root):
         return None
     settings = [*root.glob("sentence_*_config.json"), *root.glob("*/config.json")]
     for path in sorted(settings):

@@ -113,33 +113,37 @@ def read_cross_encoder(source: Source, config: Any) -> SentenceModel:
 def open_embedding(source: Source, dtype: torch.dtype = torch.float32) -> Any:
     """The folder as a ``SentenceTransformer`` on the CPU, offline, with none of its own code. Raises BuildError."""
     from sentence_transformers import SentenceTransformer
-    from sentence_transformers.sentence_transformer.modules import Pooling
 
-    modes = source.pooling.split("+") if source.pooling else None
-    modules = folders.modules_of(source.root, source.name)
     with _reading(source):
-        if modes is None or not modules:
-            model = SentenceTransformer(str(source.root), **_arguments(source, dtype))
-            if modes is not None:
-                model[1] = Pooling(model[0].get_embedding_dimension(), modes)
+        if source.pooling is None:
+            return SentenceTransformer(str(source.root), **_arguments(source, dtype)).eval()
+        chosen = _chosen_pooling(source)
+        if not folders.has_modules(source.root):
+            model: Any = SentenceTransformer(str(source.root), **_arguments(source, dtype))
+            model[1] = chosen.load("")
             return model.eval()
-
-        class Chosen(Pooling):
-            """The pooling the user chose, whatever the folder's says."""
-
-            @classmethod
-            def load(cls, model_name_or_path: str, **_: Any) -> Any:
-                """See the class."""
-                return Pooling(width, modes)
-
-        from transformers import AutoConfig
-
-        place = folders.transformer_folder(source.root, source.name)
-        width = AutoConfig.from_pretrained(place, local_files_only=True, trust_remote_code=False).hidden_size
         rows = folders.read_json(source.root / folders.MODULES, source.name)
-        types = {row["type"]: Chosen for row in rows if row["type"].endswith(".Pooling")}
-        opened = SentenceTransformer._load_with_module_classes(str(source.root), types, **_arguments(source, dtype))
-        return opened.eval()
+        types = {row["type"]: chosen for row in rows if row["type"].endswith(".Pooling")}
+        return SentenceTransformer._load_with_module_classes(
+            str(source.root), types, **_arguments(source, dtype)
+        ).eval()
+
+
+def _chosen_pooling(source: Source) -> Any:
+    """A Pooling class that loads as the user's choice, whatever the folder says: that may be what cannot be read."""
+    from sentence_transformers.sentence_transformer.modules import Pooling
+    from transformers import AutoConfig
+
+    folder = folders.transformer_folder(source.root, source.name)
+    width = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False).hidden_size
+    modes = (source.pooling or "mean").split("+")
+
+    class Chosen(Pooling):
+        @classmethod
+        def load(cls, model_name_or_path: str, *_: Any, **__: Any) -> Any:
+            return Pooling(width, modes)
+
+    return Chosen
 
 
 def open_cross_encoder(source: Source, dtype: torch.dtype = torch.float32) -> Any:
@@ -185,6 +189,8 @@ def _check_transformer(source: Source, transformer: Any, output: str, of_model: 
     made = modality.get("method_output_name")
     if transformer.module_output_name != output or modality.get("method") != "forward" or made != of_model:
         raise BuildError(f"{name}: its Transformer module gives {made!r}; supported: {of_model!r}")
+    if source.do_lower_case is False and transformer.do_lower_case:
+        raise BuildError(f"{name}: do_lower_case is false in the setup config and true in the model's; settle on one")
     if "message" in transformer.modality_config:
         raise BuildError(f"{name}: its Transformer module reads chat messages, which is not supported")
     for key in ("processing_kwargs", "query_length", "document_length", "query_expansion"):
@@ -195,7 +201,7 @@ def _check_transformer(source: Source, transformer: Any, output: str, of_model: 
     model_keys = set(stated.get("model_args") or stated.get("model_kwargs") or {}) - _HARMLESS_MODEL_KEYS
     config_keys = set(stated.get("config_args") or stated.get("config_kwargs") or {})
     if unknown := sorted(model_keys | config_keys):
-        raise BuildError(f"{name}: its Transformer module sets {', '.join(unknown)} of the model; write it to config.json")
+        raise BuildError(f"{name}: its Transformer module sets {', '.join(unknown)} of the model; use config.json")
 
 
 def _layers(source: Source, modules: list[Any], width: int) -> tuple[list[nn.Module], int]:

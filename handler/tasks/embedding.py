@@ -70,7 +70,7 @@ class Embedding(Task[EmbeddingRequest]):
         return with_dropped({"embedding": self._shaped(vector, job.request).tolist()}, job)
 
     def _shaped(self, vector: np.ndarray, request: EmbeddingRequest) -> np.ndarray:
-        """Normalised and cut, in sentence-transformers' order: as the model says, cut, again where that is asked for."""
+        """Normalised and cut, in sentence-transformers' order: as the model says, cut, again where asked for."""
         asked = self.config.normalize if request.normalize is None else request.normalize
         unit = self.facts.normalize if asked is None else asked
         dimensions = request.dimensions or self.config.dimensions or self.facts.dimensions or len(vector)
