@@ -94,7 +94,14 @@ class Checkpoint:
         """What the folder says to sentence-transformers, for embedding and rerank. Raises BuildError."""
         if self.task == "embedding":
             return read_embedding(self.as_source)
-        return read_cross_encoder(self.as_source, self.config) if self.task == "rerank" else SentenceModel()
+        if self.task == "rerank":
+            return read_cross_encoder(self.as_source, self.config)
+        if self.task == "sequence_classification" and sentences.is_cross_encoder(self.root, self.source):
+            found = read_cross_encoder(self.as_source, self.config)
+            if found.default_prompt_name and found.prompts[found.default_prompt_name]:
+                raise BuildError(f"{self.source}: its default prompt is for a cross-encoder; use --mode rerank")
+            return found
+        return SentenceModel()
 
     @property
     def note(self) -> str | None:

@@ -128,11 +128,12 @@ def _scores(checkpoint: Checkpoint, config: SetupConfig, cases: Any, dtype: torc
     made = []
     for text, options in cases:
         named = {key: value for key, value in options.items() if key != "raw_scores"}
-        activation = torch.nn.Identity() if options.get("raw_scores") else None
+        several = checkpoint.config.num_labels > 1
+        activation = torch.nn.Identity() if several or options.get("raw_scores") else None
         score = model.predict(
             [(_QUERY, text)], activation_fn=activation, show_progress_bar=False, convert_to_tensor=True, **named
         )
-        if score.dim() > 1:  # several labels: the probability of the last one is this product's own
+        if several:  # the probability of the last label is this product's own
             score = score[:, -1] if options.get("raw_scores") else score.softmax(-1)[:, -1]
         made.append(score.double().numpy())
     return made

@@ -104,6 +104,11 @@ def task_of(root: Path, config: Any, source: str) -> str | None:
     return "rerank" if config.num_labels == 1 and (unnamed or not unmarked(root, config)) else None
 
 
+def is_cross_encoder(root: Path, source: str) -> bool:
+    """Whether the folder says so itself, whatever task it is built for."""
+    return model_config(root, source).get("model_type") == "CrossEncoder"
+
+
 def has_modules(root: Path) -> bool:
     """Whether the folder is one of sentence-transformers' own form."""
     return (root / MODULES).is_file()

@@ -27,6 +27,10 @@ _HARMLESS_MODEL_KEYS = {
 """Of a Transformer module's ``model_args``: what changes no answer."""
 
 
+_LONGEST_REASON = 240
+"""Characters of the library's own words within an error's line."""
+
+
 @dataclass(frozen=True)
 class Source:
     """Where a model is read from: ``root`` holds ``modules.json``, if any; ``name`` is for messages.
@@ -176,7 +180,8 @@ def _reading(source: Source) -> Iterator[None]:
     except BuildError:
         raise
     except Exception as error:  # whatever a damaged folder makes a library raise
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = " ".join(str(error).split()).replace(str(source.root), source.name) or type(error).__name__
+        reason = f"{reason[:_LONGEST_REASON]}..." if len(reason) > _LONGEST_REASON else reason
         raise BuildError(f"{source.name}: sentence-transformers cannot read it ({reason})") from error
     finally:
         logging.getLogger("sentence_transformers").setLevel(level)
