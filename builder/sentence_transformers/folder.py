@@ -36,6 +36,14 @@ def read_json(path: Path, source: str) -> Any:
         raise BuildError(f"{source}: {path.name} cannot be read ({error})") from error
 
 
+def read_object(path: Path, source: str) -> dict[str, Any]:
+    """The same of a file that holds an object."""
+    content = read_json(path, source)
+    if not isinstance(content, dict):
+        raise BuildError(f"{source}: {path.name} is not an object")
+    return content
+
+
 def modules_of(root: Path, source: str) -> list[Module]:
     """The modules in their order; empty where the folder has no ``modules.json``.
 
@@ -74,9 +82,10 @@ def model_config(root: Path, source: str) -> dict[str, Any]:
     path = root / MODEL_CONFIG
     if not has_modules(root) or not path.is_file():
         return {}
-    content = read_json(path, source)
-    if not isinstance(content, dict):
-        raise BuildError(f"{source}: {MODEL_CONFIG} is not an object")
+    content = read_object(path, source)
+    prompts = content.get("prompts") or {}
+    if not isinstance(prompts, dict) or not all(isinstance(text, str | None) for text in prompts.values()):
+        raise BuildError(f"{source}: the prompts in {MODEL_CONFIG} are not texts by name")
     return content
 
 
@@ -137,9 +146,17 @@ def check_embedding_modules(root: Path, source: str, pooling: str | None = None)
             f"{source}: its modules are {', '.join(kinds)}; supported: Transformer, Pooling, then any of "
             f"{', '.join(_LAYERS)}"
         )
+    check_settings(root, modules[0], source)
     for module in modules[1:]:
         _check_files(root / module.path, module, source, pooling)
     return modules
+
+
+def check_settings(root: Path, transformer: Module, source: str) -> None:
+    """Raises BuildError naming a file of settings that cannot be read: the library would not say which."""
+    model_config(root, source)
+    for path in sorted((root / transformer.path).glob("sentence_*_config.json")):
+        read_object(path, source)
 
 
 def _check_files(folder: Path, module: Module, source: str, pooling: str | None) -> None:
@@ -154,17 +171,22 @@ def _check_files(folder: Path, module: Module, source: str, pooling: str | None)
     weights = [folder / name for name in ("model.safetensors", "pytorch_model.bin")]
     if module.kind in _WITH_WEIGHTS and not any(file.is_file() for file in weights):
         raise BuildError(f"{where} has no model.safetensors or pytorch_model.bin")
+    if not needed:
+        return
+    stated = read_object(folder / "config.json", f"{source}: {module.path or 'the folder'}")
     if module.kind == "Dense":
-        stated = read_json(folder / "config.json", source)
-        activation = stated.get("activation_function", "torch.nn.Tanh") if isinstance(stated, dict) else None
+        activation = stated.get("activation_function", "torch.nn.Tanh")
         if not str(activation).startswith("torch.nn."):
             raise BuildError(f"{where} has the activation {activation!r}; supported: classes of torch.nn")
 
 
 def check_cross_encoder_modules(root: Path, source: str) -> None:
     """Raises BuildError naming the modules of a cross-encoder that is more than a classifier of pairs."""
-    kinds = [module.kind for module in modules_of(root, source)]
-    if kinds != ["Transformer"]:
+    modules = modules_of(root, source)
+    kinds = [module.kind for module in modules]
+    if kinds == ["Transformer"]:
+        check_settings(root, modules[0], source)
+    else:
         raise BuildError(f"{source}: a cross-encoder of modules {', '.join(kinds)} is not supported, only Transformer")
 
 

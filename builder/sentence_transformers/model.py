@@ -77,10 +77,7 @@ def read_embedding(source: Source) -> SentenceModel:
     transformer, pooling, *rest = model
     _check_transformer(source, transformer, "token_embeddings", "last_hidden_state")
     modes = [pooling.pooling_mode] if isinstance(pooling.pooling_mode, str) else list(pooling.pooling_mode)
-    hidden = transformer.get_embedding_dimension()
-    if pooling.embedding_dimension != hidden:
-        raise BuildError(f"{source.name}: Pooling is for {pooling.embedding_dimension} dimensions, not {hidden}")
-    layers, width = _layers(source, rest, len(modes) * hidden)
+    layers, width = _layers(source, rest, len(modes) * transformer.get_embedding_dimension())
     normalize = bool(layers) and isinstance(layers[-1], Normalize)
     return SentenceModel(
         max_length=_max_length(source, model),

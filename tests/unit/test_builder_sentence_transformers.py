@@ -49,10 +49,6 @@ def _of_type(root: Path, kind: str) -> None:
     write(root / "config_sentence_transformers.json", {"model_type": kind})
 
 
-def _wide_pooling(root: Path) -> None:
-    write(root / "1_Pooling" / "config.json", {"word_embedding_dimension": 7, "pooling_mode_mean_tokens": True})
-
-
 _PLACES = ("Transformer", ""), ("Pooling", "1_Pooling")
 REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "a module of its own code": (lambda r: rows(r, "custom_st.Transformer"), "'custom_st.Transformer' is code"),
@@ -68,10 +64,19 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "no class": (lambda r: _dense(r, activation="torch.nn.functional.gelu"), "must be a torch.nn.Module class"),
     "width": (lambda r: _dense(r, inputs=48), "module Dense takes 48 dimensions, not 64"),
     "token level": (lambda r: _dense(r, module_input_name="token_embeddings"), "reads 'token_embeddings' and writes"),
-    "pooling's width": (_wide_pooling, "Pooling is for 7 dimensions, not 64"),
     "not a list": (lambda r: write(r / "modules.json", {}), "modules.json lists no modules"),
     "no type": (lambda r: write(r / "modules.json", [{"path": ""}]), "an entry without type or path"),
     "no JSON": (lambda r: _text(r / "modules.json", "[{"), "modules.json cannot be read"),
+    "pooling a list": (lambda r: write(r / "1_Pooling" / "config.json", [1]), "1_Pooling: config.json is not an"),
+    "pooling broken": (lambda r: _text(r / "1_Pooling" / "config.json", "{"), "1_Pooling: config.json cannot be read"),
+    "settings broken": (lambda r: _text(r / "sentence_bert_config.json", "{"), "sentence_bert_config.json cannot be"),
+    "prompts a list": (
+        lambda r: write(r / "config_sentence_transformers.json", {"prompts": ["a"]}),
+        "the prompts in config_sentence_transformers.json are not texts by name",
+    ),
+    "prompt a number": (
+        lambda r: write(r / "config_sentence_transformers.json", {"prompts": {"query": 5}}), "are not texts by name",
+    ),
     "sparse": (lambda r: _of_type(r, "SparseEncoder"), "a SparseEncoder model is not supported"),
     "multi-vector": (lambda r: _of_type(r, "MultiVectorEncoder"), "a MultiVectorEncoder model is not supported"),
     "length": (lambda r: _settings(r, max_seq_length=-1), "max_seq_length is -1"),
