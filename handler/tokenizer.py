@@ -98,6 +98,7 @@ class Tokenizer:
         near = text[-EDGE:] if last else text[:EDGE]
         ids = self.backend.encode(near, add_special_tokens=False).ids
         return ids[-1 if last else 0] if ids else None
+
     def prompt_length(self, prompt: str) -> int:
         """How many tokens a text begins with that begins with ``prompt``, as sentence-transformers counts them.
 
