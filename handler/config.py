@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 Task = Literal[
     "sequence_classification", "question_answering", "token_classification", "embedding", "rerank", "fill_mask"
@@ -21,9 +21,21 @@ DataType = Literal["fp32", "bf16", "fp16", "int8"]
 Truncation = Literal["error", "truncate", "stride"]
 Aggregation = Literal["none", "simple", "first", "average", "max"]
 ScoreFunction = Literal["sigmoid", "softmax", "none"]
-Pooling = Literal["cls", "mean"]
+POOLINGS = ("cls", "mean", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
+"""How an embedding is made of its tokens' vectors, by sentence-transformers' names."""
 
 TASKS: tuple[str, ...] = get_args(Task)
+
+
+def _known_poolings(value: str) -> str:
+    for name in value.split("+"):
+        if name not in POOLINGS:
+            raise ValueError(f"{name!r} is none of {', '.join(POOLINGS)}")
+    return value
+
+
+Pooling = Annotated[str, AfterValidator(_known_poolings)]
+"""One of POOLINGS, or several joined by "+", whose vectors are joined in that order."""
 
 
 class ConfigError(ValueError):
@@ -171,7 +183,12 @@ class SetupConfig(_Strict):
     normalize: bool | None = None
     """Whether embeddings have length 1; None: as the checkpoint's folder says."""
     dimensions: Positive | None = None
-    """Keep only the first so many dimensions of an embedding."""
+    """Keep only the first so many dimensions of an embedding; None: as the checkpoint's folder says, else all."""
+    prompts: dict[str, str] | None = None
+    """Texts that stand before an embedding's text or a rerank query, by name; they are added to those of the
+    checkpoint's folder and replace its ones of the same name."""
+    default_prompt_name: str | None = None
+    """The prompt of requests that choose none; None: as the checkpoint's folder says, else no prompt."""
 
     @model_validator(mode="before")
     @classmethod

@@ -179,13 +179,17 @@ def _lost() -> RequestError:
 
 
 def collate(sequences: Many[Sequence], pad_id: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """ids, segments, mask: int64 [B, S], padded on the right to the longest sequence."""
+    """ids, segments, mask: int64 [B, S], padded on the right to the longest sequence.
+
+    The mask is 1 on tokens, 2 on those that pooling leaves out, 0 on pads.
+    """
     lengths = np.array([len(sequence.ids) for sequence in sequences])
     mask = (np.arange(lengths.max()) < lengths[:, None]).astype(np.int64)
     ids = np.full(mask.shape, pad_id, dtype=np.int64)
     segments = np.zeros(mask.shape, dtype=np.int64)
     for row, sequence in enumerate(sequences):
         ids[row, : lengths[row]] = sequence.ids
+        mask[row, : sequence.prompt] = 2
         if sequence.segments is not None:
             segments[row, : lengths[row]] = sequence.segments
     return ids, segments, mask

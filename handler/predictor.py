@@ -102,7 +102,8 @@ class Predictor:
         model = load_model(folder, facts, config, gpu)
         length = min(facts.max_positions, config.max_length or facts.max_positions)
         try:
-            tokenizer = Tokenizer(path, length, facts.uses_segments, config.limits.max_tokens)
+            most = config.limits.max_tokens
+            tokenizer = Tokenizer(path, length, facts.uses_segments, most, facts.truncation_side)
         except Exception as error:  # the library raises Exception itself
             raise ArchiveError(f"tokenizer.json cannot be read ({error}); build the archive again") from error
         predictor = cls(facts, config, tokenizer, model)

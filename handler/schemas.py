@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from handler.config import Aggregation, ScoreFunction, Truncation
 
 Text = Annotated[str, Field(min_length=1)]
+Prompt = Annotated[str, Field(max_length=4_000)]
 
 
 class Request(BaseModel):
@@ -59,6 +60,12 @@ class TokenRequest(TextRequest):
 class EmbeddingRequest(TextRequest):
     """A text to embed."""
 
+    prompt: Prompt | None = None
+    """A text to put before the text; "" for none."""
+    prompt_name: str | None = None
+    """One of the model's prompts, unless ``prompt`` is given."""
+    input_type: Literal["query", "document"] | None = None
+    """The model's prompt for this kind of text, unless ``prompt`` or ``prompt_name`` is given."""
     normalize: bool | None = None
     dimensions: Annotated[int, Field(gt=0)] | None = None
 
@@ -70,6 +77,13 @@ class RerankRequest(Request):
     texts: Annotated[list[Text], Field(min_length=1)]
     sort: bool = True
     """Best first; otherwise in the order of ``texts``."""
+    raw_scores: bool = False
+    """Logits, without the model's activation."""
+    return_text: bool = False
+    prompt: Prompt | None = None
+    """A text to put before the query; "" for none."""
+    prompt_name: str | None = None
+    """One of the model's prompts, unless ``prompt`` is given."""
 
 
 class FillMaskRequest(TextRequest):
@@ -144,6 +158,8 @@ class Ranked(BaseModel):
 
     index: int
     score: float
+    text: str | None = None
+    """The text itself, where ``return_text`` asks for it."""
 
 
 class RerankAnswer(Answer):

@@ -6,7 +6,7 @@ from collections.abc import Sequence as Many
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import tokenizers
 from tokenizers import Encoding, processors
@@ -28,12 +28,14 @@ class Sequence:
     """One row of the model's input. ``segments`` None means all zero; ``encoding``: the tokenizer's, if asked for.
 
     ``offsets``, likewise: each token's characters [start, end) of its own text. Use these, not the encoding's.
+    ``prompt``: so many tokens at the beginning that pooling leaves out.
     """
 
     ids: list[int]
     segments: list[int] | None = None
     encoding: Encoding | None = None
     offsets: list[tuple[int, int]] | None = None
+    prompt: int = 0
 
 
 @dataclass(slots=True)
@@ -49,9 +51,12 @@ class Tokenizer:
 
     ``max_length``: longest sequence in tokens, special tokens included. ``uses_segments``: whether the model
     distinguishes the two texts of a pair. ``max_tokens``: most tokens of one input's windows together.
+    ``cut_side``: the end that truncation cuts off.
     """
 
-    def __init__(self, path: Path | str, max_length: int, uses_segments: bool, max_tokens: int = 65_536) -> None:
+    def __init__(
+        self, path: Path | str, max_length: int, uses_segments: bool, max_tokens: int = 65_536, cut_side: str = "right"
+    ) -> None:
         self.backend = tokenizers.Tokenizer.from_file(str(path))
         self.backend.no_truncation()
         self.backend.no_padding()
@@ -59,6 +64,7 @@ class Tokenizer:
         self._max_tokens = max_tokens
         self._uses_segments = uses_segments
         self._trims = _stop_trimming(self.backend)
+        self._cut_side = cut_side
         self._words = WordCache.of(self.backend)
         self.knows_words = isinstance(self.backend.model, tokenizers.models.WordPiece)
         """Whether tokens of one word can be told from the tokenizer; otherwise white space has to do."""
@@ -92,6 +98,15 @@ class Tokenizer:
         near = text[-EDGE:] if last else text[:EDGE]
         ids = self.backend.encode(near, add_special_tokens=False).ids
         return ids[-1 if last else 0] if ids else None
+
+    def prompt_length(self, prompt: str) -> int:
+        """How many tokens a text begins with that begins with ``prompt``, as sentence-transformers counts them.
+
+        The special tokens before it are among them, one behind it is not.
+        """
+        encoding = self.backend.encode(prompt)
+        length = min(len(encoding.ids), self.max_length)
+        return length - 1 if length and encoding.special_tokens_mask[-1] else length
 
     def encode(
         self, inputs: Many[Input], policies: Many[Truncation], strides: Many[int], *, offsets: bool = False
@@ -145,7 +160,7 @@ class Tokenizer:
     def _windows(self, text: Input, length: int, policy: Truncation, stride: int) -> list[Encoding]:
         """Cut by the tokenizer itself, so that special tokens and offsets are exactly those of a short text."""
         if policy == "truncate":
-            return [self._truncated(text, 0, "longest_first")]
+            return [self._truncated(text, 0, "longest_first", self._cut_side)]
         strategy = "only_first" if isinstance(text, str) else "only_second"
         first = self._truncated(text, self._stride_that_fits(text, length, stride), strategy)
         return [first, *first.overflowing]
@@ -168,8 +183,8 @@ class Tokenizer:
             )
         return stride
 
-    def _truncated(self, text: Input, stride: int, strategy: str) -> Encoding:
-        self.backend.enable_truncation(self.max_length, stride=stride, strategy=strategy)
+    def _truncated(self, text: Input, stride: int, strategy: str, side: str = "right") -> Encoding:
+        self.backend.enable_truncation(self.max_length, stride=stride, strategy=strategy, direction=side)
         try:
             return self.backend.encode(text) if isinstance(text, str) else self.backend.encode(*text)
         finally:
@@ -198,7 +213,8 @@ def _stop_trimming(backend: tokenizers.Tokenizer) -> bool:
     if "ByteLevel" not in str(backend.pre_tokenizer):
         return False
     processor = backend.post_processor
-    steps = list(processor) if isinstance(processor, processors.Sequence) else [processor]
+    several: Any = processor  # its stub does not say that it can be iterated over
+    steps = list(several) if isinstance(processor, processors.Sequence) else [processor]
     trimming = [step for step in steps if getattr(step, "trim_offsets", False)]
     for step in trimming:
         step.trim_offsets = False
