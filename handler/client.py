@@ -67,7 +67,7 @@ class Client:
         key_file: Path | str | None = None,
         management_url: str | None = None,
         timeout: float = 150.0,
-        retries: int = 10,
+        retries: int = 8,
         wait: float = 0.2,
         deadline: float = 300.0,
         verify: bool | str = True,

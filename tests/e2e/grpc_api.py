@@ -1,4 +1,4 @@
-"""TorchServe's gRPC services as calls, their messages built from descriptors written here: no generated code, no protoc.
+"""TorchServe's gRPC services as calls, their messages built from descriptors here: no generated code, no protoc.
 
 The fields are those of TorchServe's inference.proto, management.proto and open_inference_grpc.proto.
 """
