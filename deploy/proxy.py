@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import signal
@@ -98,6 +99,8 @@ class Proxy:
         path = self.folder / "nginx.conf"
         path.write_text(configuration(self._own_values()), encoding="utf-8")
         command = [binary, "-c", str(path), "-p", str(self.folder)]
+        if os.geteuid() == 0:  # its workers would be nobody, who may not enter a folder of root's
+            command += ["-g", "user root;"]
         tested = subprocess.run([*command, "-t", "-q"], capture_output=True, text=True, check=False)
         if tested.returncode:
             raise ServerError(f"nginx refuses its configuration: {(tested.stderr.strip().splitlines() or ['?'])[0]}")

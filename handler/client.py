@@ -82,7 +82,7 @@ class Client:
         self._wait = wait
         self._deadline = deadline
         self._session = requests.Session()
-        self._session.verify = verify
+        self._verify = verify
         self._token = token
 
     def predict(self, model: str, payload: Any, **options: Any) -> Any:
@@ -144,10 +144,11 @@ class Client:
 
     def _attempt(self, path: str, body: Any, accept: str, left: float) -> requests.Response | requests.RequestException:
         """One attempt, given ``left`` seconds; an exception is returned where another attempt may fare better."""
-        headers = {"Accept": accept, **_authorization(self._token)}
+        url, headers = f"{self._url}/{path}", {"Accept": accept, **_authorization(self._token)}
         timeout = (max(0.001, min(CONNECT_TIMEOUT, left)), max(0.001, min(self._timeout, left)))
         try:
-            return self._session.post(f"{self._url}/{path}", json=body, headers=headers, timeout=timeout)
+            # Of the session it would be overruled by REQUESTS_CA_BUNDLE.
+            return self._session.post(url, json=body, headers=headers, timeout=timeout, verify=self._verify)
         except requests.exceptions.SSLError:  # a certificate does not get better by asking again
             raise
         except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:
