@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import threading
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
@@ -18,6 +20,7 @@ from ts.metrics.dimension import Dimension
 from ts.metrics.metric_type_enum import MetricTypes
 
 from handler.archive import ArchiveError
+from handler.bodies import Headers
 from handler.config import ConfigError
 from handler.decode import BODY_KEYS, instance
 from handler.draining import Drain
@@ -25,6 +28,9 @@ from handler.errors import RequestError, internal_error
 from handler.metrics import Sample, Sink
 from handler.open_inference import decoded, is_model_infer, model_infer
 from handler.predictor import Predictor, Reply
+
+LAST_ANSWERS = 1.0
+"""Seconds that a worker lives on after its device has failed."""
 
 logger = logging.getLogger(__name__)
 RETRY_AFTER = 1
@@ -71,7 +77,17 @@ class EncoderService:
                 answers = [respond(reply, context, index, limit) for index, reply in enumerate(replies)]
         end_streams(context)
         predictor.metrics.flush(metrics_sink(context))
+        if predictor.lost:
+            end_worker()
         return answers
+
+
+def end_worker() -> None:
+    """Soon, so that this batch's answers still go out. Where a worker ends, the server starts another."""
+    logger.error("the device has failed; this worker ends, so that the server starts another")
+    timer = threading.Timer(LAST_ANSWERS, lambda: os._exit(1))
+    timer.daemon = True
+    timer.start()
 
 
 def _body(row: Any) -> dict[str, Any]:
@@ -82,19 +98,6 @@ def refusals(count: int) -> list[Reply]:
     """What requests get that reach a worker while the server stops."""
     error = RequestError("overloaded", "the server is stopping; ask again")
     return [Reply(error.status, error.phrase, error.body()) for _ in range(count)]
-
-
-def header(context: Any, index: int, name: str) -> str:
-    """A request's header by its lower-case name, whatever case it was sent in; empty where there is none.
-
-    TorchServe keeps the content types of parameters among the headers, under the parameters' names, which are the
-    client's to choose: those are mappings, not texts. Of spellings that differ the exact one counts first, since that
-    is how TorchServe writes its own.
-    """
-    headers = context.get_all_request_header(index)
-    if isinstance(exact := headers.get(name), str):
-        return exact
-    return next((v for k, v in headers.items() if isinstance(v, str) and k.lower() == name), "")
 
 
 def content_type(context: Any, index: int) -> str | None:
@@ -143,18 +146,23 @@ def route(predictor: Predictor, rows: list[Mapping[str, Any]], context: Any, *, 
     if stopping:
         return refusals(len(rows))
     types = [content_type(context, index) for index in range(len(rows))]
+    headers = [context.get_all_request_header(index) for index in range(len(rows))]
     explained_by, answered_by = predictor.explanation_deadline(), predictor.deadline()
     plain = []
     replies: dict[int, Reply] = {}
     for index, row in enumerate(rows):
         if context.get_request_header(index, "explain") == "True":
             html = wants_html(context, index)
-            replies[index] = predictor.explain(row, types[index], html=html, deadline=explained_by)
+            replies[index] = predictor.explain(
+                row, types[index], html=html, deadline=explained_by, headers=headers[index]
+            )
         else:
             plain.append(index)
     by_open_inference = {index for index in plain if over_grpc(context, index) and is_model_infer(rows[index])}
     inputs = [decoded(rows[index]) if index in by_open_inference else rows[index] for index in plain]
-    predicted = predictor.predict(inputs, [types[index] for index in plain], answered_by)
+    predicted = predictor.predict(
+        inputs, [types[index] for index in plain], answered_by, [headers[index] for index in plain]
+    )
     replies.update(zip(plain, predicted, strict=True))
     for index in by_open_inference:
         replies[index].payload = model_infer(replies[index].payload, rows[index], context.manifest)
@@ -163,8 +171,11 @@ def route(predictor: Predictor, rows: list[Mapping[str, Any]], context: Any, *, 
 
 def wants_html(context: Any, index: int) -> bool:
     """By the Accept header or the path NAME/VERSION/html: TorchServe passes no query parameters of a POST on."""
-    path = header(context, index, "url_path").strip("/")
-    return header(context, index, "accept").startswith("text/html") or path.partition("?")[0] == "html"
+    headers = context.get_all_request_header(index)
+    # A field of a form may have this name; then its content type stands here.
+    path = headers.get("url_path")
+    below = path.strip("/").partition("?")[0] if isinstance(path, str) else ""
+    return Headers(headers).get("accept").startswith("text/html") or below == "html"
 
 
 def enveloped(rows: list[Any] | None, context: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 import shutil
@@ -89,6 +90,13 @@ def test_what_it_does_not(proxy: Proxy, session: requests.Session, method: str, 
     answer = session.send(request, timeout=60, verify=str(proxy.certificate))
     assert answer.status_code == status
     assert error_of(answer) == "invalid_request"
+
+
+def test_a_compressed_body_goes_through(proxy: Proxy, session: requests.Session) -> None:
+    headers = {"Content-Encoding": "gzip", "Content-Type": "application/json"}
+    body = gzip.compress(json.dumps({"text": TICKET}).encode())
+    answer = session.post(f"{proxy.url}/predictions/ticket_routing", data=body, headers=headers, timeout=60)
+    assert answer.json()["label"] == "billing"
 
 
 def test_torchserves_headers_stay_outside(proxy: Proxy, session: requests.Session) -> None:
