@@ -213,7 +213,8 @@ def read_memory(server: Server, lives: dict[int, Life]) -> None:
     for pid, name in named.items():
         with suppress(psutil.Error):  # it has just ended
             mib = psutil.Process(pid).memory_info().rss / 2**20
-            lives.setdefault(pid, Life(name, pid)).mib.append(mib)
+            if mib:  # none has a process that was killed and is not yet buried
+                lives.setdefault(pid, Life(name, pid)).mib.append(mib)
 
 
 def kill_one(server: Server, turn: int) -> str | None:

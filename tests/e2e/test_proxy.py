@@ -232,17 +232,17 @@ def test_a_server_that_is_not_there_is_503(tmp_path: Path) -> None:
 def test_a_proxy_that_quits_lets_running_requests_be_answered(server: Server, tmp_path: Path) -> None:
     if nginx() is None:
         pytest.skip("nginx is not installed")
-    body = json.dumps([f"{TICKET} {n} " * 12 for n in range(60)])
-    with Proxy(tmp_path, server, free_ports(1)[0]) as running, ThreadPoolExecutor(16) as pool:
+    body = json.dumps([f"{TICKET} {n} " * 6 for n in range(16)])
+    with Proxy(tmp_path, server, free_ports(1)[0]) as running, ThreadPoolExecutor(8) as pool:
         asked = [
             pool.submit(
                 requests.post, f"{running.url}/predictions/ticket_routing", data=body, timeout=120,
                 headers={**server.headers(), "Content-Type": "application/json"}, verify=str(running.certificate),
             )
-            for _ in range(16)
+            for _ in range(8)
         ]  # fmt: skip
         time.sleep(0.5)
-        running.stop(60)
+        running.stop(120)
         assert {future.result().status_code for future in asked} == {200}
         with pytest.raises(requests.ConnectionError):
             requests.get(f"{running.url}/ping", verify=str(running.certificate), timeout=10)
