@@ -6,7 +6,7 @@ from collections.abc import Sequence as Many
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import tokenizers
 from tokenizers import Encoding, processors
@@ -213,7 +213,8 @@ def _stop_trimming(backend: tokenizers.Tokenizer) -> bool:
     if "ByteLevel" not in str(backend.pre_tokenizer):
         return False
     processor = backend.post_processor
-    steps = list(processor) if isinstance(processor, processors.Sequence) else [processor]
+    several: Any = processor  # its stub does not say that it can be iterated over
+    steps = list(several) if isinstance(processor, processors.Sequence) else [processor]
     trimming = [step for step in steps if getattr(step, "trim_offsets", False)]
     for step in trimming:
         step.trim_offsets = False
