@@ -45,7 +45,7 @@ endif
 serve: archives-present  ## start TorchServe in the background with NAMES (default: both samples)
 	@$(BIN)/python -m deploy serve $(NAMES)
 
-stop: setup  ## stop it
+stop: setup  ## let running requests be answered, then stop it
 	@$(BIN)/python -m deploy stop
 
 predict: setup  ## send the sample inputs to the running server
