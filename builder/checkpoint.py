@@ -14,6 +14,7 @@ from torch import nn
 
 from builder.errors import BuildError
 from builder.families import Family, family_of, shape_of
+from builder.foreign import refuse_foreign_files
 from builder.quiet import quiet
 from handler.config import SetupConfig
 from handler.original import CLASSES
@@ -128,7 +129,14 @@ class Checkpoint:
         extra = {"add_pooling_layer": False} if self.task == "embedding" and self.config.model_type in _POOLED else {}
         with quiet():
             model, info = loader.from_pretrained(
-                self.folder, config=self.config, dtype=dtype, output_loading_info=True, local_files_only=True, **extra
+                self.folder,
+                config=self.config,
+                dtype=dtype,
+                output_loading_info=True,
+                local_files_only=True,
+                trust_remote_code=False,
+                weights_only=True,
+                **extra,
             )
         missing = sorted(info["missing_keys"])
         if missing:
@@ -145,7 +153,9 @@ class Checkpoint:
         extra = {} if self.do_lower_case is None else {"do_lower_case": self.do_lower_case}
         with quiet():
             try:
-                tokenizer = transformers.AutoTokenizer.from_pretrained(self.folder, local_files_only=True, **extra)
+                tokenizer = transformers.AutoTokenizer.from_pretrained(
+                    self.folder, local_files_only=True, trust_remote_code=False, **extra
+                )
             except (OSError, ValueError, ImportError) as error:
                 raise BuildError(f"{self.source}: no usable tokenizer ({str(error).splitlines()[0]})") from error
         if not tokenizer.is_fast:
@@ -164,9 +174,12 @@ def load(config: SetupConfig) -> Checkpoint:
     import transformers
 
     folder, source = _locate(config.model_name, config.revision)
+    refuse_foreign_files(folder, source)
     try:
         with quiet():
-            model_config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+            model_config = transformers.AutoConfig.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
     except (OSError, ValueError) as error:
         raise BuildError(f"{source}: no usable config.json ({str(error).splitlines()[0]})") from error
     shape_of(model_config)

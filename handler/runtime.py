@@ -21,6 +21,9 @@ from handler.threads import Placement
 logger = logging.getLogger(__name__)
 
 CPU_LIBRARY = "libefft_cpu.so"
+SAFE_TORCH = "2.10"
+"""The oldest torch that loads any archive, whatever it says itself: in earlier ones a crafted file corrupts memory even
+where only weights are unpickled (CVE-2026-24747)."""
 _loaded: dict[str, str] = {}
 """Library name -> digest of the one this process has loaded: an operator can be registered only once."""
 
@@ -72,7 +75,8 @@ def _place(facts: ArchiveFacts, device: torch.device) -> str:
 
 
 def check_torch(oldest: str) -> None:
-    """Raises ArchiveError where the installed torch is older than the archive needs."""
+    """Raises ArchiveError where the installed torch is older than the archive needs or than is safe."""
+    oldest = max(oldest, SAFE_TORCH, key=_version)
     if _version(torch.__version__) < _version(oldest):
         raise ArchiveError(f"torch {torch.__version__} is too old for this archive; install torch {oldest} or newer")
 
