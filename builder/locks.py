@@ -8,6 +8,7 @@ PyPI's, which bear the same version, are listed with their digests in torch_buil
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -47,21 +48,30 @@ def lock(torch_index: str | None) -> None:
 
 
 def audit() -> int:
-    """Look every locked package up in the advisories that PyPI publishes; pip-audit's exit status, or 2 where they
-    cannot be reached."""
-    command = [str(TOOLS / "pip-audit"), "--disable-pip", "--require-hashes", "--progress-spinner", "off"]
-    for name in ("torch", "cuda", *SETS, "tools"):
-        result = subprocess.run(
-            [*command, "-r", str(LOCKS / f"{name}.txt")], capture_output=True, text=True, check=False
-        )
-        words = (result.stdout + result.stderr).strip()
-        if result.returncode and ("Connection" in words or "status code" in words or "ServiceError" in words):
-            print("audit: the advisories cannot be reached from here; NOTHING was audited", file=sys.stderr)
-            return 2
-        print(f"{name}: {words}")
-        if result.returncode:
-            return result.returncode
-    return 0
+    """Look every locked package up in the advisories that PyPI publishes, and print what they say.
+
+    Returns 0 where nothing is known of any, 1 where something is, 2 where some could not be looked up: that is no
+    audit, whatever pip-audit itself makes of it.
+    """
+    files = [argument for name in ("torch", "cuda", *SETS, "tools") for argument in ("-r", str(LOCKS / f"{name}.txt"))]
+    command = [str(TOOLS / "pip-audit"), "--disable-pip", "--require-hashes", "--progress-spinner", "off", *files]
+    result = subprocess.run([*command, "--format", "json"], capture_output=True, text=True, check=False)
+    try:
+        packages = json.loads(result.stdout)["dependencies"]
+    except (ValueError, KeyError):
+        last = (result.stderr.strip().splitlines() or ["no message"])[-1]
+        print(f"audit: nothing was looked up: {last}", file=sys.stderr)
+        return 2
+    known = [(package, advisory) for package in packages for advisory in package.get("vulns", [])]
+    for package, advisory in known:
+        fixed = ", ".join(advisory["fix_versions"]) or "no version"
+        print(f"{package['name']} {package['version']}: {advisory['id']}, fixed in {fixed}")
+    skipped = sum("skip_reason" in package for package in packages)
+    print(f"{len(packages) - skipped} packages looked up, {len(known)} advisories")
+    if skipped:
+        print(f"audit: {skipped} packages could not be looked up; is the package index PyPI itself?", file=sys.stderr)
+        return 2
+    return 1 if known else 0
 
 
 def _resolve(requirements: list[str], constraints: str | None = None) -> str:
