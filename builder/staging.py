@@ -31,9 +31,14 @@ def staging(output: Path, name: str) -> Iterator[Path]:
         descriptor = _lock(folder)
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        if descriptor is not None:
-            os.close(descriptor)
+        try:
+            shutil.rmtree(folder, ignore_errors=True)
+        except BaseException:  # a signal, meanwhile: once more, now that further ones are ignored
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        finally:
+            if descriptor is not None:
+                os.close(descriptor)
 
 
 def settle(unfinished: Path, target: Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -48,6 +49,21 @@ def test_a_signal_leaves_neither_stage_nor_child(tmp_path: Path, name: str) -> N
     assert error == f"builder: ended by {name}; nothing was left half done\n"
     assert list(tmp_path.iterdir()) == []
     assert psutil.wait_procs(children, timeout=10)[1] == []
+
+
+def test_a_signal_while_the_stage_is_removed_does_not_save_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    remove, calls = shutil.rmtree, []
+
+    def interrupted(path: Path, **options: bool) -> None:
+        calls.append(path)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        remove(path, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", interrupted)
+    with pytest.raises(KeyboardInterrupt), staging(tmp_path, "name"):
+        pass
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_stage_of_a_killed_build_is_swept_by_the_next(tmp_path: Path) -> None:
