@@ -132,8 +132,8 @@ def page(found: list[Package]) -> str:
         "# Licences",
         "",
         "Made by `make sbom` from the packages' own metadata; changes by hand are lost. EFFT itself is under the MIT",
-        "licence ([LICENSE](../LICENSE)). An archive holds EFFT's handler and library, and the checkpoint's weights and",
-        "tokenizer, which stay under the checkpoint's licence; no package below is a part of it. They are what an",
+        "licence ([LICENSE](../LICENSE)). An archive holds EFFT's handler and library, and the checkpoint's weights",
+        "and tokenizer, which stay under the checkpoint's licence; no package below is a part of it. They are what an",
         "environment is installed with ([security.md](security.md#the-locks)); an image that has them ships them.",
     ]
     for name, purpose in _SETS.items():
