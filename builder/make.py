@@ -10,6 +10,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from builder.cli import main as build
 from builder.compile import ROOT
@@ -17,7 +18,8 @@ from builder.interrupts import interruptible
 from handler.config import NAME_PATTERN
 
 SAMPLES = ("ticket_routing", "document_qa")
-STORE = ROOT / "model_store"
+STORE = Path("model_store")
+"""Where make runs, which is the checkout, as it is shown."""
 _OPTIONS = {
     "MODE": "--mode", "KIND": "--kind", "DTYPE": "--data-type", "NAME": "--name", "DEVICE": "--device",
     "CALIBRATE": "--calibrate",
