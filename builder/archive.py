@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 
 import torch
 import yaml
+from tqdm import tqdm
 
 from builder.checkpoint import TOKENIZER_FILES, Checkpoint, load
 from builder.compile import OLDEST_TORCH, ROOT
@@ -25,12 +27,13 @@ from builder.formats.torchscript import example_inputs, save_torchscript
 from builder.gate.parity import Verdict, prove
 from builder.gate.verdict import CosineVerdict
 from builder.mar import pack
-from builder.models import DTYPES, packed_model, stock_model
+from builder.models import DTYPES, packed_model, sentence_head, stock_model
 from builder.quantisation.int8 import quantised_model
 from builder.staging import staging
 from handler.archive import ArchiveFacts, EncoderFacts, LibraryFacts, TorchFacts
 from handler.config import SetupConfig
 from handler.gemm_config import NAME as GEMM_CONFIG
+from handler.original import HEAD
 
 Report = Callable[[str], None]
 
@@ -53,6 +56,10 @@ def build(
     check_type(config, [library.facts.device for library in libraries], calibrate)
     report("reading the checkpoint")
     checkpoint = load(config)
+    for remark in checkpoint.remarks:
+        tqdm.write(f"note: {checkpoint.source}: {remark}", file=sys.stderr)
+    if (note := checkpoint.note) is not None:
+        tqdm.write(f"note: {checkpoint.source}: {note}", file=sys.stderr)
     name = config.name or checkpoint.source.split("/")[-1]
     if config.kind != "thsext":
         libraries = []
@@ -118,8 +125,9 @@ def _facts(
     name: str, config: SetupConfig, checkpoint: Checkpoint, libraries: Sequence[LibraryFile], tokenizer: Any
 ) -> ArchiveFacts:
     shape = shape_of(checkpoint.config)
-    pooling, normalize = checkpoint.pooling() if checkpoint.task == "embedding" else (None, False)
-    longest = max_positions(checkpoint.config)
+    sentences = checkpoint.sentences
+    stated = sentences.max_length or tokenizer.model_max_length
+    longest = min(max_positions(checkpoint.config), config.max_length or stated)
     return ArchiveFacts.model_validate(
         {
             "name": name,
@@ -129,12 +137,12 @@ def _facts(
             "data_type": config.data_type,
             "labels": checkpoint.labels,
             "problem_type": checkpoint.problem_type,
-            "max_positions": min(longest, config.max_length or longest),
+            "max_positions": longest,
             "uses_segments": checkpoint.uses_segments,
             "pad_id": checkpoint.config.pad_token_id or 0,
             "mask_id": tokenizer.mask_token_id,
-            "pooling": (config.pooling or pooling) if checkpoint.task == "embedding" else None,
-            "normalize": normalize if config.normalize is None else config.normalize,
+            "truncation_side": tokenizer.truncation_side,
+            **_sentence_facts(config, checkpoint),
             "encoder": EncoderFacts(
                 layers=shape.layers,
                 hidden=shape.hidden,
@@ -153,6 +161,28 @@ def _facts(
     )
 
 
+def _sentence_facts(config: SetupConfig, checkpoint: Checkpoint) -> dict[str, Any]:
+    """What embeddings and rerank scores are made with. Raises BuildError for a default prompt that does not exist."""
+    if checkpoint.task not in ("embedding", "rerank"):
+        return {}
+    sentences = checkpoint.sentences
+    prompts = {**sentences.prompts, **(config.prompts or {})}
+    default = config.default_prompt_name or sentences.default_prompt_name
+    if default is not None and default not in prompts:
+        raise BuildError(f"default_prompt_name is {default!r}, but the prompts are {', '.join(prompts) or 'none'}")
+    facts = {"prompts": prompts, "default_prompt_name": default, "activation": sentences.activation}
+    if checkpoint.task == "rerank":
+        return facts
+    return {
+        **facts,
+        "pooling": sentences.pooling,
+        "normalize": sentences.normalize if config.normalize is None else config.normalize,
+        "cut_first": False,
+        "dimensions": sentences.dimensions,
+        "include_prompt": sentences.include_prompt,
+    }
+
+
 def _stage_model(
     stage: Path,
     config: SetupConfig,
@@ -166,6 +196,8 @@ def _stage_model(
     if config.kind == "ori" or config.captum_explanation:
         # Explanations need gradients, which the fused encoder does not give: its differentiable twin is the original.
         checkpoint.load_model(dtype).save_pretrained(stage / "checkpoint")  # type: ignore[operator]
+        if checkpoint.task == "embedding":
+            _stage_head(stage / "checkpoint" / HEAD, checkpoint, facts)
     if config.kind == "ori":
         return facts
     if config.kind == "ths":
@@ -183,6 +215,12 @@ def _stage_model(
     inputs = example_inputs(checkpoint.config.vocab_size, max(2, min(config.batch_size, 4)), length)
     save_torchscript(module, inputs, stage / "model.pt")
     return facts
+
+
+def _stage_head(path: Path, checkpoint: Checkpoint, facts: ArchiveFacts) -> None:
+    """An embedding model's pooling and layers beside the original, which is the encoder alone."""
+    hidden, mask = torch.zeros(2, 4, facts.encoder.hidden), torch.ones(2, 4, dtype=torch.int64)
+    save_torchscript(sentence_head(checkpoint, facts.pooling), (hidden, mask), path)
 
 
 def _stage_files(

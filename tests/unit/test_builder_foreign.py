@@ -35,11 +35,26 @@ def folder(tmp_path: Path) -> Path:
 
 
 def _calls(path: Path) -> list[tuple[str, dict[str, ast.expr], str]]:
+    """Each call: its last name, its keywords, those too that a function of the file gives it by ``**``, its function."""
+    tree = ast.parse(path.read_text())
+    functions = {node.name: node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
     found = []
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Call):
-            name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-            found.append((name, {k.arg or "**": k.value for k in node.keywords}, ast.unparse(node.func)))
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        keywords = {keyword.arg: keyword.value for keyword in node.keywords if keyword.arg}
+        for keyword in node.keywords:
+            if keyword.arg is None and isinstance(keyword.value, ast.Call):
+                giver = functions.get(getattr(keyword.value.func, "id", ""))
+                for given in ast.walk(giver) if giver else ():
+                    if isinstance(given, ast.Dict):
+                        keywords |= {
+                            key.value: value
+                            for key, value in zip(given.keys, given.values, strict=True)
+                            if isinstance(key, ast.Constant)
+                        }
+        found.append((name, keywords, ast.unparse(node.func)))
     return found
 
 
