@@ -81,6 +81,14 @@ class Decoder:
         call.options = {**options, **call.options}
         return call
 
+    def element(self, value: Any) -> Request:
+        """One input without a body around it: a request, its fields, or a text. Raises RequestError."""
+        if not isinstance(value, Request):
+            return self._checked(value, {})
+        if self._characters(value) > self._limits.max_characters:
+            self._too_large()
+        return value
+
     def _parse(self, payload: Any, content_type: str | None) -> Any:
         kind = (content_type or "").partition(";")[0].strip().lower()
         if isinstance(payload, (bytes, bytearray, memoryview)):
