@@ -148,7 +148,8 @@ def run(options: argparse.Namespace) -> None:
 
 def _score(partial: Partial, pool: Pool | RayPool, windows: _Windows, quiet: bool) -> None:
     assert pool.schema is not None
-    partial.header = header(pool.schema)
+    if partial.kind == "csv":
+        partial.header = header(pool.schema)
     source = windows.source
     errors = 0
     began = time.monotonic()

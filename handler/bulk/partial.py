@@ -50,7 +50,7 @@ class Partial:
         self.folder = out.with_name(out.name + ".partial")
         self.header = b""
         """What a CSV file begins with."""
-        self._kind = kind
+        self.kind = kind
         self._manifest = manifest
         self._every = every
         self._as_folder = as_folder
@@ -119,8 +119,8 @@ class Partial:
         self._closed = time.monotonic()
         if not self._held:
             return
-        path = self.folder / f"part-{self._first:012}-{self._next:012}.{self._kind}"
-        if self._kind == "parquet":
+        path = self.folder / f"part-{self._first:012}-{self._next:012}.{self.kind}"
+        if self.kind == "parquet":
             batches = [batch for payload in self._held for batch in pa.ipc.open_stream(payload)]
             _write_parquet(path, pa.Table.from_batches(batches).combine_chunks())
         else:
@@ -131,8 +131,8 @@ class Partial:
         """Make ``OUT`` of the parts; returns its rows. ``schema``: of an output without rows."""
         self.flush()
         if not self.parts():
-            path = self.folder / f"part-{0:012}-{0:012}.{self._kind}"
-            if self._kind == "parquet":
+            path = self.folder / f"part-{0:012}-{0:012}.{self.kind}"
+            if self.kind == "parquet":
                 _write_parquet(path, schema.empty_table())
             else:
                 _write(path, [self.header])
@@ -161,7 +161,7 @@ class Partial:
     def _join(self) -> Path:
         files = [file for _, _, file in self.parts()]
         whole = self.folder / WHOLE
-        if self._kind == "parquet":
+        if self.kind == "parquet":
             _join_parquet(files, whole)
         else:
             _write(whole, _chunks(files, len(self.header)))

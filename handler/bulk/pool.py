@@ -36,7 +36,7 @@ IN_HAND = 2
 AHEAD = 4
 """Windows for each worker that may be done before one that comes first: bounds the memory, and what a kill costs."""
 DEATHS = 20
-"""In a row, without a window done between them: then it is not a row's fault. Halving a window takes twelve."""
+"""In a row, with no window scored between them: then it is not a row's fault. Halving a window takes thirteen."""
 _PR_SET_PDEATHSIG = 1
 
 
@@ -147,9 +147,9 @@ class Pool:
             if kind == "ready":
                 worker.ready, self.schema = True, self.schema or value
                 continue
-            worker.tasks.popleft()
+            if worker.tasks.popleft().problem is None:
+                self._deaths = 0
             done[value.start] = value
-            self._deaths = 0
 
     def _bury(self, worker: _Worker) -> None:
         """Put another in a dead worker's place, and its tasks back. Raises BulkError where too many die."""

@@ -150,7 +150,7 @@ class CsvSource(Source):
 
     def _schema_of(self, path: Path) -> pa.Schema:
         try:
-            names = csv.open_csv(self._open(path), self._reading(), self._parsing(path, None)).schema.names
+            names = csv.open_csv(self._open(path), self._reading(), self._parsing(path, lambda _: "skip")).schema.names
         except (pa.ArrowException, OSError, EOFError, UnicodeDecodeError) as error:
             raise BulkError(f"{path.name} is not a CSV file ({one_line(error)[:200]})") from error
         if doubled := [name for name in names if names.count(name) > 1]:

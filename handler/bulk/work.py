@@ -106,7 +106,7 @@ class Work:
                 named = {names[-1]: problem}
             errors += names[-1] in named
             lines.append(to_json({**own, **named}))
-        return errors, "".join(f"{line}\n" for line in lines).encode(errors="surrogatepass")
+        return errors, b"".join(map(_line, lines))
 
 
 def to_json(value: Any) -> str:
@@ -132,6 +132,13 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def _line(text: str) -> bytes:
+    try:
+        return text.encode() + b"\n"
+    except UnicodeEncodeError:  # half a surrogate pair, which JSON can write but UTF-8 cannot
+        return json.dumps(json.loads(text)).encode() + b"\n"
+
+
 def _stream(table: pa.RecordBatch) -> bytes:
     sink = io.BytesIO()
     with pa.ipc.new_stream(sink, table.schema) as writer:
@@ -152,5 +159,8 @@ def flat(table: pa.RecordBatch) -> pa.RecordBatch:
 
 def _flat(column: pa.Array) -> pa.Array:
     if not pa.types.is_nested(column.type):
-        return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
+        column = column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
+        if not any(test(column.type) for test in (pa.types.is_binary, pa.types.is_large_binary)):
+            return column
+        return pa.array([None if value is None else _plain(value) for value in column.to_pylist()], pa.string())
     return pa.array([None if value is None else to_json(value) for value in column.to_pylist()], pa.string())
