@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import tempfile
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,8 @@ from handler.config import ConfigError
 
 RETRIES = 3
 """Times that a window is tried whose actor has died."""
+PATIENCE = 10.0
+"""Seconds in which a cluster's machine must be reached."""
 _WINDOW = pa.schema([("start", pa.int64()), ("batch", pa.large_binary())])
 _DONE = pa.schema([("start", pa.int64()), ("end", pa.int64()), ("errors", pa.int64()), ("payload", pa.large_binary())])
 
@@ -34,11 +38,11 @@ _DONE = pa.schema([("start", pa.int64()), ("end", pa.int64()), ("errors", pa.int
 class RayWork:
     """An actor of Ray Data: rows of windows in, rows of what is to be written out."""
 
-    def __init__(self, archive: Any, job: Job, threads: int, device: str) -> None:
+    def __init__(self, archive: bytes, job: Job, threads: int, device: str) -> None:
         import ray
 
         with tempfile.NamedTemporaryFile(suffix=".mar") as file:
-            file.write(ray.get(archive))
+            file.write(ray.get(ray.cloudpickle.loads(archive)))
             file.flush()
             scorer = Scorer(
                 file.name, job.columns, options=job.options, prefix=job.prefix, device=device, threads=threads
@@ -93,6 +97,7 @@ class RayPool:
 
     def _connect(self) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # of this process: what goes wrong comes as exceptions
         try:
             import ray
         except ImportError as error:
@@ -101,6 +106,7 @@ class RayPool:
         settings: dict[str, Any] = {"include_dashboard": False} if own else {}
         if not own:  # a cluster that runs already need not have this package
             settings["runtime_env"] = {"py_modules": [str(Path(handler.__file__).parent)]}
+            _reach(self._address)
         try:
             ray.init(address=self._address or None, logging_level=logging.ERROR, log_to_driver=False, **settings)
         except (ConnectionError, ValueError, RuntimeError) as error:
@@ -131,6 +137,11 @@ class RayPool:
         context = ray.data.DataContext.get_current()
         context.execution_options.preserve_order = True
         context.enable_progress_bars = False
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        # One task reads, as it should: it is never the actors that wait for it.
+        warnings.filterwarnings("ignore", "The minimum number of concurrent actors", UserWarning)
+        # The number of restarts, without a bound by default, has no parameter of its own yet.
+        warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
         context.target_max_block_size = 1  # bytes: a block for each row, which is a window
         try:
             for table in self._dataset(windows).iter_batches(batch_size=None, batch_format="pyarrow"):
@@ -141,17 +152,17 @@ class RayPool:
 
     def _dataset(self, windows: Callable[[], Iterator[tuple[int, pa.RecordBatch]]]) -> Any:
         import ray
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        rows = ray.data.read_datasource(
-            _source(windows), override_num_blocks=1, num_cpus=0, ray_remote_args={"scheduling_strategy": here}
-        )
+        # Every machine has a resource of its address; the input is on this one.
+        here = {f"node:{ray.util.get_node_ip_address()}": 0.001}
+        rows = ray.data.read_datasource(_source(windows), override_num_blocks=1, num_cpus=0, resources=here)
         assert self._device is not None
+        # Pickled by itself the reference keeps the archive in the object store for actors that are started anew.
+        reference = ray.cloudpickle.dumps(ray.put(self._archive.read_bytes()))
         share = {"num_gpus": 1 / WORKERS_PER_GPU} if self._device == "cuda" else {"num_cpus": self.threads}
         return rows.map_batches(
             RayWork,
-            fn_constructor_args=(ray.put(self._archive.read_bytes()), self._job, self.threads, self._device),
+            fn_constructor_args=(reference, self._job, self.threads, self._device),
             batch_size=1,
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(size=self._workers),
@@ -159,6 +170,17 @@ class RayPool:
             max_task_retries=RETRIES,
             **share,
         )
+
+
+def _reach(address: str) -> None:
+    """Raises BulkError where nothing listens at HOST:PORT: Ray itself would try for minutes."""
+    host, colon, port = address.rpartition(":")
+    if not colon or "/" in host or not port.isdecimal():
+        return  # "auto", ray://...: Ray finds it
+    try:
+        socket.create_connection((host, int(port)), PATIENCE).close()
+    except (OSError, OverflowError) as error:
+        raise BulkError(f"no Ray cluster at {address} ({one_line(error)}); ray start makes one") from error
 
 
 def _source(windows: Callable[[], Iterator[tuple[int, pa.RecordBatch]]]) -> Any:

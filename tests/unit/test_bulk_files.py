@@ -196,7 +196,7 @@ def test_every_task_answers_as_its_engine_does(task: str, target: str, tmp_path:
     module, requests, arguments = TASK_CASES[task]
     folder = save_archive(tmp_path / "archive", module, task, {"stride": 4})
     rows = [{**request, "id": place} for place, request in enumerate([*requests, {}, *requests])]
-    rows[len(requests)] = {name: None for name in rows[0]}
+    rows[len(requests)] = dict.fromkeys(rows[0])
     out = tmp_path / f"out{target}"
     assert bulk(write(tmp_path / "in.parquet", rows), out, folder, *arguments) == 0
     engine = ENGINES[str(folder)]

@@ -33,9 +33,9 @@ ROWS = 20_000
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Windows of 512 rows."""
+    """Windows of 256 rows."""
     folder = tmp_path_factory.mktemp("classifier")
-    config = {"max_batch_tokens": 64, "stride": 4}
+    config = {"max_batch_tokens": 32, "stride": 4}
     save_archive(folder / "files", PooledLogits(3), "sequence_classification", config, labels=["red", "green", "blue"])
     return pack(folder / "files", folder / "small.mar")
 

@@ -89,7 +89,7 @@ def test_answers_are_typed_and_errors_stand_in_their_places(engine: Engine) -> N
     answers = engine.answer(requests)
     assert all(isinstance(answer, ClassificationAnswer) for answer in answers[:3])
     assert answers[0].label in LABELS
-    assert [label.label for label in answers[1].labels][0] == answers[0].label
+    assert answers[1].labels[0].label == answers[0].label
     types = [answer.type for answer in answers[3:]]
     assert types == ["empty", "empty", *["invalid_request"] * 4, "empty", "too_long"]
 
