@@ -22,15 +22,17 @@ from typing import Any
 import torch
 import yaml
 
-from builder.checkpoint import TOKENIZER_FILES, Checkpoint, load
+from builder.checkpoint import Checkpoint, load
 from builder.compile import OLDEST_TORCH, ROOT
 from builder.errors import BuildError
-from builder.families import max_positions, shape_of
+from builder.families import shape_of
 from builder.formats.torchscript import example_inputs, save_torchscript
 from builder.gate.parity import Verdict, prove
 from builder.gate.verdict import CosineVerdict
 from builder.models import DTYPES, packed_model, stock_model
+from builder.naming import archive_name, check_output
 from builder.quantisation.int8 import quantised_model
+from builder.tokenizers import TOKENIZER_FILES
 from handler.archive import ArchiveFacts, EncoderFacts, LibraryFacts, TorchFacts
 from handler.config import SetupConfig
 from handler.gemm_config import NAME as GEMM_CONFIG
@@ -57,10 +59,10 @@ def build(
     check_type(config, [library.facts.device for library in libraries], calibrate)
     report("reading the checkpoint")
     checkpoint = load(config)
-    name = config.name or checkpoint.source.split("/")[-1]
+    name = archive_name(config.name, checkpoint.source)
     if config.kind != "thsext":
         libraries = []
-    output.mkdir(parents=True, exist_ok=True)
+    check_output(output, name)
     with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=output) as temporary:
         stage = Path(temporary) / "stage"
         stage.mkdir()
@@ -122,7 +124,6 @@ def _facts(
 ) -> ArchiveFacts:
     shape = shape_of(checkpoint.config)
     pooling, normalize = checkpoint.pooling() if checkpoint.task == "embedding" else (None, False)
-    longest = max_positions(checkpoint.config)
     return ArchiveFacts.model_validate(
         {
             "name": name,
@@ -132,7 +133,7 @@ def _facts(
             "data_type": config.data_type,
             "labels": checkpoint.labels,
             "problem_type": checkpoint.problem_type,
-            "max_positions": min(longest, config.max_length or longest),
+            "max_positions": checkpoint.longest,
             "uses_segments": checkpoint.uses_segments,
             "pad_id": checkpoint.config.pad_token_id or 0,
             "mask_id": tokenizer.mask_token_id,
@@ -151,6 +152,7 @@ def _facts(
                 "name": checkpoint.source,
                 "revision": checkpoint.revision,
                 "sha256": checkpoint.sha256,
+                "unused": checkpoint.unused,
             },
         }
     )
@@ -197,8 +199,8 @@ def _stage_files(
     tokenizer: Any,
 ) -> None:
     for file in TOKENIZER_FILES:
-        if (checkpoint.folder / file).exists():
-            shutil.copyfile(checkpoint.folder / file, stage / file)
+        if (checkpoint.tokenizer_folder / file).exists():
+            shutil.copyfile(checkpoint.tokenizer_folder / file, stage / file)
     backend = tokenizer.backend_tokenizer
     backend.no_truncation()
     backend.no_padding()

@@ -14,6 +14,7 @@ import torch
 
 from handler.archive import ArchiveError
 from handler.config import ConfigError
+from handler.faults import guarded
 from handler.predictor import Predictor
 from handler.threads import read_server_settings
 
@@ -24,6 +25,10 @@ def main(arguments: list[str] | None = None, out: TextIO = sys.stdout) -> int:
     parser.add_argument("archive", type=Path)
     parser.add_argument("--gpu", type=int, help="the GPU's index (default: the CPU)")
     options = parser.parse_args(arguments)
+    return guarded("doctor", lambda: _main(options, out))
+
+
+def _main(options: argparse.Namespace, out: TextIO) -> int:
     try:
         with tempfile.TemporaryDirectory() as temporary:
             examine(extracted(options.archive, Path(temporary)), options.gpu, out)

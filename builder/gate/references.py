@@ -1,0 +1,272 @@
+"""What transformers itself answers to a request, from the checkpoint's folder: the gate's other side, end to end.
+
+Tokenizer and model are read once more by transformers alone, and scores, labels and offsets come from its pipelines,
+so that a setting of the folder that the builder overlooks shows. Question answering has no pipeline since transformers
+5; :class:`QuestionReference` says the same in its own words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from builder.checkpoint import Checkpoint
+from builder.gate.texts import BY_SCRIPT, LONG, ODD, PAIRS, QUESTIONS, special_texts
+
+RELATIVE, ABSOLUTE = 5e-3, 2e-6
+"""How far a score may be off: much more than rounding in fp32, much less than a token or a label read otherwise."""
+
+Payload = dict[str, Any]
+
+
+def close(ours: float, theirs: float) -> bool:
+    """Whether two scores are the same but for rounding."""
+    return abs(ours - theirs) <= RELATIVE * max(abs(ours), abs(theirs)) + ABSOLUTE
+
+
+class Reference:
+    """One task's requests, and whether an answer of the handler's is what transformers says.
+
+    ``longest``: the archive's limit in tokens; ``pooling``: the archive's, for embeddings. The model computes in fp32.
+    """
+
+    pipeline: ClassVar[str] = ""
+
+    def __init__(self, checkpoint: Checkpoint, longest: int, pooling: str | None) -> None:
+        self.checkpoint = checkpoint
+        self.longest = longest
+        self.pooling = pooling
+        self.tokenizer = checkpoint.new_tokenizer()
+        self.tokenizer.model_max_length = longest
+        self.model: Any = checkpoint.load_model_alone()
+
+    def texts(self) -> Iterator[tuple[str, str]]:
+        """Named texts of every kind."""
+        for script, texts in BY_SCRIPT.items():
+            yield from ((f"a text in {script}", text) for text in texts)
+        yield from ((f"the text {text[:24]!r}", text) for text in ODD)
+        yield from ((f"the text {text!r}", text) for text in special_texts(self.tokenizer))
+        yield "a long text", LONG
+
+    def payloads(self) -> Iterator[tuple[str, Payload]]:
+        """Named request bodies."""
+        raise NotImplementedError
+
+    def problem(self, payload: Payload, answer: Any) -> str | None:
+        """None where the handler's ``answer`` is the reference's too, else what differs, in a few words."""
+        raise NotImplementedError
+
+    def encoded(self, *texts: str) -> Any:
+        """A text or pair as the model's input, cut at the limit."""
+        return self.tokenizer(*texts, truncation=True, max_length=self.longest, return_tensors="pt")
+
+    def outputs(self, encoded: Any) -> tuple[torch.Tensor, ...]:
+        """The model's outputs."""
+        with torch.inference_mode():
+            return self.model(**encoded).to_tuple()
+
+    def ask(self, payload: Any, **options: Any) -> Any:
+        """The task's pipeline's answer."""
+        import transformers
+
+        if not hasattr(self, "_pipeline"):
+            make: Any = transformers.pipeline
+            self._pipeline = make(self.pipeline, model=self.model, tokenizer=self.tokenizer, device="cpu")
+        with torch.inference_mode():
+            return self._pipeline(payload, **options)
+
+
+class ClassificationReference(Reference):
+    """transformers' text-classification pipeline."""
+
+    pipeline = "text-classification"
+
+    def payloads(self) -> Iterator[tuple[str, Payload]]:
+        """See Reference.payloads: all labels of each text, and of pairs."""
+        options = {"top_k": self.model.config.num_labels, "truncation": "truncate"}
+        for name, text in self.texts():
+            yield name, {"text": text, **options}
+        for text, pair in PAIRS:
+            yield f"the pair {text[:24]!r}", {"text": text, "text_pair": pair, **options}
+
+    def problem(self, payload: Payload, answer: Any) -> str | None:
+        """See Reference.problem."""
+        texts = {key: payload[key] for key in ("text", "text_pair") if key in payload}
+        theirs = self.ask(texts, top_k=None, truncation=True, max_length=self.longest)
+        theirs = theirs[0] if theirs and isinstance(theirs[0], list) else theirs
+        ours = answer.get("labels") or [answer]
+        return same_scores(
+            [(row["label"], row["score"]) for row in ours], [(row["label"], row["score"]) for row in theirs]
+        )
+
+
+class TokenReference(Reference):
+    """transformers' token-classification pipeline."""
+
+    pipeline = "token-classification"
+
+    def payloads(self) -> Iterator[tuple[str, Payload]]:
+        """See Reference.payloads: each token by itself, and tokens joined."""
+        for name, text in self.texts():
+            for how in ("none", "simple"):
+                yield name, {"text": text, "aggregation": how, "truncation": "truncate"}
+
+    def problem(self, payload: Payload, answer: Any) -> str | None:
+        """See Reference.problem."""
+        key = "entity" if payload["aggregation"] == "none" else "entity_group"
+        theirs = self.ask(payload["text"], aggregation_strategy=payload["aggregation"])
+        ours = answer["entities"]
+        if len(ours) != len(theirs):
+            return f"{len(ours)} entities, transformers finds {len(theirs)}"
+        for mine, other in zip(ours, theirs, strict=True):
+            if (mine["start"], mine["end"]) != (other["start"], other["end"]):
+                return (
+                    f"an entity at {mine['start']}-{mine['end']}, transformers' is at {other['start']}-{other['end']}"
+                )
+            if problem := same_scores([(mine["label"], mine["score"])], [(other[key], float(other["score"]))]):
+                return problem
+        return None
+
+
+class FillMaskReference(Reference):
+    """transformers' fill-mask pipeline."""
+
+    pipeline = "fill-mask"
+
+    def payloads(self) -> Iterator[tuple[str, Payload]]:
+        """See Reference.payloads: a mask behind each text, before it, and alone."""
+        mask = self.tokenizer.mask_token
+        yield "a mask alone", {"text": mask}
+        for name, text in self.texts():
+            if mask not in text and name != "a long text":
+                yield name, {"text": f"{text} {mask}."}
+        yield "a long text", {"text": f"{mask} {LONG}", "truncation": "truncate"}
+
+    def problem(self, payload: Payload, answer: Any) -> str | None:
+        """See Reference.problem."""
+        limits = {"truncation": True, "max_length": self.longest}
+        theirs = self.ask(payload["text"], top_k=5, tokenizer_kwargs=limits)
+        (ours,) = answer["masks"]
+        return same_scores(
+            [(row["token_id"], row["score"]) for row in ours], [(row["token"], row["score"]) for row in theirs]
+        )
+
+
+class EmbeddingReference(Reference):
+    """The pooled last hidden states, as the folder or the config says."""
+
+    def payloads(self) -> Iterator[tuple[str, Payload]]:
+        """See Reference.payloads."""
+        for name, text in self.texts():
+            yield name, {"text": text, "normalize": False, "truncation": "truncate"}
+
+    def problem(self, payload: Payload, answer: Any) -> str | None:
+        """See Reference.problem."""
+        encoded = self.encoded(payload["text"])
+        hidden = self.outputs(encoded)[0][0].float().numpy()
+        theirs = hidden[0] if self.pooling == "cls" else hidden.mean(0)
+        return same_vectors(np.array(answer["embedding"]), theirs)
+
+
+class RerankReference(Reference):
+    """A cross-encoder's score of a pair: one label's sigmoid, or the last label's probability."""
+
+    def payloads(self) -> Iterator[tuple[str, Payload]]:
+        """See Reference.payloads: every pair's first text as a query to all the second ones, and a long one."""
+        texts = [pair for _, pair in PAIRS]
+        for query, _ in PAIRS:
+            yield f"the query {query!r}", {"query": query, "texts": texts, "truncation": "truncate", "sort": False}
+        yield "a long text", {"query": PAIRS[0][0], "texts": [LONG], "truncation": "truncate", "sort": False}
+
+    def problem(self, payload: Payload, answer: Any) -> str | None:
+        """See Reference.problem."""
+        for place, (text, result) in enumerate(zip(payload["texts"], answer["results"], strict=True)):
+            logits = self.outputs(self.encoded(payload["query"], text))[0][0].double()
+            theirs = logits.sigmoid()[0] if len(logits) == 1 else logits.softmax(-1)[-1]
+            if result["index"] != place or not close(result["score"], float(theirs)):
+                return f"score {result['score']:.4f} of text {result['index']}, transformers says {float(theirs):.4f}"
+        return None
+
+
+class QuestionReference(Reference):
+    """Softmax over a window's context and its first token, start times end, as transformers' pipeline had it until
+    version 4: the probability of no answer, and of the best span."""
+
+    LONGEST_ANSWER = 30
+
+    def payloads(self) -> Iterator[tuple[str, Payload]]:
+        """See Reference.payloads: contexts that fit the model whole."""
+        contexts = [(f"the question {question!r}", question, context) for question, context in QUESTIONS]
+        contexts += [(name, "What is it?", text) for name, text in self.texts() if name != "a long text"]
+        for name, question, context in contexts:
+            if len(self.tokenizer(question, context).input_ids) <= self.longest:
+                # Never withheld, so that there is a span to compare.
+                yield name, {"question": question, "context": context, "null_threshold": 1e9, "n_best": 1}
+
+    def problem(self, payload: Payload, answer: Any) -> str | None:
+        """See Reference.problem: the answer's probability is that of its spans together."""
+        encoded = self.tokenizer(payload["question"], payload["context"], return_tensors="pt")
+        inside = np.flatnonzero([part == 1 for part in encoded.sequence_ids(0)])
+        start, end = (output[0].double() for output in self.outputs(encoded)[:2])
+        kept = np.concatenate(([0], inside))
+        first, last = (logits[torch.from_numpy(kept)].softmax(-1).numpy() for logits in (start, end))
+        nothing = float(first[0] * last[0])
+        said = answer.get("no_answer_score")
+        if said is not None and not close(said, nothing):
+            return f"no answer at {said:.4f}, transformers says {nothing:.4f}"
+        spans = np.triu(np.outer(first[1:], last[1:]))
+        spans -= np.triu(spans, self.LONGEST_ANSWER)
+        if not spans.size:
+            return None if not answer["answer"] else f"the answer {answer['answer']!r} where there is no context"
+        offsets = [self._characters(encoded, int(token)) for token in inside]
+        within = spans * np.array(
+            [[a[0] >= answer["start"] and b[1] <= answer["end"] for b in offsets] for a in offsets], dtype=float
+        )
+        best, most = float(within.max()), float(within.sum())
+        score = answer["score"]
+        if float(spans.max()) > score * (1 + RELATIVE) + ABSOLUTE or best > score * (1 + RELATIVE) + ABSOLUTE:
+            return f"the answer {answer['answer']!r} at {score:.4f}, transformers has one at {float(spans.max()):.4f}"
+        if score > most * (1 + RELATIVE) + ABSOLUTE:
+            return f"the answer {answer['answer']!r} at {score:.4f}, transformers gives it {most:.4f}"
+        return None
+
+    @staticmethod
+    def _characters(encoded: Any, token: int) -> tuple[int, int]:
+        span = encoded.token_to_chars(0, token)
+        return (0, 0) if span is None else (span.start, span.end)
+
+
+def same_scores(ours: list[tuple[Any, float]], theirs: list[tuple[Any, float]]) -> str | None:
+    """Rows of what and how much: the same scores in order, and of the same things where the scores tell them apart."""
+    if len(ours) != len(theirs):
+        return f"{len(ours)} scores, transformers gives {len(theirs)}"
+    ours, theirs = (sorted(rows, key=lambda row: -row[1]) for rows in (ours, theirs))
+    for place, ((what, score), (other, expected)) in enumerate(zip(ours, theirs, strict=True)):
+        if not close(score, expected):
+            return f"{what} at {score:.4f}, transformers says {other} at {expected:.4f}"
+        neighbours = [row[1] for row in (*theirs[max(0, place - 1) : place], *theirs[place + 1 : place + 2])]
+        last = place == len(theirs) - 1 and len(theirs) > 1
+        if what != other and not last and not any(close(expected, value) for value in neighbours):
+            return f"{what} at {score:.4f}, transformers says {other}"
+    return None
+
+
+def same_vectors(ours: np.ndarray, theirs: np.ndarray) -> str | None:
+    """Two vectors that are the same but for rounding."""
+    if ours.shape != theirs.shape:
+        return f"a vector of {len(ours)}, transformers gives {len(theirs)}"
+    distance = float(np.linalg.norm(ours - theirs) / max(float(np.linalg.norm(theirs)), 1e-12))
+    return None if distance <= RELATIVE else f"a vector that is {distance:.1%} off transformers'"
+
+
+REFERENCES: dict[str, type[Reference]] = {
+    "sequence_classification": ClassificationReference,
+    "question_answering": QuestionReference,
+    "token_classification": TokenReference,
+    "fill_mask": FillMaskReference,
+    "embedding": EmbeddingReference,
+    "rerank": RerankReference,
+}
