@@ -81,8 +81,7 @@ class Checkpoint:
         positions = max_positions(self.config)
         if self.max_length is not None:
             return min(positions, self.max_length)
-        content = tokenizers.read_tokenizer_config(self.tokenizer_folder)
-        return min(positions, tokenizers.stated_length(self.tokenizer, content, self.source) or positions)
+        return min(positions, tokenizers.stated_length(self.tokenizer_folder, self.source) or positions)
 
     @property
     def tokenizer_folder(self) -> Path:
@@ -205,7 +204,7 @@ class Checkpoint:
     def tokenizer(self) -> Any:
         """The fast tokenizer, checked; see :meth:`load_tokenizer`."""
         tokenizer = self.new_tokenizer()
-        tokenizers.check_tokenizer(tokenizer, self.config, self.task, self.source)
+        tokenizers.check_tokenizer(tokenizer, self.config, self.task, self.longest, self.source)
         return tokenizer
 
     def load_tokenizer(self) -> Any:

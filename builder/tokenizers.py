@@ -6,7 +6,7 @@ answers the unknown token to every word: none of it is an error there.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -116,8 +116,9 @@ def _pieces(path: Path, source: str) -> Iterator[tuple[str, int | None]]:
     yield from ((processor.IdToPiece(place), None) for place in range(size))
 
 
-def check_tokenizer(tokenizer: Any, config: Any, task: str, source: str) -> None:
-    """Raises BuildError where the model cannot read what the tokenizer makes, or the task's tokens are missing."""
+def check_tokenizer(tokenizer: Any, config: Any, task: str, longest: int, source: str) -> None:
+    """Raises BuildError where the model cannot read what the tokenizer makes, the task's tokens are missing, or
+    ``longest`` tokens leave no room for a text."""
     rows = config.vocab_size
     token, last = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
     if last >= rows:
@@ -129,6 +130,12 @@ def check_tokenizer(tokenizer: Any, config: Any, task: str, source: str) -> None
     if task == "fill_mask" and tokenizer.mask_token_id in (None, tokenizer.unk_token_id):
         raise BuildError(f"{source}: the tokenizer has no mask token, which fill_mask needs")
     _check_special(tokenizer, task, source)
+    special = tokenizer.num_special_tokens_to_add(pair=task in _PAIR_TASKS)
+    if longest <= special:
+        raise BuildError(
+            f"{source}: {longest} tokens at most (max_length, model_max_length or max_position_embeddings) leave no "
+            f"room for a text beside {special} special ones"
+        )
     _check_known(tokenizer, source)
 
 
@@ -165,29 +172,17 @@ def _check_known(tokenizer: Any, source: str) -> None:
         )
 
 
-def stated_length(tokenizer: Any, content: Mapping[str, Any], source: str) -> int | None:
+def stated_length(folder: Path, source: str) -> int | None:
     """``model_max_length`` of tokenizer_config.json, in tokens with special ones; None where it bounds nothing.
 
     Raises BuildError for a value that is no length.
     """
-    stated = content.get("model_max_length")
+    path = folder / "tokenizer_config.json"
+    stated = read_json(path).get("model_max_length") if path.is_file() else None
     if stated is None:
         return None
-    if isinstance(stated, bool) or not isinstance(stated, int | float) or not stated > 0:
+    if isinstance(stated, bool) or not isinstance(stated, int | float) or not stated >= 1:
         raise BuildError(
             f"{source}: tokenizer_config.json: model_max_length is {stated!r}; a number of tokens belongs there"
         )
-    if stated >= _LONGEST:
-        return None
-    special = tokenizer.num_special_tokens_to_add(pair=True)
-    if stated <= special:
-        raise BuildError(
-            f"{source}: tokenizer_config.json: model_max_length {stated:g} is too short: {special} tokens are special"
-        )
-    return int(stated)
-
-
-def read_tokenizer_config(folder: Path) -> dict[str, Any]:
-    """tokenizer_config.json, empty where there is none. Raises BuildError."""
-    path = folder / "tokenizer_config.json"
-    return read_json(path) if path.is_file() else {}
+    return None if stated >= _LONGEST else int(stated)

@@ -7,6 +7,7 @@ model is filled by one of the files. What is neither is refused, since transform
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import pickle
 import re
@@ -166,10 +167,10 @@ class Places:
         self._prefix = f"{model.base_model_prefix}."
         encoder = getattr(model, model.base_model_prefix, model)
         self._parts = tuple(f"{name}." for name, _ in encoder.named_children())
-        self._check_memory(model)
 
-    def _check_memory(self, model: nn.Module) -> None:
-        needed = 4 * sum(parameter.numel() for parameter in model.parameters())
+    def _check_memory(self) -> None:
+        """Of what is left where every weight of the files has its place: those that they lack would be made."""
+        needed = 4 * sum(math.prod(shape) for shape in self.shapes.values())
         if needed > (there := os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")):
             raise BuildError(
                 f"{self.source}: config.json describes a model of {needed / 2**30:,.0f} GiB, this machine has "
@@ -194,6 +195,7 @@ class Places:
                 unused.append(name)
         if lost:
             raise BuildError(f"{self.source}: {self._about_lost(sorted(lost))}")
+        self._check_memory()
         return taken, sorted(unused)
 
     def _unwrapped(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

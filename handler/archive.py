@@ -92,7 +92,7 @@ class ArchiveFacts(_Open):
             raise ArchiveError(f"{path.name} is missing from the archive; build it again") from error
         except ValidationError as error:
             raise ArchiveError(f"{path.name}: {first_problem(error)}; build the archive again") from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ArchiveError(f"{path.name} is not JSON ({error}); build the archive again") from error
 
     def save(self, path: Path | str) -> None:

@@ -30,15 +30,18 @@ _SMALL = 50_000_000
 """Parameters."""
 
 
-def prove_answers(stage: Path, facts: ArchiveFacts, config: SetupConfig, checkpoint: Checkpoint, model: Model) -> int:
+def prove_answers(
+    stage: Path, facts: ArchiveFacts, config: SetupConfig, checkpoint: Checkpoint, model: Model, pooling: str | None
+) -> int:
     """Ask all requests of the task at once, as a server's batch; returns their number.
 
+    ``pooling``: the checkpoint's, for embeddings, whatever the archive says of itself.
     Raises BuildError in one line with the first request that is answered otherwise than transformers answers it.
     """
     if facts.data_type != "fp32":
-        model = _InFloat(stock_model(checkpoint, torch.float32, pooling=facts.pooling))
+        model = _InFloat(stock_model(checkpoint, torch.float32, pooling=pooling))
     predictor = _predictor(stage, facts, config, model)
-    reference = REFERENCES[facts.task](checkpoint, predictor.task.tokenizer.max_length, facts.pooling)
+    reference = REFERENCES[facts.task](checkpoint, checkpoint.longest, pooling)
     requests = list(reference.payloads())
     replies = predictor.predict([{"body": payload} for _, payload in requests], deadline=float("inf"))
     with _threads_for(reference.model):

@@ -138,11 +138,11 @@ def _on_tensors(model: ServedModel) -> Model:
     return run
 
 
-def _judged(stage: Path, config: SetupConfig, calibrate: Path | None) -> Verdict | CosineVerdict:
+def judge_stage(stage: Path, config: SetupConfig, calibrate: Path | None = None) -> Verdict | CosineVerdict:
     """All of the gate: the figures on each device that the archive can run on here, then the answers."""
     checkpoint = load(config)
     facts = ArchiveFacts.load(stage / "archive.json")
-    pooling = facts.pooling
+    pooling = config.pooling or (checkpoint.pooling()[0] if checkpoint.task == "embedding" else None)
     model = load_model(stage, facts, config)
     if isinstance(model, TracedModel) and config.data_type == "int8":
         verdict: Verdict | CosineVerdict = judge(checkpoint, model, pooling, calibrate)
@@ -155,7 +155,7 @@ def _judged(stage: Path, config: SetupConfig, calibrate: Path | None) -> Verdict
         there = compare(checkpoint, _on_tensors(on_gpu), config.data_type, pooling, f"cuda:{device}")
         if not there.passed:
             return there
-    return replace(verdict, requests=prove_answers(stage, facts, config, checkpoint, model))
+    return replace(verdict, requests=prove_answers(stage, facts, config, checkpoint, model, pooling))
 
 
 def gpu_of(facts: ArchiveFacts) -> int | None:
@@ -170,7 +170,7 @@ def gpu_of(facts: ArchiveFacts) -> int | None:
 def _main(stage: str, config_json: str, calibrate: str | None = None) -> int:
     config = SetupConfig.model_validate_json(config_json)
     try:
-        verdict = _judged(Path(stage), config, None if calibrate is None else Path(calibrate))
+        verdict = judge_stage(Path(stage), config, None if calibrate is None else Path(calibrate))
     except (BuildError, ArchiveError) as error:
         print(error, file=sys.stderr)
         return _REFUSED

@@ -222,9 +222,11 @@ class QuestionReference(Reference):
         if not spans.size:
             return None if not answer["answer"] else f"the answer {answer['answer']!r} where there is no context"
         offsets = [self._characters(encoded, int(token)) for token in inside]
-        within = spans * np.array(
-            [[a[0] >= answer["start"] and b[1] <= answer["end"] for b in offsets] for a in offsets], dtype=float
-        )
+        places = occurrences(payload["context"], answer["answer"])
+        within = np.zeros_like(spans)
+        for begin, stop in places:
+            mine = [begin <= a and b <= stop for a, b in offsets]
+            within = np.maximum(within, spans * np.outer(mine, mine))
         best, most = float(within.max()), float(within.sum())
         score = answer["score"]
         if float(spans.max()) > score * (1 + RELATIVE) + ABSOLUTE or best > score * (1 + RELATIVE) + ABSOLUTE:
@@ -237,6 +239,14 @@ class QuestionReference(Reference):
     def _characters(encoded: Any, token: int) -> tuple[int, int]:
         span = encoded.token_to_chars(0, token)
         return (0, 0) if span is None else (span.start, span.end)
+
+
+def occurrences(context: str, answer: str) -> list[tuple[int, int]]:
+    """Where a text stands in another, whatever the case: spans that read the same count together."""
+    size = len(answer)
+    # Slice by slice: lower() of a whole text may be longer than it.
+    starts = [place for place in range(len(context)) if context[place : place + size].lower() == answer.lower()]
+    return [(start, start + size) for start in starts if size]
 
 
 def same_scores(ours: list[tuple[Any, float]], theirs: list[tuple[Any, float]]) -> str | None:
