@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,11 @@ class Adapter:
     def read(self) -> dict[str, Tensor]:
         """The adapter's tensors by PEFT's names. Raises BuildError."""
         return read([self.weights], self.source)
+
+    def without_own(self, base: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The base's tensors less those in whose place the adapter has its own, such as a head for other labels."""
+        own = tuple(self.read())
+        return {name: tensor for name, tensor in base.items() if not any(given.endswith(f".{name}") for given in own)}
 
     def merged(self, model: nn.Module, drawn: list[str]) -> nn.Module:
         """The base model with the adapter folded in; ``drawn`` names the weights that its base did not hold.

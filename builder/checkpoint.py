@@ -177,7 +177,10 @@ class Checkpoint:
     def _weights(self) -> tuple[dict[str, Tensor], list[str]]:
         """The tensors by the model's names, and the names of unused ones."""
         files = self.weight_files if self.adapter is None else self.weight_files[:-1]
-        taken, unused = self._places.accepted(weights.read(files, self.source))
+        state = weights.read(files, self.source)
+        if self.adapter is not None:
+            state = self.adapter.without_own(state)
+        taken, unused = self._places.accepted(state)
         weights.check_finite(taken, self.source)
         return taken, unused
 

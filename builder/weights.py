@@ -200,13 +200,10 @@ class Places:
 
     def _unwrapped(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Without a wrapper's prefix, where the names fit the model better so."""
-        found = dict(state)
-        for _ in _WRAPPERS:
-            for prefix in _WRAPPERS:
-                shorter = {name.removeprefix(prefix): tensor for name, tensor in found.items()}
-                if len(shorter) == len(found) and self._count(shorter) > self._count(found):
-                    found = shorter
-        return found
+        forms = [dict(state)]
+        while forms[-1] and (prefix := next((p for p in _WRAPPERS if all(name.startswith(p) for name in forms[-1])), None)):
+            forms.append({name.removeprefix(prefix): tensor for name, tensor in forms[-1].items()})
+        return max(forms, key=self._count)
 
     def _count(self, names: Mapping[str, Tensor]) -> int:
         return sum(self._place(name) is not None for name in names)

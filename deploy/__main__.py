@@ -11,6 +11,7 @@ from typing import Any
 import requests
 
 from deploy.server import ROOT, Server, ServerError, java_home
+from handler.faults import guarded
 
 SAMPLES = ("ticket_routing", "document_qa")
 INPUTS = ROOT / "setup_configs" / "sample_inputs"
@@ -106,4 +107,4 @@ def _one_line(answer: requests.Response) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(guarded("deploy", main))
