@@ -201,7 +201,7 @@ class Places:
     def _unwrapped(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Without a wrapper's prefix, where the names fit the model better so."""
         forms = [dict(state)]
-        while forms[-1] and (prefix := next((p for p in _WRAPPERS if all(name.startswith(p) for name in forms[-1])), None)):
+        while prefix := next((p for p in _WRAPPERS if forms[-1] and all(n.startswith(p) for n in forms[-1])), None):
             forms.append({name.removeprefix(prefix): tensor for name, tensor in forms[-1].items()})
         return max(forms, key=self._count)
 

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,6 +57,8 @@ class Verdict:
     device: str = "cpu"
     requests: int = 0
     """Answered as transformers answers them, end to end."""
+    on_gpu: dict[str, Any] | None = None
+    """The same figures of the CUDA library, where the builder's machine has a GPU that it runs on."""
 
     def line(self) -> str:
         """The verdict in one line."""
@@ -66,7 +69,7 @@ class Verdict:
             f"parity {word}{where}: error {self.error:.2e}, plain PyTorch at the same type {self.plain_error:.2e} "
             f"(ratio {self.ratio:.2f}, allowed {ALLOWED_RATIO:g}); worst on {self.worst_probe}: {self.worst_error:.2e}"
             f"{asked}"
-        )
+        ) + ("" if self.on_gpu is None else f"; {Verdict(**self.on_gpu).line()}")
 
 
 def compare(
@@ -151,11 +154,19 @@ def judge_stage(stage: Path, config: SetupConfig, calibrate: Path | None = None)
     if not verdict.passed:
         return verdict
     if isinstance(verdict, Verdict) and (device := gpu_of(facts)) is not None:
-        on_gpu = load_model(stage, facts, config.model_copy(update={"cpu_fallback": False}), device)
-        there = compare(checkpoint, _on_tensors(on_gpu), config.data_type, pooling, f"cuda:{device}")
+        there = _on_gpu(stage, config, facts, checkpoint, pooling, device)
         if not there.passed:
             return there
+        verdict = replace(verdict, on_gpu=asdict(there))
     return replace(verdict, requests=prove_answers(stage, facts, config, checkpoint, model, pooling))
+
+
+def _on_gpu(
+    stage: Path, config: SetupConfig, facts: ArchiveFacts, checkpoint: Checkpoint, pooling: str | None, device: int
+) -> Verdict:
+    """The probes through the archive's CUDA library; plain PyTorch computes on that GPU too."""
+    model = load_model(stage, facts, config.model_copy(update={"cpu_fallback": False}), device)
+    return compare(checkpoint, _on_tensors(model), config.data_type, pooling, f"cuda:{device}")
 
 
 def gpu_of(facts: ArchiveFacts) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ import torch
 from builder.archive import LibraryFile, write_files
 from builder.checkpoint import load
 from builder.errors import BuildError
-from builder.gate.parity import gpu_of, judge_stage
+from builder.gate import parity
+from builder.gate.parity import Verdict, gpu_of, judge_stage
 from builder.gate.probes import probes
 from handler.archive import ArchiveFacts
 from handler.config import SetupConfig
@@ -152,3 +154,28 @@ def test_the_cuda_library_is_proven_where_there_is_a_gpu(tmp_path: Path, monkeyp
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: [(7, 5), (9, 0)][device])
     assert gpu_of(carrying) == 1
     assert gpu_of(facts) is None
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_a_cuda_library_that_is_wrong_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: bool) -> None:
+    """With the CPU in the GPU's place."""
+    stage, config = staged(tmp_path, make_checkpoint(tmp_path / "checkpoint", "bert"), [], kind="ths")
+    load_model, compare = parity.load_model, parity.compare
+
+    def loaded(folder: Path, facts: ArchiveFacts, config: SetupConfig, gpu: int | None = None) -> Any:
+        model = load_model(folder, facts, config)
+        if gpu is None or not wrong:
+            return model
+        return lambda *inputs: tuple(1.01 * output for output in model(*inputs))
+
+    def compared(*arguments: Any) -> Verdict:
+        return replace(compare(*arguments[:4]), device=arguments[4] if len(arguments) > 4 else "cpu")
+
+    monkeypatch.setattr(parity, "gpu_of", lambda facts: 0)
+    monkeypatch.setattr(parity, "load_model", loaded)
+    monkeypatch.setattr(parity, "compare", compared)
+    verdict = judge_stage(stage, config)
+    assert verdict.passed is not wrong
+    assert "on cuda:0: error" in verdict.line()
+    assert isinstance(verdict, Verdict)
+    assert (verdict.on_gpu is None) == wrong
