@@ -134,11 +134,11 @@ def _archive(options: argparse.Namespace) -> None:
     from builder.naming import archive_name, check_output
 
     config = _setup_config(options)
-    # What the user can mend is said before the compiler takes its minutes.
-    check_output(options.output, archive_name(config.name, load(config).source))
     if options.gemm_config is not None and not options.gemm_config.is_file():
         raise BuildError(f"{options.gemm_config} not found; python -m builder tune makes one")
     check_type(config, [options.device], options.calibrate)
+    # What the user can mend is said before the compiler takes its minutes.
+    check_output(options.output, archive_name(config.name, load(config).source))
     wanted = options.device == "auto" and config.data_type != "int8"
     cuda = options.device == "cuda" or (wanted and _has_gpu() and shutil.which("nvcc") is not None)
     with tqdm(total=_STEPS + 1, bar_format="{n}/{total} {bar:20} {elapsed} {desc}", file=sys.stderr) as bar:
