@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 import yaml
+from tqdm import tqdm
 
 from builder.checkpoint import Checkpoint, load
 from builder.compile import OLDEST_TORCH, ROOT
@@ -29,13 +30,14 @@ from builder.families import shape_of
 from builder.formats.torchscript import example_inputs, save_torchscript
 from builder.gate.parity import Verdict, prove
 from builder.gate.verdict import CosineVerdict
-from builder.models import DTYPES, packed_model, stock_model
+from builder.models import DTYPES, packed_model, sentence_head, stock_model
 from builder.naming import archive_name, check_output
 from builder.quantisation.int8 import quantised_model
 from builder.tokenizers import TOKENIZER_FILES
 from handler.archive import ArchiveFacts, EncoderFacts, LibraryFacts, TorchFacts
 from handler.config import SetupConfig
 from handler.gemm_config import NAME as GEMM_CONFIG
+from handler.original import HEAD
 
 _DATE = (1980, 1, 1, 0, 0, 0)
 Report = Callable[[str], None]
@@ -59,6 +61,10 @@ def build(
     check_type(config, [library.facts.device for library in libraries], calibrate)
     report("reading the checkpoint")
     checkpoint = load(config)
+    for remark in checkpoint.remarks:
+        tqdm.write(f"note: {checkpoint.source}: {remark}", file=sys.stderr)
+    if (note := checkpoint.note) is not None:
+        tqdm.write(f"note: {checkpoint.source}: {note}", file=sys.stderr)
     name = archive_name(config.name, checkpoint.source)
     if config.kind != "thsext":
         libraries = []
@@ -123,7 +129,6 @@ def _facts(
     name: str, config: SetupConfig, checkpoint: Checkpoint, libraries: Sequence[LibraryFile], tokenizer: Any
 ) -> ArchiveFacts:
     shape = shape_of(checkpoint.config)
-    pooling, normalize = checkpoint.pooling() if checkpoint.task == "embedding" else (None, False)
     return ArchiveFacts.model_validate(
         {
             "name": name,
@@ -137,8 +142,8 @@ def _facts(
             "uses_segments": checkpoint.uses_segments,
             "pad_id": checkpoint.config.pad_token_id or 0,
             "mask_id": tokenizer.mask_token_id,
-            "pooling": (config.pooling or pooling) if checkpoint.task == "embedding" else None,
-            "normalize": normalize if config.normalize is None else config.normalize,
+            "truncation_side": tokenizer.truncation_side,
+            **_sentence_facts(config, checkpoint),
             "encoder": EncoderFacts(
                 layers=shape.layers,
                 hidden=shape.hidden,
@@ -158,6 +163,28 @@ def _facts(
     )
 
 
+def _sentence_facts(config: SetupConfig, checkpoint: Checkpoint) -> dict[str, Any]:
+    """What embeddings and rerank scores are made with. Raises BuildError for a default prompt that does not exist."""
+    if checkpoint.task not in ("embedding", "rerank"):
+        return {}
+    sentences = checkpoint.sentences
+    prompts = {**sentences.prompts, **(config.prompts or {})}
+    default = config.default_prompt_name or sentences.default_prompt_name
+    if default is not None and default not in prompts:
+        raise BuildError(f"default_prompt_name is {default!r}, but the prompts are {', '.join(prompts) or 'none'}")
+    facts = {"prompts": prompts, "default_prompt_name": default, "activation": sentences.activation}
+    if checkpoint.task == "rerank":
+        return facts
+    return {
+        **facts,
+        "pooling": sentences.pooling,
+        "normalize": sentences.normalize if config.normalize is None else config.normalize,
+        "cut_first": False,
+        "dimensions": sentences.dimensions,
+        "include_prompt": sentences.include_prompt,
+    }
+
+
 def _stage_model(
     stage: Path,
     config: SetupConfig,
@@ -171,6 +198,8 @@ def _stage_model(
     if config.kind == "ori" or config.captum_explanation:
         # Explanations need gradients, which the fused encoder does not give: its differentiable twin is the original.
         checkpoint.load_model(dtype).save_pretrained(stage / "checkpoint")  # type: ignore[operator]
+        if checkpoint.task == "embedding":
+            _stage_head(stage / "checkpoint" / HEAD, checkpoint, facts)
     if config.kind == "ori":
         return facts
     if config.kind == "ths":
@@ -188,6 +217,12 @@ def _stage_model(
     inputs = example_inputs(checkpoint.config.vocab_size, max(2, min(config.batch_size, 4)), length)
     save_torchscript(module, inputs, stage / "model.pt")
     return facts
+
+
+def _stage_head(path: Path, checkpoint: Checkpoint, facts: ArchiveFacts) -> None:
+    """An embedding model's pooling and layers beside the original, which is the encoder alone."""
+    hidden, mask = torch.zeros(2, 4, facts.encoder.hidden), torch.ones(2, 4, dtype=torch.int64)
+    save_torchscript(sentence_head(checkpoint, facts.pooling), (hidden, mask), path)
 
 
 def _stage_files(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,13 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from builder import tokenizers, weights
+from builder import labels, tokenizers, weights
 from builder.adapters import Adapter, find_adapter
 from builder.errors import BuildError
 from builder.families import Family, family_of, max_positions, shape_of
 from builder.files import first_line, read_json
 from builder.naming import hub_name
 from builder.quiet import quiet
+from builder.sentence_transformers import folder as sentences
+from builder.sentence_transformers.model import SentenceModel, Source, read_cross_encoder, read_embedding
 from builder.sizes import check_sizes
 from builder.tokenizers import TOKENIZER_FILES
 from handler.config import SetupConfig
@@ -31,7 +32,6 @@ _TASK_BY_ARCHITECTURE = {
     "ForMaskedLM": "fill_mask",
     "Model": "embedding",
 }
-_POOLING_FOLDER_FILES = ("modules.json", "*_Pooling/config.json")
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,12 @@ class Checkpoint:
     task: str
     max_length: int | None
     do_lower_case: bool | None
+    root: Path
+    """The folder as it was named; ``folder``, with config and weights, may be a sentence-transformers module's."""
+    named: bool = False
+    """Whether the setup config has given the labels their names."""
+    chosen_pooling: str | None = None
+    chosen_task: bool = False
     adapter: Adapter | None = None
 
     @property
@@ -55,18 +61,22 @@ class Checkpoint:
 
     @property
     def labels(self) -> list[str]:
-        """Label names by index, empty for tasks without labels."""
-        if self.task not in ("sequence_classification", "token_classification"):
-            return []
-        return [str(self.config.id2label[index]) for index in range(self.config.num_labels)]
+        """Label names by the classifier's rows, empty for tasks without labels. Raises BuildError."""
+        return labels.of_config(self.config, self.source) if self._labelled else []
 
     @property
     def problem_type(self) -> str | None:
-        """transformers' ``problem_type``; read off the number of labels where the config is silent."""
-        if self.task != "sequence_classification":
-            return None
-        stated = getattr(self.config, "problem_type", None)
-        return stated or ("regression" if self.config.num_labels == 1 else "single_label_classification")
+        """transformers' ``problem_type``; None where the number of labels decides."""
+        return labels.problem_type(self.config) if self.task == "sequence_classification" else None
+
+    @property
+    def remarks(self) -> list[str]:
+        """What the folder says of its labels that is not served, a line each."""
+        return labels.remarks(self.folder, self.config) if self._labelled and not self.named else []
+
+    @property
+    def _labelled(self) -> bool:
+        return self.task in ("sequence_classification", "token_classification")
 
     @property
     def uses_segments(self) -> bool:
@@ -77,11 +87,12 @@ class Checkpoint:
     @property
     def longest(self) -> int:
         """The longest sequence in tokens, special ones included: as the config was told, at most what the positions
-        allow; else the smaller of those and the tokenizer's own limit."""
+        allow; else the smaller of those and the limit of sentence-transformers' settings or the tokenizer's own."""
         positions = max_positions(self.config)
         if self.max_length is not None:
             return min(positions, self.max_length)
-        return min(positions, tokenizers.stated_length(self.tokenizer_folder, self.source) or positions)
+        stated = self.sentences.max_length or tokenizers.stated_length(self.tokenizer_folder, self.source)
+        return min(positions, stated or positions)
 
     @property
     def tokenizer_folder(self) -> Path:
@@ -102,42 +113,43 @@ class Checkpoint:
         """Of the weights, over all files."""
         return weights.digest(self.weight_files)
 
+    @property
+    def rewritten(self) -> bool:
+        """Whether other programs cannot read the weights as they lie: an adapter, or names within a wrapper's."""
+        return self.adapter is not None or (self.unused is not None and self._places.wrapped)
+
     @cached_property
     def unused(self) -> list[str]:
         """Weights of the files that belong to heads of other tasks."""
         return self._weights()[1]
 
-    def pooling(self) -> tuple[str, bool]:
-        """Pooling (``cls`` or ``mean``) and normalisation, read off a sentence-transformers folder.
+    @cached_property
+    def sentences(self) -> SentenceModel:
+        """What the folder says to sentence-transformers, for embedding and rerank. Raises BuildError."""
+        if self.task == "embedding":
+            return read_embedding(self.as_source)
+        if self.task == "rerank":
+            return read_cross_encoder(self.as_source, self.config)
+        if self.task == "sequence_classification" and sentences.is_cross_encoder(self.root, self.source):
+            found = read_cross_encoder(self.as_source, self.config)
+            if found.default_prompt_name and found.prompts[found.default_prompt_name]:
+                raise BuildError(f"{self.source}: its default prompt is for a cross-encoder; use --mode rerank")
+            return found
+        return SentenceModel()
 
-        Mean and unnormalised where the folder says nothing. Raises BuildError for another pooling.
-        """
-        pooled = sorted(self.folder.glob("*_Pooling/config.json"))
-        if not pooled:
-            return "mean", False
-        facts = json.loads(pooled[0].read_text())
-        modes = [
-            key.removeprefix("pooling_mode_")
-            for key, on in facts.items()
-            if key.startswith("pooling_mode_") and on is True
-        ]
-        if isinstance(facts.get("pooling_mode"), str):
-            modes = [facts["pooling_mode"]]
-        known = {"cls_token": "cls", "cls": "cls", "mean_tokens": "mean", "mean": "mean"}
-        if len(modes) != 1 or modes[0] not in known:
-            raise BuildError(f"{self.source}: pooling {modes} is not supported; supported: cls, mean")
-        return known[modes[0]], "Normalize" in self._modules()
+    @property
+    def note(self) -> str | None:
+        """What was taken for granted, in a line for the user; None where the folder says everything."""
+        if self.task == "embedding" and self.chosen_pooling is None and not sentences.has_modules(self.root):
+            return 'no modules.json: pooled by the mean, as sentence-transformers does; set "pooling" for another'
+        if self.task == "rerank" and not self.chosen_task and sentences.unmarked(self.root, self.config):
+            return "a classifier of one unnamed label is served as a cross-encoder; else give --mode"
+        return None
 
-    def _modules(self) -> list[str]:
-        """Kinds of a sentence-transformers folder's modules. Raises BuildError for one that would be left out."""
-        path = self.folder / "modules.json"
-        if not path.exists():
-            return []
-        kinds = [module["type"].rsplit(".", 1)[-1] for module in json.loads(path.read_text())]
-        for kind in kinds:
-            if kind not in ("Transformer", "Pooling", "Normalize"):
-                raise BuildError(f"{self.source}: its sentence-transformers module {kind!r} is not supported")
-        return kinds
+    @property
+    def as_source(self) -> Source:
+        """The folder for ``builder.sentence_transformers``."""
+        return Source(self.root, self.source, self.chosen_pooling, self.do_lower_case)
 
     def load_model(self, dtype: torch.dtype = torch.float32) -> nn.Module:
         """The untouched transformers model, an adapter merged into it, in evaluation mode.
@@ -206,7 +218,8 @@ class Checkpoint:
     @cached_property
     def tokenizer(self) -> Any:
         """The fast tokenizer, checked; see :meth:`load_tokenizer`."""
-        tokenizer = self.new_tokenizer()
+        files = self.new_tokenizer()  # first, as it says best what is wrong with them
+        tokenizer = self.sentences.tokenizer or files
         tokenizers.check_tokenizer(tokenizer, self.config, self.task, self.longest, self.source)
         return tokenizer
 
@@ -230,10 +243,13 @@ def load(config: SetupConfig) -> Checkpoint:
 
     Raises BuildError when it cannot be found or read, or is of a kind this product does not serve.
     """
-    folder, source, revision = _locate(config.model_name, config.revision)
-    adapter = find_adapter(folder, source, lambda name: _locate(name, None)[0])
+    root, source, revision = _locate(config.model_name, config.revision)
+    adapter = find_adapter(root, source, lambda name: _locate(name, None)[0])
+    folder = sentences.transformer_folder(root, source)
     model_config = _read_config(folder, source, adapter)
     shape_of(model_config)
+    if config.labels is not None:
+        labels.override(model_config, config.labels)
     if config.num_labels and config.num_labels != model_config.num_labels:
         raise BuildError(f"num_labels is {config.num_labels}, but {source} has {model_config.num_labels} labels")
     return Checkpoint(
@@ -241,9 +257,13 @@ def load(config: SetupConfig) -> Checkpoint:
         source=source,
         revision=revision,
         config=model_config,
-        task=config.mode or (adapter and adapter.task) or _task(model_config, source),
+        task=config.mode or (adapter and adapter.task) or _task(root, model_config, source),
         max_length=config.max_length,
         do_lower_case=config.do_lower_case,
+        named=config.labels is not None,
+        root=root,
+        chosen_pooling=config.pooling,
+        chosen_task=config.mode is not None,
         adapter=adapter,
     )
 
@@ -257,6 +277,7 @@ def _read_config(folder: Path, source: str, adapter: Adapter | None) -> Any:
     if not (folder / "config.json").is_file():
         raise BuildError(f"{source}: no config.json in the checkpoint's folder; is it a Hugging Face checkpoint?")
     check_sizes(read_json(folder / "config.json"), source)
+    labels.check_map(folder, source)
     outputs = None if adapter is None else adapter.outputs
     extra = {} if outputs is None else {"num_labels": outputs}
     try:
@@ -293,9 +314,10 @@ def _download(name: str, revision: str | None) -> Path:
     import huggingface_hub
     from huggingface_hub.errors import HFValidationError
 
-    patterns = ["config.json", "adapter_config.json", "adapter_model.*", *TOKENIZER_FILES, *_POOLING_FOLDER_FILES]
+    patterns = ["config.json", "adapter_config.json", "adapter_model.*", *TOKENIZER_FILES]
     try:
         files = huggingface_hub.list_repo_files(name, revision=revision)
+        patterns += sentences.hub_files(files)
         wanted = "*.safetensors*" if any(f.endswith(".safetensors") for f in files) else "pytorch_model*.bin*"
         return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=[*patterns, wanted]))
     except HFValidationError as error:
@@ -310,7 +332,10 @@ def _download(name: str, revision: str | None) -> Path:
             ) from error
 
 
-def _task(config: Any, source: str) -> str:
+def _task(root: Path, config: Any, source: str) -> str:
+    stated = sentences.task_of(root, config, source)
+    if stated is not None:
+        return stated
     architecture = (config.architectures or ["none"])[0]
     for suffix, task in _TASK_BY_ARCHITECTURE.items():
         if architecture.endswith(suffix):

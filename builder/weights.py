@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from builder import labels
 from builder.errors import BuildError
 from builder.files import first_line, read_json, refuse_pointer
 from builder.quiet import quiet
@@ -37,6 +38,7 @@ _OLD_NAMES = ((".gamma", ".weight"), (".beta", ".bias"))
 """Of a LayerNorm, in checkpoints converted from TensorFlow."""
 _BUFFERS = ("position_ids", "token_type_ids")
 """Constants that older versions of transformers saved."""
+_HEADS = ("classifier.", "score.")
 _DRAWN_ANYWAY = "pooler."
 """The part of an encoder that belongs to one head only."""
 
@@ -166,6 +168,8 @@ class Places:
         self.shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
         self._prefix = f"{model.base_model_prefix}."
         encoder = getattr(model, model.base_model_prefix, model)
+        self.wrapped = False
+        """Whether the names of the files seen last were a wrapper's."""
         self._parts = tuple(f"{name}." for name, _ in encoder.named_children())
 
     def _check_memory(self) -> None:
@@ -203,7 +207,9 @@ class Places:
         forms = [dict(state)]
         while prefix := next((p for p in _WRAPPERS if forms[-1] and all(n.startswith(p) for n in forms[-1])), None):
             forms.append({name.removeprefix(prefix): tensor for name, tensor in forms[-1].items()})
-        return max(forms, key=self._count)
+        best = max(forms, key=self._count)
+        self.wrapped = best is not forms[0]
+        return best
 
     def _count(self, names: Mapping[str, Tensor]) -> int:
         return sum(self._place(name) is not None for name in names)
@@ -229,6 +235,8 @@ class Places:
             raise BuildError(f"{self.source}: weight {name!r} is {kind}; only fp32, fp16, bf16 and fp64 are read")
         expected, found = self.shapes[place], tuple(tensor.shape)
         if found != expected:
+            if place.startswith(_HEADS):
+                labels.check_rows([(name, found, expected)], self.config, self.source)
             raise BuildError(f"{self.source}: weight {name!r} is {list(found)}, {self._says(expected, found)}")
         return tensor
 

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from handler.config import DataType, Kind, Pooling, Task, first_problem
 
+Activation = Literal["identity", "sigmoid", "tanh"]
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
 
 
@@ -68,6 +69,20 @@ class ArchiveFacts(_Open):
     mask_id: int | None = None
     pooling: Pooling | None = None
     normalize: bool = False
+    cut_first: bool = True
+    """Whether an embedding is cut to fewer dimensions before it is normalised, as version 0.1.0 did;
+    sentence-transformers normalises first."""
+    dimensions: int | None = Field(default=None, gt=0)
+    """Dimensions of an embedding that are kept; None: all."""
+    include_prompt: bool = True
+    """Whether an embedding's pooling counts the prompt's tokens."""
+    prompts: dict[str, str] = {}
+    default_prompt_name: str | None = None
+    activation: Activation | None = None
+    """What makes a cross-encoder's logit its score; None, of version 0.1.0 and of several labels: sigmoid of one label,
+    the last of several labels' probabilities."""
+    truncation_side: Literal["left", "right"] = "right"
+    """Which end of a text is cut off."""
     encoder: EncoderFacts
     torch: TorchFacts
     libraries: dict[str, LibraryFacts] = {}

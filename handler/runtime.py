@@ -21,6 +21,8 @@ from handler.threads import Placement
 logger = logging.getLogger(__name__)
 
 CPU_LIBRARY = "libefft_cpu.so"
+WORD_TABLES = ("encoder.word", "word_embeddings.weight")
+"""What the fused encoder and transformers call it."""
 _loaded: dict[str, str] = {}
 """Library name -> digest of the one this process has loaded: an operator can be registered only once."""
 
@@ -34,12 +36,19 @@ class TracedModel:
     def __init__(self, module: torch.jit.ScriptModule, device: torch.device) -> None:
         self.module = module
         self.device = device
+        self.vocabulary = word_rows(module)
 
     def __call__(self, ids: np.ndarray, segments: np.ndarray, mask: np.ndarray) -> Arrays:
         """See the class."""
         with torch.inference_mode():
             inputs = [torch.from_numpy(array).to(self.device) for array in (ids, segments, mask)]
             return tuple(output.float().cpu().numpy() for output in self.module(*inputs))
+
+
+def word_rows(module: Any) -> int | None:
+    """Rows of a loaded module's word table: an id beyond them would take a GPU down. None where it has another name."""
+    tables = (tensor for name, tensor in module.state_dict().items() if name.endswith(WORD_TABLES))
+    return next((len(table) for table in tables), None)
 
 
 def load_model(folder: Path, facts: ArchiveFacts, config: SetupConfig, gpu: int | None = None) -> Model:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +18,9 @@ from handler.decode import BODY_KEYS, instance
 from handler.errors import RequestError, internal_error
 from handler.metrics import Sample, Sink
 from handler.predictor import Predictor, Reply
+
+LAST_ANSWERS = 1.0
+"""Seconds that a worker lives on after its device has failed."""
 
 logger = logging.getLogger(__name__)
 _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
@@ -52,7 +57,17 @@ class EncoderService:
             limit = predictor.config.limits.max_answer_bytes
             answers = [respond(reply, context, index, limit) for index, reply in enumerate(replies)]
         predictor.metrics.flush(metrics_sink(context))
+        if predictor.lost:
+            end_worker()
         return answers
+
+
+def end_worker() -> None:
+    """Soon, so that this batch's answers still go out. Where a worker ends, the server starts another."""
+    logger.error("the device has failed; this worker ends, so that the server starts another")
+    timer = threading.Timer(LAST_ANSWERS, lambda: os._exit(1))
+    timer.daemon = True
+    timer.start()
 
 
 def content_type(context: Any, index: int) -> str | None:
@@ -67,6 +82,7 @@ def content_type(context: Any, index: int) -> str | None:
 def route(predictor: Predictor, rows: list[Mapping[str, Any]], context: Any) -> list[Reply]:
     """Explanations and descriptions one by one, all predictions of the batch together."""
     types = [content_type(context, index) for index in range(len(rows))]
+    headers = [context.get_all_request_header(index) for index in range(len(rows))]
     explained_by, answered_by = predictor.explanation_deadline(), predictor.deadline()
     plain = []
     replies: dict[int, Reply] = {}
@@ -75,10 +91,17 @@ def route(predictor: Predictor, rows: list[Mapping[str, Any]], context: Any) -> 
             replies[index] = Reply(200, "OK", predictor.describe())
         elif context.get_request_header(index, "explain") == "True":
             html = wants_html(context, index)
-            replies[index] = predictor.explain(row, types[index], html=html, deadline=explained_by)
+            replies[index] = predictor.explain(
+                row, types[index], html=html, deadline=explained_by, headers=headers[index]
+            )
         else:
             plain.append(index)
-    predicted = predictor.predict([rows[index] for index in plain], [types[index] for index in plain], answered_by)
+    predicted = predictor.predict(
+        [rows[index] for index in plain],
+        [types[index] for index in plain],
+        answered_by,
+        [headers[index] for index in plain],
+    )
     replies.update(zip(plain, predicted, strict=True))
     return [replies[index] for index in range(len(rows))]
 

@@ -30,18 +30,15 @@ _SMALL = 50_000_000
 """Parameters."""
 
 
-def prove_answers(
-    stage: Path, facts: ArchiveFacts, config: SetupConfig, checkpoint: Checkpoint, model: Model, pooling: str | None
-) -> int:
+def prove_answers(stage: Path, checkpoint: Checkpoint, config: SetupConfig, model: Model) -> int:
     """Ask all requests of the task at once, as a server's batch; returns their number.
 
-    ``pooling``: the checkpoint's, for embeddings, whatever the archive says of itself.
     Raises BuildError in one line with the first request that is answered otherwise than transformers answers it.
     """
-    if facts.data_type != "fp32":
-        model = _InFloat(stock_model(checkpoint, torch.float32, pooling=pooling))
-    predictor = _predictor(stage, facts, config, model)
-    reference = REFERENCES[facts.task](checkpoint, checkpoint.longest, pooling)
+    if config.data_type != "fp32":
+        model = _InFloat(stock_model(checkpoint, torch.float32, pooling=None))
+    predictor = open_predictor(stage, config, model)
+    reference = REFERENCES[checkpoint.task](checkpoint, checkpoint.longest)
     requests = list(reference.payloads())
     replies = predictor.predict([{"body": payload} for _, payload in requests], deadline=float("inf"))
     with _threads_for(reference.model):
@@ -71,12 +68,13 @@ def _problem(reference: Any, payload: Payload, reply: Reply) -> str | None:
     return None if error["type"] in _TOO_LONG else f"the error {error['message']!r}"
 
 
-def _predictor(stage: Path, facts: ArchiveFacts, config: SetupConfig, model: Model) -> Predictor:
-    """The archive's, except that it takes every request, whatever the config limits or forbids."""
-    open_config = config.model_copy(update={"allow_overrides": True, "limits": Limits()})
+def open_predictor(stage: Path, config: SetupConfig, model: Model) -> Predictor:
+    """The archive's own task code, free of the config's limits: what is proved is what a text becomes."""
+    facts = ArchiveFacts.load(stage / "archive.json")
+    free = {"allow_overrides": True, "truncation": "truncate", "limits": Limits(), "warm_up": False}
     length = min(facts.max_positions, config.max_length or facts.max_positions)
-    tokenizer = Tokenizer(stage / "tokenizer.json", length, facts.uses_segments)
-    return Predictor(facts, open_config, tokenizer, model)
+    tokenizer = Tokenizer(stage / "tokenizer.json", length, facts.uses_segments, cut_side=facts.truncation_side)
+    return Predictor(facts, config.model_copy(update=free), tokenizer, model)
 
 
 class _InFloat:

@@ -24,6 +24,8 @@ from builder.checkpoint import Checkpoint, load
 from builder.errors import BuildError
 from builder.gate.answers import prove_answers
 from builder.gate.probes import probes
+from builder.gate.sentences import prove_sentences
+from builder.gate.texts import ODD, special_texts
 from builder.gate.verdict import CosineVerdict
 from builder.models import DTYPES, stock_model
 from builder.quantisation.int8 import judge
@@ -145,7 +147,7 @@ def judge_stage(stage: Path, config: SetupConfig, calibrate: Path | None = None)
     """All of the gate: the figures on each device that the archive can run on here, then the answers."""
     checkpoint = load(config)
     facts = ArchiveFacts.load(stage / "archive.json")
-    pooling = config.pooling or (checkpoint.pooling()[0] if checkpoint.task == "embedding" else None)
+    pooling = checkpoint.sentences.pooling if checkpoint.task == "embedding" else None
     model = load_model(stage, facts, config)
     if isinstance(model, TracedModel) and config.data_type == "int8":
         verdict: Verdict | CosineVerdict = judge(checkpoint, model, pooling, calibrate)
@@ -158,7 +160,10 @@ def judge_stage(stage: Path, config: SetupConfig, calibrate: Path | None = None)
         if not there.passed:
             return there
         verdict = replace(verdict, on_gpu=asdict(there))
-    return replace(verdict, requests=prove_answers(stage, facts, config, checkpoint, model, pooling))
+    if checkpoint.task not in ("embedding", "rerank"):
+        return replace(verdict, requests=prove_answers(stage, checkpoint, config, model))
+    prove_sentences(stage, checkpoint, config, model, [*ODD, *special_texts(checkpoint.tokenizer)])
+    return verdict
 
 
 def _on_gpu(
