@@ -7,6 +7,7 @@ import importlib
 import sys
 
 from builder.errors import BuildError
+from handler.faults import guarded
 
 _COMMANDS = {
     "encoder": "encoders side by side: latency, ratio to the floor, memory",
@@ -39,4 +40,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(guarded("benchmarks", main))

@@ -19,17 +19,19 @@ import torch
 import yaml
 from tqdm import tqdm
 
-from builder.checkpoint import TOKENIZER_FILES, Checkpoint, load
+from builder.checkpoint import Checkpoint, load
 from builder.compile import OLDEST_TORCH, ROOT
 from builder.errors import BuildError
-from builder.families import max_positions, shape_of
+from builder.families import shape_of
 from builder.formats.torchscript import example_inputs, save_torchscript
 from builder.gate.parity import Verdict, prove
 from builder.gate.verdict import CosineVerdict
 from builder.mar import pack
 from builder.models import DTYPES, packed_model, sentence_head, stock_model
+from builder.naming import archive_name, check_output
 from builder.quantisation.int8 import quantised_model
 from builder.staging import staging
+from builder.tokenizers import TOKENIZER_FILES
 from handler.archive import ArchiveFacts, EncoderFacts, LibraryFacts, TorchFacts
 from handler.config import SetupConfig
 from handler.gemm_config import NAME as GEMM_CONFIG
@@ -60,10 +62,10 @@ def build(
         tqdm.write(f"note: {checkpoint.source}: {remark}", file=sys.stderr)
     if (note := checkpoint.note) is not None:
         tqdm.write(f"note: {checkpoint.source}: {note}", file=sys.stderr)
-    name = config.name or checkpoint.source.split("/")[-1]
+    name = archive_name(config.name, checkpoint.source)
     if config.kind != "thsext":
         libraries = []
-    output.mkdir(parents=True, exist_ok=True)
+    check_output(output, name)
     with staging(output, name) as temporary:
         stage = temporary / "stage"
         stage.mkdir()
@@ -125,9 +127,6 @@ def _facts(
     name: str, config: SetupConfig, checkpoint: Checkpoint, libraries: Sequence[LibraryFile], tokenizer: Any
 ) -> ArchiveFacts:
     shape = shape_of(checkpoint.config)
-    sentences = checkpoint.sentences
-    stated = sentences.max_length or tokenizer.model_max_length
-    longest = min(max_positions(checkpoint.config), config.max_length or stated)
     return ArchiveFacts.model_validate(
         {
             "name": name,
@@ -137,7 +136,7 @@ def _facts(
             "data_type": config.data_type,
             "labels": checkpoint.labels,
             "problem_type": checkpoint.problem_type,
-            "max_positions": longest,
+            "max_positions": checkpoint.longest,
             "uses_segments": checkpoint.uses_segments,
             "pad_id": checkpoint.config.pad_token_id or 0,
             "mask_id": tokenizer.mask_token_id,
@@ -156,6 +155,7 @@ def _facts(
                 "name": checkpoint.source,
                 "revision": checkpoint.revision,
                 "sha256": checkpoint.sha256,
+                "unused": checkpoint.unused,
             },
         }
     )
@@ -232,8 +232,8 @@ def _stage_files(
     tokenizer: Any,
 ) -> None:
     for file in TOKENIZER_FILES:
-        if (checkpoint.folder / file).exists():
-            shutil.copyfile(checkpoint.folder / file, stage / file)
+        if (checkpoint.tokenizer_folder / file).exists():
+            shutil.copyfile(checkpoint.tokenizer_folder / file, stage / file)
     backend = tokenizer.backend_tokenizer
     backend.no_truncation()
     backend.no_padding()

@@ -17,6 +17,7 @@ import requests
 from deploy.proxy import Proxy, configuration
 from deploy.server import ROOT, Server, ServerError, java_home
 from deploy.signals import Interrupted, raise_interrupts
+from handler.faults import guarded
 
 SAMPLES = ("ticket_routing", "document_qa")
 INPUTS = ROOT / "setup_configs" / "sample_inputs"
@@ -145,4 +146,4 @@ def _one_line(answer: requests.Response) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(guarded("deploy", main))

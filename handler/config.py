@@ -232,6 +232,8 @@ class SetupConfig(_Strict):
             return cls.model_validate(json.loads(path.read_text(encoding="utf-8")))
         except ValidationError as error:
             raise ConfigError(f"{path.name}: {first_problem(error)}") from error
+        except RecursionError as error:
+            raise ConfigError(f"{path.name}: nested too deeply to be read") from error
         except (OSError, ValueError) as error:
             raise ConfigError(f"{path.name}: {error}") from error
 

@@ -18,6 +18,7 @@ from typing import TextIO
 
 from handler import integrity
 from handler.archive import ArchiveError, ArchiveFacts
+from handler.faults import guarded
 
 _INSIDE = """
 import sys
@@ -43,6 +44,10 @@ def main(arguments: list[str] | None = None, out: TextIO = sys.stdout) -> int:
     parser.add_argument("--gpu", type=int, help="the GPU's index (default: the CPU)")
     parser.add_argument("--public-key", type=Path, metavar="FILE", help="refuse what no key of this PEM has signed")
     options = parser.parse_args(arguments)
+    return guarded("doctor", lambda: _main(options, out))
+
+
+def _main(options: argparse.Namespace, out: TextIO) -> int:
     given = os.environ.get(integrity.PUBLIC_KEY)
     key_file = options.public_key or (Path(given) if given else None)
     try:

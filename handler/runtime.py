@@ -92,7 +92,13 @@ def check_torch(oldest: str) -> None:
 
 def pick_device(facts: ArchiveFacts, config: SetupConfig, gpu: int | None) -> torch.device:
     """The assigned GPU where the archive can run on it, else the CPU where the config allows that."""
-    if gpu is None or not torch.cuda.is_available():
+    if gpu is None:
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        problem = f"GPU {gpu} is assigned, but torch {torch.__version__} finds none"
+        if not config.cpu_fallback:
+            raise ArchiveError(f"{problem}; install a torch with CUDA, or set cpu_fallback")
+        logger.warning("%s; serving on the CPU", problem)
         return torch.device("cpu")
     capability = torch.cuda.get_device_capability(gpu)
     cuda = [library for library in facts.libraries.values() if library.device == "cuda"]
@@ -128,6 +134,8 @@ def fits(capability: tuple[int, int], targets: Iterable[str]) -> bool:
 def set_threads(placement: Placement) -> None:
     """Let torch and the tokenizer run as many threads as the worker has been given."""
     torch.set_num_threads(placement.threads)
+    # The tokenizer's pool is made at its first use, as large as the machine where nothing is said.
+    os.environ.setdefault("RAYON_NUM_THREADS", str(placement.threads))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true" if placement.threads > 1 else "false")
 
 

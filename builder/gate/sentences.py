@@ -17,10 +17,11 @@ import torch
 from builder.checkpoint import Checkpoint
 from builder.errors import BuildError
 from builder.families import max_positions
+from builder.gate.answers import open_predictor
 from builder.models import DTYPES
 from builder.sentence_transformers.model import open_cross_encoder, open_embedding
 from handler.archive import ArchiveFacts
-from handler.config import Limits, SetupConfig
+from handler.config import SetupConfig
 from handler.packing import Model
 from handler.predictor import Predictor
 from handler.tokenizer import Tokenizer
@@ -49,7 +50,7 @@ def prove_sentences(
     ``extra``: texts beside the gate's own. Returns the relative root-mean-square error; raises BuildError with the
     worst text's place when it is too large.
     """
-    predictor = _predictor(stage, config, model)
+    predictor = open_predictor(stage, config, model)
     cases = _cases(predictor.facts, [*_SENTENCES, _long(predictor.task.tokenizer), *extra])
     run = _embeddings if checkpoint.task == "embedding" else _scores
     ours = [_answer(predictor, checkpoint, text, options) for text, options in cases]
@@ -64,15 +65,6 @@ def prove_sentences(
     if not error <= allowed:
         raise BuildError(f"parity FAILED: {_worst(ours, expected, cases)}, error {error:.2e}, allowed {allowed:.2e}")
     return error
-
-
-def _predictor(stage: Path, config: SetupConfig, model: Model) -> Predictor:
-    """The archive's own task code, free of the config's limits: what is proved is what a text becomes."""
-    facts = ArchiveFacts.load(stage / "archive.json")
-    free = {"allow_overrides": True, "truncation": "truncate", "limits": Limits(), "warm_up": False}
-    length = min(facts.max_positions, config.max_length or facts.max_positions)
-    tokenizer = Tokenizer(stage / "tokenizer.json", length, facts.uses_segments, cut_side=facts.truncation_side)
-    return Predictor(facts, config.model_copy(update=free), tokenizer, model)
 
 
 def _long(tokenizer: Tokenizer) -> str:
@@ -111,7 +103,7 @@ def _answer(predictor: Predictor, checkpoint: Checkpoint, text: str, options: di
 
 def _embeddings(checkpoint: Checkpoint, config: SetupConfig, cases: Any, dtype: torch.dtype) -> list[np.ndarray]:
     """What SentenceTransformer makes of the texts, one at a time, set as the setup config asks."""
-    model = open_embedding(checkpoint.as_source, dtype)
+    model = _opened(open_embedding, checkpoint, dtype)
     _set(model, config, max_positions(checkpoint.config))
     if config.normalize is False and type(model[-1]).__name__ == "Normalize":
         del model[-1]
@@ -127,7 +119,7 @@ def _embeddings(checkpoint: Checkpoint, config: SetupConfig, cases: Any, dtype: 
 
 def _scores(checkpoint: Checkpoint, config: SetupConfig, cases: Any, dtype: torch.dtype) -> list[np.ndarray]:
     """What CrossEncoder makes of the texts, each as an answer to the query."""
-    model = open_cross_encoder(checkpoint.as_source, dtype)
+    model = _opened(open_cross_encoder, checkpoint, dtype)
     _set(model, config, max_positions(checkpoint.config))
     made = []
     for text, options in cases:
@@ -141,6 +133,14 @@ def _scores(checkpoint: Checkpoint, config: SetupConfig, cases: Any, dtype: torc
             score = score[:, -1] if options.get("raw_scores") else score.softmax(-1)[:, -1]
         made.append(score.double().numpy())
     return made
+
+
+def _opened(open_: Any, checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
+    """sentence-transformers' model; with the weights that the builder reads where the library itself reads none."""
+    model = open_(checkpoint.as_source, dtype)
+    if checkpoint.rewritten:
+        model[0].model = checkpoint.load_model(dtype)
+    return model
 
 
 def _set(model: Any, config: SetupConfig, longest: int) -> None:
