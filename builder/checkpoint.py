@@ -16,6 +16,7 @@ from builder.adapters import Adapter, find_adapter
 from builder.errors import BuildError
 from builder.families import Family, family_of, max_positions, shape_of
 from builder.files import first_line, read_json
+from builder.foreign import refuse_foreign_files
 from builder.naming import hub_name
 from builder.quiet import quiet
 from builder.sentence_transformers import folder as sentences
@@ -180,7 +181,7 @@ class Checkpoint:
             with quiet():
                 model, info = self._class.from_pretrained(
                     self.folder, config=self.config, dtype=torch.float32, output_loading_info=True,
-                    local_files_only=True, **self._extra,
+                    local_files_only=True, trust_remote_code=False, weights_only=True, **self._extra,
                 )  # fmt: skip
             if not info["missing_keys"]:
                 return model.eval()
@@ -244,7 +245,10 @@ def load(config: SetupConfig) -> Checkpoint:
     Raises BuildError when it cannot be found or read, or is of a kind this product does not serve.
     """
     root, source, revision = _locate(config.model_name, config.revision)
+    refuse_foreign_files(root, source)
     adapter = find_adapter(root, source, lambda name: _locate(name, None)[0])
+    if adapter is not None and adapter.base != root:
+        refuse_foreign_files(adapter.base, source)
     folder = sentences.transformer_folder(root, source)
     model_config = _read_config(folder, source, adapter)
     shape_of(model_config)

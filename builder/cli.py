@@ -12,6 +12,7 @@ from typing import Any, NoReturn, get_args
 
 from pydantic import ValidationError
 
+from builder import signing
 from builder.errors import BuildError
 from builder.tune import command as tune_command
 from handler.archive import ArchiveError
@@ -85,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     archiving.set_defaults(run=_archive)
 
     tune_command.add_parser(commands)
+    signing.add_parsers(commands)
 
     inspecting = commands.add_parser("inspect", help="print what an archive holds")
     inspecting.add_argument("archive", type=Path)

@@ -76,13 +76,16 @@ def _long(tokenizer: Tokenizer) -> str:
 def _cases(facts: ArchiveFacts, texts: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
     """Every text as it is, and some with each way to choose a prompt."""
     choices: list[dict[str, Any]] = [{"prompt_name": name} for name in facts.prompts]
-    choices += [{"prompt": "Represent this text: "}, {"prompt": ""}]
+    choices += [{"prompt": ""}]
     if facts.task == "embedding":
         choices += [{"input_type": "query"}, {"input_type": "document"}]
     else:
         choices += [{"raw_scores": True}]
-    short = [texts[0], texts[2], next(text for text in texts if text.startswith("Storms."))]
-    return [(text, {}) for text in texts] + [(text, choice) for choice in choices for text in short]
+    short = texts[0], texts[2]
+    given = [
+        (text, {"prompt": "Represent this text: "}) for text in texts if text in short or text.startswith("Storms.")
+    ]
+    return [(text, {}) for text in texts] + given + [(text, choice) for choice in choices for text in short]
 
 
 def _answer(predictor: Predictor, checkpoint: Checkpoint, text: str, options: dict[str, Any]) -> np.ndarray:
