@@ -13,7 +13,7 @@ from builder.errors import BuildError
 _LARGEST = 256 << 20
 """Bytes of a file that is read as text; the largest tokenizers in use have 40 MB."""
 _TEXTS = (".json", ".txt", ".model", ".jinja", ".md")
-_BEGINNINGS = ("config.json", "modules.json")
+_BEGINNINGS = ("config.json", "modules.json", "adapter_config.json")
 _INDICES = ("modules.json", "model.safetensors.index.json", "pytorch_model.bin.index.json")
 
 

@@ -35,11 +35,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def _calls(path: Path) -> list[tuple[str, dict[str, ast.expr], str]]:
-<<<<<<< HEAD
     """Each call: its last name, its keywords, also those that a function gives it by ``**``, and its function."""
-=======
-    """Each call: its last name, its keywords, those that a function of the file gives it by ``**``, function."""
->>>>>>> supply
     tree = ast.parse(path.read_text())
     functions = {node.name: node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
     found = []
