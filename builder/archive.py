@@ -1,20 +1,16 @@
-"""Build one ``.mar``: stage the files, prove them, pack them with torch-model-archiver, rename into place.
+"""Build one ``.mar``: stage the files, prove them, pack them (:mod:`builder.mar`).
 
-Nothing is left half done: the stage and the unfinished archive live under temporary names, and a failed parity gate
-leaves neither. The same input gives the same bytes: entries are sorted and carry no dates.
+Nothing is left half done: the stage and the unfinished archive live under temporary names (:mod:`builder.staging`), and
+a failed parity gate leaves neither.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-import subprocess
 import sys
-import tempfile
-import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -30,14 +26,15 @@ from builder.families import max_positions, shape_of
 from builder.formats.torchscript import example_inputs, save_torchscript
 from builder.gate.parity import Verdict, prove
 from builder.gate.verdict import CosineVerdict
+from builder.mar import pack
 from builder.models import DTYPES, packed_model, sentence_head, stock_model
 from builder.quantisation.int8 import quantised_model
+from builder.staging import staging
 from handler.archive import ArchiveFacts, EncoderFacts, LibraryFacts, TorchFacts
 from handler.config import SetupConfig
 from handler.gemm_config import NAME as GEMM_CONFIG
 from handler.original import HEAD
 
-_DATE = (1980, 1, 1, 0, 0, 0)
 Report = Callable[[str], None]
 
 
@@ -67,17 +64,18 @@ def build(
     if config.kind != "thsext":
         libraries = []
     output.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=output) as temporary:
-        stage = Path(temporary) / "stage"
+    with staging(output, name) as temporary:
+        stage = temporary / "stage"
         stage.mkdir()
         facts = write_files(stage, name, config, checkpoint, libraries, report, calibrate)
         if gemm_config is not None:
             shutil.copyfile(gemm_config, stage / GEMM_CONFIG)
         report("proving it equal to the checkpoint in a fresh process")
         verdict = prove(stage, config, calibrate)
-        facts.model_copy(update={"parity": asdict(verdict)}).save(stage / "archive.json")
+        facts = facts.model_copy(update={"parity": asdict(verdict)})
+        facts.save(stage / "archive.json")
         report("packing")
-        return _pack(stage, name, output), verdict
+        return pack(stage, facts, output), verdict
 
 
 def write_files(
@@ -267,50 +265,3 @@ def _server_settings(config: SetupConfig) -> dict[str, Any]:
 
 def _write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _pack(stage: Path, name: str, output: Path) -> Path:
-    folder = stage.parent
-    service, settings = stage / "service.py", stage / "model-config.yaml"
-    service, settings = service.rename(folder / service.name), settings.rename(folder / settings.name)
-    command = [
-        sys.executable, "-m", "model_archiver.model_packaging", "--model-name", name, "--version", "1.0",
-        "--handler", str(service), "--config-file", str(settings), "--extra-files", str(stage),
-        "--export-path", str(folder), "--archive-format", "zip-store",
-    ]  # fmt: skip
-    # The archiver stages under the temporary folder's NAME; its own folder keeps parallel builds apart.
-    scratch = folder / "scratch"
-    scratch.mkdir()
-    environment = {**os.environ, "TMPDIR": str(scratch)}
-    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    raw = folder / f"{name}.mar"
-    if result.returncode or not raw.exists():
-        last = (result.stderr.strip().splitlines() or ["no message"])[-1]
-        raise BuildError(f"torch-model-archiver failed: {last}")
-    reproducible = folder / f"{name}.reproducible"
-    rewrite(raw, reproducible)
-    return reproducible.replace(output / f"{name}.mar")
-
-
-def rewrite(source: Path, target: Path, contents: Mapping[str, bytes] | None = None) -> None:
-    """Copy a zip with sorted entries and neither dates nor modes of the building machine.
-
-    ``contents`` replace those of the entries they name. Entries stay uncompressed: weights do not compress, and a
-    worker starts sooner.
-    """
-    contents = contents or {}
-    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as new:
-        for name in sorted(old.namelist()):
-            entry = zipfile.ZipInfo(name, _DATE)
-            entry.external_attr = 0o644 << 16
-            entry.file_size = old.getinfo(name).file_size
-            if name in contents:
-                new.writestr(entry, contents[name])
-                continue
-            if name == "MAR-INF/MANIFEST.json":
-                manifest = json.loads(old.read(name))
-                manifest["createdOn"] = "01/01/1980 00:00:00"
-                new.writestr(entry, json.dumps(manifest, indent=2, sort_keys=True))
-                continue
-            with old.open(name) as reader, new.open(entry, "w") as writer:
-                shutil.copyfileobj(reader, writer, 1 << 20)

@@ -14,6 +14,7 @@ from torch import nn
 from builder import labels
 from builder.errors import BuildError
 from builder.families import Family, family_of, shape_of
+from builder.foreign import refuse_foreign_files
 from builder.quiet import quiet
 from builder.sentence_transformers import folder as sentences
 from builder.sentence_transformers.model import SentenceModel, Source, read_cross_encoder, read_embedding
@@ -136,7 +137,7 @@ class Checkpoint:
         with quiet():
             model, info = loader.from_pretrained(
                 self.folder, config=self.config, dtype=dtype, output_loading_info=True, local_files_only=True,
-                ignore_mismatched_sizes=True, **extra,
+                trust_remote_code=False, weights_only=True, ignore_mismatched_sizes=True, **extra,
             )  # fmt: skip
         labels.check_rows(sorted(info["mismatched_keys"]), self.config, self.source)
         missing = sorted(info["missing_keys"])
@@ -156,7 +157,9 @@ class Checkpoint:
         with quiet():
             try:
                 if tokenizer is None:
-                    tokenizer = transformers.AutoTokenizer.from_pretrained(self.folder, local_files_only=True, **extra)
+                    tokenizer = transformers.AutoTokenizer.from_pretrained(
+                        self.folder, local_files_only=True, trust_remote_code=False, **extra
+                    )
             except (OSError, ValueError, ImportError) as error:
                 raise BuildError(f"{self.source}: no usable tokenizer ({str(error).splitlines()[0]})") from error
         if not tokenizer.is_fast:
@@ -175,11 +178,14 @@ def load(config: SetupConfig) -> Checkpoint:
     import transformers
 
     root, source = _locate(config.model_name, config.revision)
+    refuse_foreign_files(root, source)
     folder = sentences.transformer_folder(root, source)
     labels.check_map(folder, source)
     try:
         with quiet():
-            model_config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+            model_config = transformers.AutoConfig.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
     except (OSError, ValueError) as error:
         raise BuildError(f"{source}: no usable config.json ({str(error).splitlines()[0]})") from error
     shape_of(model_config)

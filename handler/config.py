@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -25,6 +26,8 @@ POOLINGS = ("cls", "mean", "max", "mean_sqrt_len_tokens", "weightedmean", "lastt
 """How an embedding is made of its tokens' vectors, by sentence-transformers' names."""
 
 TASKS: tuple[str, ...] = get_args(Task)
+NAME_PATTERN = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*\Z")  # $ would let a newline follow
+"""Of an archive's name, which becomes a file's and a part of a URL."""
 
 
 def _known_poolings(value: str) -> str:
@@ -110,7 +113,7 @@ class SetupConfig(_Strict):
     model_name: str = Field(min_length=1)
     """A local Hugging Face folder or a hub name."""
     revision: str | None = None
-    name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str | None = Field(default=None, pattern=NAME_PATTERN)
     """The archive's name; None: the last part of ``model_name``."""
     mode: Task | None = None
     kind: Kind = "thsext"

@@ -87,6 +87,14 @@ class Decoder:
         call.options = {**options, **call.options}
         return call
 
+    def element(self, value: Any) -> Request:
+        """One input without a body around it: a request, its fields, or a text. Raises RequestError."""
+        if not isinstance(value, Request):
+            return self._checked(value, {})
+        if self._characters(value) > self._limits.max_characters:
+            self._too_large()
+        return value
+
     def _split(
         self, row: Mapping[str, Any], content_type: str | None, headers: Mapping[str, Any] | None
     ) -> tuple[Any, dict[str, Any], str | None]:

@@ -59,7 +59,8 @@ def load_original(folder: Path, facts: ArchiveFacts) -> Any:
         raise ArchiveError(f"{folder.name}/ is missing from the archive; build it again")
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(facts.data_type, torch.float32)
     try:
-        model = getattr(transformers, CLASSES[facts.task]).from_pretrained(folder, dtype=dtype, local_files_only=True)
+        loader = getattr(transformers, CLASSES[facts.task])
+        model = loader.from_pretrained(folder, dtype=dtype, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # whatever a damaged file makes the library raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ArchiveError(f"{folder.name}/ cannot be loaded ({reason}); build the archive again") from error

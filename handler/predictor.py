@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from handler import integrity
 from handler.archive import ArchiveError, ArchiveFacts
 from handler.canary import Canary, canary_request
 from handler.config import SetupConfig
@@ -92,6 +93,7 @@ class Predictor:
         """
         folder = Path(folder)
         facts = ArchiveFacts.load(folder / "archive.json")
+        integrity.check(folder, facts)
         config = SetupConfig.load(folder / "setup_config.json")
         path = folder / "tokenizer.json"
         if not path.exists():

@@ -21,6 +21,9 @@ from handler.threads import Placement
 logger = logging.getLogger(__name__)
 
 CPU_LIBRARY = "libefft_cpu.so"
+SAFE_TORCH = "2.10"
+"""The oldest torch that loads any archive, whatever it says itself: in earlier ones a crafted file corrupts memory even
+where only weights are unpickled (CVE-2026-24747)."""
 WORD_TABLES = ("encoder.word", "word_embeddings.weight")
 """What the fused encoder and transformers call it."""
 _loaded: dict[str, str] = {}
@@ -81,7 +84,8 @@ def _place(facts: ArchiveFacts, device: torch.device) -> str:
 
 
 def check_torch(oldest: str) -> None:
-    """Raises ArchiveError where the installed torch is older than the archive needs."""
+    """Raises ArchiveError where the installed torch is older than the archive needs or than is safe."""
+    oldest = max(oldest, SAFE_TORCH, key=_version)
     if _version(torch.__version__) < _version(oldest):
         raise ArchiveError(f"torch {torch.__version__} is too old for this archive; install torch {oldest} or newer")
 

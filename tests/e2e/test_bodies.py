@@ -58,7 +58,7 @@ def test_is_answered(server: Server, body: bytes, headers: dict[str, str]) -> No
         (b"text=cats & dogs", {"Content_Type": FORM}, 415, "Content-Type"),
         (b"plain text\nof two lines", {"Content_Type": FORM}, 415, "Content-Type"),
         (gzip.compress(b"a" * 17_000_000), {"Content_Type": "text/plain", "Content_Encoding": "gzip"}, 413, "bytes"),
-        (GOOD, {"Content_Type": "application/json", "Content_Encoding": "gzip"}, 400, "compression"),
+        (GOOD, {"Content_Type": "text/plain", "Content_Encoding": "gzip"}, 400, "compression"),
         (GOOD, {"Content_Type": "text/plain", "Content_Encoding": "br"}, 415, "gzip"),
         (GOOD, {"Content_Type": "text/plain; charset=klingon"}, 415, "UTF-8"),
         (b"\xfcber", {"Content_Type": "text/plain"}, 400, "UTF-8"),
