@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,9 +11,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from builder import labels
 from builder.errors import BuildError
 from builder.families import Family, family_of, spec_of
+from builder.foreign import refuse_foreign_files
 from builder.quiet import quiet
+from builder.sentence_transformers import folder as sentences
+from builder.sentence_transformers.model import SentenceModel, Source, read_cross_encoder, read_embedding
 from handler.config import SetupConfig
 from handler.original import CLASSES
 
@@ -29,7 +32,6 @@ TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt",
     "vocab.json", "merges.txt", "sentencepiece.bpe.model", "spiece.model", "tokenizer.model",
 )  # fmt: skip
-_POOLING_FOLDER_FILES = ("modules.json", "*_Pooling/config.json")
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,12 @@ class Checkpoint:
     task: str
     max_length: int | None
     do_lower_case: bool | None
+    root: Path
+    """The folder as it was named; ``folder``, with config and weights, may be a sentence-transformers module's."""
+    named: bool = False
+    """Whether the setup config has given the labels their names."""
+    chosen_pooling: str | None = None
+    chosen_task: bool = False
 
     @property
     def family(self) -> Family:
@@ -52,18 +60,22 @@ class Checkpoint:
 
     @property
     def labels(self) -> list[str]:
-        """Label names by index, empty for tasks without labels."""
-        if self.task not in ("sequence_classification", "token_classification"):
-            return []
-        return [str(self.config.id2label[index]) for index in range(self.config.num_labels)]
+        """Label names by the classifier's rows, empty for tasks without labels. Raises BuildError."""
+        return labels.of_config(self.config, self.source) if self._labelled else []
 
     @property
     def problem_type(self) -> str | None:
-        """transformers' ``problem_type``; read off the number of labels where the config is silent."""
-        if self.task != "sequence_classification":
-            return None
-        stated = getattr(self.config, "problem_type", None)
-        return stated or ("regression" if self.config.num_labels == 1 else "single_label_classification")
+        """transformers' ``problem_type``; None where the number of labels decides."""
+        return labels.problem_type(self.config) if self.task == "sequence_classification" else None
+
+    @property
+    def remarks(self) -> list[str]:
+        """What the folder says of its labels that is not served, a line each."""
+        return labels.remarks(self.folder, self.config) if self._labelled and not self.named else []
+
+    @property
+    def _labelled(self) -> bool:
+        return self.task in ("sequence_classification", "token_classification")
 
     @property
     def uses_segments(self) -> bool:
@@ -85,37 +97,33 @@ class Checkpoint:
         with self.weights_file.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
 
-    def pooling(self) -> tuple[str, bool]:
-        """Pooling (``cls`` or ``mean``) and normalisation, read off a sentence-transformers folder.
+    @cached_property
+    def sentences(self) -> SentenceModel:
+        """What the folder says to sentence-transformers, for embedding and rerank. Raises BuildError."""
+        if self.task == "embedding":
+            return read_embedding(self.as_source)
+        if self.task == "rerank":
+            return read_cross_encoder(self.as_source, self.config)
+        if self.task == "sequence_classification" and sentences.is_cross_encoder(self.root, self.source):
+            found = read_cross_encoder(self.as_source, self.config)
+            if found.default_prompt_name and found.prompts[found.default_prompt_name]:
+                raise BuildError(f"{self.source}: its default prompt is for a cross-encoder; use --mode rerank")
+            return found
+        return SentenceModel()
 
-        Mean and unnormalised where the folder says nothing. Raises BuildError for another pooling.
-        """
-        pooled = sorted(self.folder.glob("*_Pooling/config.json"))
-        if not pooled:
-            return "mean", False
-        facts = json.loads(pooled[0].read_text())
-        modes = [
-            key.removeprefix("pooling_mode_")
-            for key, on in facts.items()
-            if key.startswith("pooling_mode_") and on is True
-        ]
-        if isinstance(facts.get("pooling_mode"), str):
-            modes = [facts["pooling_mode"]]
-        known = {"cls_token": "cls", "cls": "cls", "mean_tokens": "mean", "mean": "mean"}
-        if len(modes) != 1 or modes[0] not in known:
-            raise BuildError(f"{self.source}: pooling {modes} is not supported; supported: cls, mean")
-        return known[modes[0]], "Normalize" in self._modules()
+    @property
+    def note(self) -> str | None:
+        """What was taken for granted, in a line for the user; None where the folder says everything."""
+        if self.task == "embedding" and self.chosen_pooling is None and not sentences.has_modules(self.root):
+            return 'no modules.json: pooled by the mean, as sentence-transformers does; set "pooling" for another'
+        if self.task == "rerank" and not self.chosen_task and sentences.unmarked(self.root, self.config):
+            return "a classifier of one unnamed label is served as a cross-encoder; else give --mode"
+        return None
 
-    def _modules(self) -> list[str]:
-        """Kinds of a sentence-transformers folder's modules. Raises BuildError for one that would be left out."""
-        path = self.folder / "modules.json"
-        if not path.exists():
-            return []
-        kinds = [module["type"].rsplit(".", 1)[-1] for module in json.loads(path.read_text())]
-        for kind in kinds:
-            if kind not in ("Transformer", "Pooling", "Normalize"):
-                raise BuildError(f"{self.source}: its sentence-transformers module {kind!r} is not supported")
-        return kinds
+    @property
+    def as_source(self) -> Source:
+        """The folder for ``builder.sentence_transformers``."""
+        return Source(self.root, self.source, self.chosen_pooling, self.do_lower_case)
 
     def load_model(self, dtype: torch.dtype = torch.float32) -> nn.Module:
         """The untouched transformers model, in evaluation mode.
@@ -128,8 +136,10 @@ class Checkpoint:
         extra = {"add_pooling_layer": False} if self.task == "embedding" and self.config.model_type in _POOLED else {}
         with quiet():
             model, info = loader.from_pretrained(
-                self.folder, config=self.config, dtype=dtype, output_loading_info=True, local_files_only=True, **extra
-            )
+                self.folder, config=self.config, dtype=dtype, output_loading_info=True, local_files_only=True,
+                trust_remote_code=False, weights_only=True, ignore_mismatched_sizes=True, **extra,
+            )  # fmt: skip
+        labels.check_rows(sorted(info["mismatched_keys"]), self.config, self.source)
         missing = sorted(info["missing_keys"])
         if missing:
             raise BuildError(
@@ -143,9 +153,13 @@ class Checkpoint:
         import transformers
 
         extra = {} if self.do_lower_case is None else {"do_lower_case": self.do_lower_case}
+        tokenizer = self.sentences.tokenizer
         with quiet():
             try:
-                tokenizer = transformers.AutoTokenizer.from_pretrained(self.folder, local_files_only=True, **extra)
+                if tokenizer is None:
+                    tokenizer = transformers.AutoTokenizer.from_pretrained(
+                        self.folder, local_files_only=True, trust_remote_code=False, **extra
+                    )
             except (OSError, ValueError, ImportError) as error:
                 raise BuildError(f"{self.source}: no usable tokenizer ({str(error).splitlines()[0]})") from error
         if not tokenizer.is_fast:
@@ -163,13 +177,20 @@ def load(config: SetupConfig) -> Checkpoint:
     """
     import transformers
 
-    folder, source = _locate(config.model_name, config.revision)
+    root, source = _locate(config.model_name, config.revision)
+    refuse_foreign_files(root, source)
+    folder = sentences.transformer_folder(root, source)
+    labels.check_map(folder, source)
     try:
         with quiet():
-            model_config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+            model_config = transformers.AutoConfig.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
     except (OSError, ValueError) as error:
         raise BuildError(f"{source}: no usable config.json ({str(error).splitlines()[0]})") from error
     spec_of(model_config)
+    if config.labels is not None:
+        labels.override(model_config, config.labels)
     if config.num_labels and config.num_labels != model_config.num_labels:
         raise BuildError(f"num_labels is {config.num_labels}, but {source} has {model_config.num_labels} labels")
     return Checkpoint(
@@ -177,9 +198,13 @@ def load(config: SetupConfig) -> Checkpoint:
         source=source,
         revision=config.revision,
         config=model_config,
-        task=config.mode or _task(model_config, source),
+        task=config.mode or _task(root, model_config, source),
         max_length=config.max_length,
         do_lower_case=config.do_lower_case,
+        named=config.labels is not None,
+        root=root,
+        chosen_pooling=config.pooling,
+        chosen_task=config.mode is not None,
     )
 
 
@@ -196,9 +221,10 @@ def _download(name: str, revision: str | None) -> Path:
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    patterns = ["config.json", *TOKENIZER_FILES, *_POOLING_FOLDER_FILES]
+    patterns = ["config.json", *TOKENIZER_FILES]
     try:
         files = huggingface_hub.list_repo_files(name, revision=revision)
+        patterns += sentences.hub_files(files)
         weights = "*.safetensors" if any(f.endswith(".safetensors") for f in files) else "pytorch_model*.bin*"
         return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=[*patterns, weights]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, RuntimeError) as error:
@@ -206,7 +232,10 @@ def _download(name: str, revision: str | None) -> Path:
         raise BuildError(f"{name!r} is neither a local folder nor a model the hub gives ({reason})") from error
 
 
-def _task(config: Any, source: str) -> str:
+def _task(root: Path, config: Any, source: str) -> str:
+    stated = sentences.task_of(root, config, source)
+    if stated is not None:
+        return stated
     architecture = (config.architectures or ["none"])[0]
     for suffix, task in _TASK_BY_ARCHITECTURE.items():
         if architecture.endswith(suffix):

@@ -12,8 +12,10 @@ from typing import Any, get_args
 
 from pydantic import ValidationError
 
+from builder import signing
 from builder.errors import BuildError
 from builder.tune import command as tune_command
+from handler.archive import ArchiveError
 from handler.config import TASKS, ConfigError, DataType, SetupConfig, first_problem
 
 _STEPS = 5
@@ -24,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         options.run(options)
-    except (BuildError, ConfigError) as error:
+    except (ArchiveError, BuildError, ConfigError) as error:
         print(f"builder: {error}", file=sys.stderr)
         return 1
     return 0
@@ -67,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     archiving.set_defaults(run=_archive)
 
     tune_command.add_parser(commands)
+    signing.add_parsers(commands)
 
     inspecting = commands.add_parser("inspect", help="print what an archive holds")
     inspecting.add_argument("archive", type=Path)

@@ -34,6 +34,10 @@ def describe(path: Path) -> Iterator[str]:
         yield f"labels      {', '.join(facts.labels)}"
     if facts.pooling:
         yield f"pooling     {facts.pooling}{', normalised' if facts.normalize else ''}"
+    if named := [name for name, text in facts.prompts.items() if text]:
+        yield f"prompts     {', '.join(named)}; default: {facts.default_prompt_name or 'none'}"
+    if facts.activation:
+        yield f"score       {facts.activation} of the logit"
     yield f"model       {facts.family}, kind {facts.mode}, {facts.data_type}"
     yield f"encoder     {e.layers} layers, hidden {e.hidden}, {e.heads} heads, intermediate {e.intermediate}"
     yield f"longest     {facts.max_positions} tokens"

@@ -21,6 +21,11 @@ from handler.threads import Placement
 logger = logging.getLogger(__name__)
 
 CPU_LIBRARY = "libefft_cpu.so"
+SAFE_TORCH = "2.10"
+"""The oldest torch that loads any archive, whatever it says itself: in earlier ones a crafted file corrupts memory even
+where only weights are unpickled (CVE-2026-24747)."""
+WORD_TABLES = ("encoder.word", "word_embeddings.weight")
+"""What the fused encoder and transformers call it."""
 _loaded: dict[str, str] = {}
 """Library name -> digest of the one this process has loaded: an operator can be registered only once."""
 
@@ -34,12 +39,19 @@ class TracedModel:
     def __init__(self, module: torch.jit.ScriptModule, device: torch.device) -> None:
         self.module = module
         self.device = device
+        self.vocabulary = word_rows(module)
 
     def __call__(self, ids: np.ndarray, segments: np.ndarray, mask: np.ndarray) -> Arrays:
         """See the class."""
         with torch.inference_mode():
             inputs = [torch.from_numpy(array).to(self.device) for array in (ids, segments, mask)]
             return tuple(output.float().cpu().numpy() for output in self.module(*inputs))
+
+
+def word_rows(module: Any) -> int | None:
+    """Rows of a loaded module's word table: an id beyond them would take a GPU down. None where it has another name."""
+    tables = (tensor for name, tensor in module.state_dict().items() if name.endswith(WORD_TABLES))
+    return next((len(table) for table in tables), None)
 
 
 def load_model(folder: Path, facts: ArchiveFacts, config: SetupConfig, gpu: int | None = None) -> Model:
@@ -72,7 +84,8 @@ def _place(facts: ArchiveFacts, device: torch.device) -> str:
 
 
 def check_torch(oldest: str) -> None:
-    """Raises ArchiveError where the installed torch is older than the archive needs."""
+    """Raises ArchiveError where the installed torch is older than the archive needs or than is safe."""
+    oldest = max(oldest, SAFE_TORCH, key=_version)
     if _version(torch.__version__) < _version(oldest):
         raise ArchiveError(f"torch {torch.__version__} is too old for this archive; install torch {oldest} or newer")
 

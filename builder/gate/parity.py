@@ -14,7 +14,6 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +21,7 @@ from torch import Tensor
 from builder.checkpoint import Checkpoint, load
 from builder.errors import BuildError
 from builder.gate.probes import probes
+from builder.gate.sentences import prove_sentences
 from builder.gate.verdict import CosineVerdict
 from builder.models import DTYPES, stock_model
 from builder.quantisation.int8 import judge
@@ -105,6 +105,8 @@ def prove(stage: Path, config: SetupConfig, calibrate: Path | None = None) -> Ve
         last = (result.stderr.strip().splitlines() or ["no message"])[-1]
         raise BuildError(f"parity FAILED: the archive's files do not run ({last})")
     facts = json.loads(result.stdout.splitlines()[-1])
+    if "refused" in facts:
+        raise BuildError(f"{facts['refused']}; no archive was written")
     verdict = CosineVerdict(**facts) if config.data_type == "int8" else Verdict(**facts)
     if not verdict.passed:
         raise BuildError(f"{verdict.line()}; no archive was written")
@@ -119,16 +121,27 @@ def _on_tensors(model: ServedModel) -> Model:
 
 
 def _main(stage: str, config_json: str, calibrate: str | None = None) -> None:
+    try:
+        print(json.dumps(asdict(_verdict(stage, config_json, calibrate))))
+    except BuildError as error:
+        print(json.dumps({"refused": str(error)}))
+
+
+def _verdict(stage: str, config_json: str, calibrate: str | None) -> Verdict | CosineVerdict:
     config = SetupConfig.model_validate_json(config_json)
     checkpoint = load(config)
-    pooling = config.pooling or (checkpoint.pooling()[0] if checkpoint.task == "embedding" else None)
+    pooling = checkpoint.sentences.pooling if checkpoint.task == "embedding" else None
     folder = Path(stage)
     model = load_model(folder, ArchiveFacts.load(folder / "archive.json"), config)
     if isinstance(model, TracedModel) and config.data_type == "int8":
-        verdict: Any = judge(checkpoint, model, pooling, None if calibrate is None else Path(calibrate))
+        verdict: Verdict | CosineVerdict = judge(
+            checkpoint, model, pooling, None if calibrate is None else Path(calibrate)
+        )
     else:
         verdict = compare(checkpoint, _on_tensors(model), config.data_type, pooling)
-    print(json.dumps(asdict(verdict)))
+    if checkpoint.task in ("embedding", "rerank") and verdict.passed:
+        prove_sentences(folder, checkpoint, config, model)
+    return verdict
 
 
 if __name__ == "__main__":
