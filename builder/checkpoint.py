@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from builder import labels, tokenizers, weights
 from builder.adapters import Adapter, find_adapter
 from builder.errors import BuildError
-from builder.families import Family, family_of, max_positions, shape_of
+from builder.families import Family, family_of, max_positions, spec_of
 from builder.files import first_line, read_json
 from builder.foreign import refuse_foreign_files
 from builder.naming import hub_name
@@ -248,7 +248,7 @@ def load(config: SetupConfig) -> Checkpoint:
     adapter = find_adapter(root, source, lambda name: _own(name, None)[0])
     folder = sentences.transformer_folder(root, source)
     model_config = _read_config(folder, source, adapter)
-    shape_of(model_config)
+    spec_of(model_config)
     if config.labels is not None:
         labels.override(model_config, config.labels)
     if config.num_labels and config.num_labels != model_config.num_labels:
