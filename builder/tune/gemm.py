@@ -18,7 +18,7 @@ from builder.slots import matrices
 from handler.gemm_config import COLUMNS, TYPES, environment
 
 EIGHTHS = 8
-"""Buckets between two powers of two, as ``kernels/cuda/engine.cu`` rounds tokens."""
+"""Buckets between two powers of two, as ``kernels/cuda/engine/path.cu`` rounds tokens."""
 
 TOKENS = (
     *(32, 64, 128, 256, 512),

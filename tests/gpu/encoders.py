@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from builder.encoder import PackedEncoder, pack
-from builder.encoder import prepare as prepare_weights
+from builder.encoder import PackedEncoder, pack, prepare
 from builder.families import family_of, spec_of
 from tests.checkpoints import random_model
 from tests.kernels.criterion import assert_close
@@ -39,15 +38,10 @@ def make_pair(family: str, data_type: str, output: str = "hidden", prepared: boo
     model: Any = random_model(family, "embedding", **sizes)
     dtype = DTYPES[data_type]
     spec = spec_of(model.config)
-    weights = pack(model.state_dict(), family_of(model.config), spec, dtype)
-    packed = PackedEncoder(spec, weights, output).cuda()
-    return Pair(model, prepare(packed) if prepared else packed, dtype, model.config.pad_token_id)
-
-
-def prepare(packed: PackedEncoder) -> PackedEncoder:
-    """The encoder with its matrices in the device's own form, as a worker serves it."""
-    packed.matrices = prepare_weights(packed.spec, packed).matrices
-    return packed
+    packed = PackedEncoder(spec, pack(model.state_dict(), family_of(model.config), spec, dtype), output).cuda()
+    if prepared:  # as a worker serves it
+        packed.matrices = prepare(spec, packed).matrices
+    return Pair(model, packed, dtype, model.config.pad_token_id)
 
 
 def with_output(pair: Pair, output: str) -> Pair:
