@@ -1,55 +1,60 @@
 # `make help` lists the targets. Everything happens in .venv; nothing is installed outside this folder.
-SHELL := /bin/bash
-PYTHON ?= python3
-# A package index with CPU builds of torch saves gigabytes on Linux: TORCH_INDEX=https://download.pytorch.org/whl/cpu
-TORCH_INDEX ?=
-TORCH := $(shell sed -n 's/^ *"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
-VENV := .venv
-BIN := $(VENV)/bin
-STORE := model_store
-CONFIG_FILES := $(wildcard setup_configs/*.json)
-SAMPLES := ticket_routing document_qa
-CXX_FILES = $(shell find kernels -name "*.h" -o -name "*.cuh" -o -name "*.cpp" -o -name "*.cu")
-NAMES ?= $(if $(NAME),$(NAME),$(SAMPLES))
 
-export PYTHONPATH := $(CURDIR)
+# Make expands $ in a variable's value whenever the variable is used or exported: MODEL='$(shell ...)' would run. So the
+# text of every variable of the command line, and of the environment's that are used here, is taken as it stands
+# (value), kept from being expanded again (:=), and reaches the programs as environment, never as a part of a command.
+# What make itself expands before it reads this file (a name with $ in it, NAME:=, --eval) is the caller's own program.
+VARIABLES := MODEL NAME NAMES MODE KIND DTYPE DEVICE CALIBRATE BENCH TORCH_INDEX PYTHON
+define as_it_stands
+override $(1) := $$(value $(1))
+endef
+$(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(eval $(call as_it_stands,$(name)))))
+$(foreach name,$(VARIABLES),$(if $(filter environment,$(firstword $(origin $(name)))),$(eval $(call as_it_stands,$(name)))))
+$(foreach name,$(VARIABLES),$(if $(filter undefined,$(origin $(name))),$(eval $(name) :=)))
+export $(VARIABLES)
 
-.PHONY: help setup compile archive serve stop predict demo models test lint format gpu-check bench bench-peers report figures clean
+override SHELL := /bin/bash
+override VENV := .venv
+override BIN := $(VENV)/bin
+override STORE := model_store
+override TOOLS := build/tools
+override SAMPLES := ticket_routing document_qa
+override CXX_FILES = $(shell find kernels -name "*.h" -o -name "*.cuh" -o -name "*.cpp" -o -name "*.cu")
+override LOCKS := $(addprefix locks/,base.txt dev.txt torch.txt cuda.txt)
+override RUN := $(BIN)/python -m builder.make
+
+override PYTHONPATH := $(CURDIR)
+export PYTHONPATH
+
+.PHONY: help setup compile archive serve stop predict demo models test lint format gpu-check bench bench-peers report \
+  figures lock audit sbom clean
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-12s %s\n", $$1, $$2}'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | awk -F'|' '{printf "%-12s %s\n", $$1, $$2}'
 
-setup: $(VENV)/.ready  ## make .venv with the pinned dependencies
+setup: $(VENV)/.ready  ## make .venv with the packages of locks/, each checked by its SHA-256 [PYTHON=] [TORCH_INDEX=]
 
-$(VENV)/.ready: pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or later is needed; set PYTHON="; exit 1; }
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
-	$(BIN)/python -m builder.requirements | $(BIN)/python -m pip install --quiet --disable-pip-version-check -r /dev/stdin
+# A package index with CPU builds of torch saves gigabytes on Linux: TORCH_INDEX=https://download.pytorch.org/whl/cpu
+$(VENV)/.ready: pyproject.toml $(LOCKS)
+	@python="$${PYTHON:-python3}"; "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "Python 3.11 or later is needed; set PYTHON="; exit 1; }; "$$python" -m venv $(VENV)
+	@$(BIN)/python -m builder.requirements dev
 	@touch $@
 
 compile: setup  ## compile the kernels for DEVICE=cpu (default) or cuda
-	@$(BIN)/python -m builder compile --device $(or $(DEVICE),cpu)
+	@$(RUN) compile
 
 archive: setup  ## build archives: both samples, or MODEL=folder-or-hub-name [MODE=] [KIND=] [DTYPE=] [NAME=] [DEVICE=] [CALIBRATE=texts]
-ifdef MODEL
-	@$(BIN)/python -m builder archive --model $(MODEL) $(if $(MODE),--mode $(MODE)) $(if $(KIND),--kind $(KIND)) \
-	  $(if $(DTYPE),--data-type $(DTYPE)) $(if $(NAME),--name $(NAME)) $(if $(DEVICE),--device $(DEVICE)) \
-	  $(if $(CALIBRATE),--calibrate $(CALIBRATE)) --output $(STORE)
-else
-	@$(BIN)/python -m samples build
-	@for name in $(SAMPLES); do $(BIN)/python -m builder archive setup_configs/$$name.json \
-	  $(if $(KIND),--kind $(KIND)) $(if $(DTYPE),--data-type $(DTYPE)) $(if $(DEVICE),--device $(DEVICE)) --output $(STORE) || exit 1; done
-endif
+	@$(RUN) archive
 
-serve: archives-present  ## start TorchServe in the background with NAMES (default: both samples)
-	@$(BIN)/python -m deploy serve $(NAMES)
+serve: setup  ## start TorchServe in the background with NAMES (default: both samples)
+	@$(RUN) serve
 
-stop: setup  ## stop it
+stop: setup  ## let running requests be answered, then stop it
 	@$(BIN)/python -m deploy stop
 
 predict: setup  ## send the sample inputs to the running server
-	@$(BIN)/python -m deploy predict $(NAMES)
+	@$(RUN) predict
 
 demo: archive  ## set up, build both samples, serve them, print their answers, stop
 	@$(BIN)/python -m deploy demo $(SAMPLES)
@@ -73,13 +78,13 @@ gpu-check: setup  ## on a machine with a GPU: build, every operator and encoder,
 	@$(BIN)/python -m benchmarks.gpu_check
 
 bench: $(VENV)/.bench  ## the encoder benchmark on this machine in 7 minutes, its plots and its report
-	@$(BIN)/python -m benchmarks encoder --minutes 7 --engines ori ths thsext compile packed \
-	  --workloads 1x32 1x128 8x128 minilm:32x128 --padding minilm:8x128 $(BENCH)
+	@$(RUN) bench --minutes 7 --engines ori ths thsext compile packed \
+	  --workloads 1x32 1x128 8x128 minilm:32x128 --padding minilm:8x128
 	@$(BIN)/python -m benchmarks report
 
 bench-peers: $(VENV)/.bench $(VENV)/.peers  ## every engine that pip offers, in fp32, bf16 and int8, in 25 minutes
-	@$(BIN)/python -m benchmarks encoder --minutes 25 --types fp32 bf16 int8 --padding none \
-	  --workloads 1x16 1x32 1x128 1x384 8x128 8x384 32x128 $(BENCH)
+	@$(RUN) bench --minutes 25 --types fp32 bf16 int8 --padding none \
+	  --workloads 1x16 1x32 1x128 1x384 8x128 8x384 32x128
 	@$(BIN)/python -m benchmarks report
 
 report: $(VENV)/.bench  ## draw plots and one HTML page from benchmarks/results
@@ -88,13 +93,25 @@ report: $(VENV)/.bench  ## draw plots and one HTML page from benchmarks/results
 figures: $(VENV)/.bench  ## redraw the README's plots from benchmarks/results
 	@$(BIN)/python -m benchmarks report --figures docs/figures
 
-$(VENV)/.bench $(VENV)/.peers: $(VENV)/.%: $(VENV)/.ready
-	@$(BIN)/python -m builder.requirements $* | $(BIN)/python -m pip install --quiet --disable-pip-version-check -r /dev/stdin
+$(VENV)/.bench $(VENV)/.peers: $(VENV)/.%: $(VENV)/.ready locks/%.txt
+	@$(BIN)/python -m builder.requirements $*
+	@touch $@
+
+lock: $(TOOLS)/.ready  ## make the files in locks/ anew from pyproject.toml, then the SBOM [TORCH_INDEX= adds its builds of torch]
+	@$(TOOLS)/bin/python -m builder.locks lock
+	@$(TOOLS)/bin/python -m builder.sbom
+
+sbom: $(TOOLS)/.ready  ## make locks/sbom.cdx.json (CycloneDX) and docs/licences.md from the locks
+	@$(TOOLS)/bin/python -m builder.sbom
+
+audit: $(TOOLS)/.ready  ## look every locked package up in the published advisories (needs a network)
+	@$(TOOLS)/bin/python -m builder.locks audit
+
+# An environment of their own: what these tools need must not decide what the product gets.
+$(TOOLS)/.ready: locks/tools.txt
+	@"$${PYTHON:-python3}" -m venv $(TOOLS)
+	@$(TOOLS)/bin/python -m builder.requirements tools
 	@touch $@
 
 clean:  ## remove build output, archives and the environment
 	rm -rf build .venv logs $(STORE)/*.mar
-
-.PHONY: archives-present
-archives-present: setup
-	@for name in $(filter $(SAMPLES),$(NAMES)); do test -f $(STORE)/$$name.mar || { $(MAKE) archive && break; }; done

@@ -7,11 +7,13 @@ import importlib
 import sys
 
 from builder.errors import BuildError
+from handler.faults import guarded
 
 _COMMANDS = {
     "encoder": "encoders side by side: latency, ratio to the floor, memory",
     "accuracy": "official task measures and time per example, for ori, ths and thsext",
     "serving": "open-loop load on TorchServe and other servers, rate by rate",
+    "bulk": "bulk scoring beside the engine in a loop, killed twice on the way",
     "report": "plots and one HTML page drawn from result files",
     "summary": "an encoder result as tables: the product, its best peer, the floor",
     "compare": "two encoder results of one machine: by how much the ratios differ",
@@ -38,4 +40,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(guarded("benchmarks", main))

@@ -66,7 +66,7 @@ def load_source(name: str) -> Source:
         return Source(name, transformers.BertModel(config, add_pooling_layer=False).eval())
     if not (Path(name) / "config.json").exists():
         raise ValueError(f"{name!r} is neither a size ({', '.join(SIZES)}) nor a checkpoint's folder")
-    model = transformers.AutoModel.from_pretrained(name, local_files_only=True)
+    model = transformers.AutoModel.from_pretrained(name, local_files_only=True, trust_remote_code=False)
     if getattr(model, "pooler", None) is not None:
         model.pooler = None
     return Source(Path(name).resolve().name, model.float().eval())

@@ -191,16 +191,25 @@ def _serving(result: dict[str, Any]) -> list[Table]:
 def _soak(result: dict[str, Any]) -> list[Table]:
     """One line for each run."""
     header = ["minutes", "connections", "requests", "answers", "p50 ms", "p95 ms", "p99 ms"]
-    header += ["workers MiB, first, last", "growth", "Java's growth", "same workers throughout"]
+    header += ["workers MiB, first, last", "growth", "Java's growth", "killed"]
     lines = []
     for row in result["rows"]:
         answers = ", ".join(f"{status}: {count}" for status, count in row["answers"].items())
         growth = [f"{100 * row[name]:+.1f} %" for name in ("worker_growth", "java_growth")]
         latencies = [str(row["milliseconds"][p]) for p in ("50", "95", "99")]
-        memory = f"{row['worker_mib'][0]}, {row['worker_mib'][-1]}"
         counts = [f"{row['minutes']:g}", str(row["connections"]), str(row["requests"])]
-        lines.append([*counts, answers, *latencies, memory, *growth, "yes" if row["same_workers"] else "no"])
+        lines.append([*counts, answers, *latencies, _soak_memory(row), *growth, str(len(row.get("killed", ())))])
     return [Table("soak: closed loop, mixed lengths, both samples", header, lines)]
+
+
+def _soak_memory(row: dict[str, Any]) -> str:
+    """Of all workers together, or of each process's lives where workers were killed."""
+    if "lives" not in row:
+        return f"{row['worker_mib'][0]}, {row['worker_mib'][-1]}"
+    medians: dict[str, list[float]] = {}
+    for life in row["lives"]:
+        medians.setdefault(life["process"], []).append(life["median_mib"])
+    return "; ".join(f"{name} {own[0]:.0f}, {own[-1]:.0f}" for name, own in medians.items() if name != "java")
 
 
 def _handler(result: dict[str, Any]) -> list[Table]:

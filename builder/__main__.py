@@ -3,6 +3,7 @@
 import sys
 
 from builder.cli import main
+from builder.interrupts import interruptible
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(interruptible(main))

@@ -1,41 +1,42 @@
-"""Build one ``.mar``: stage the files, prove them, pack them with torch-model-archiver, rename into place.
+"""Build one ``.mar``: stage the files, prove them, pack them (:mod:`builder.mar`).
 
-Nothing is left half done: the stage and the unfinished archive live under temporary names, and a failed parity gate
-leaves neither. The same input gives the same bytes: entries are sorted and carry no dates.
+Nothing is left half done: the stage and the unfinished archive live under temporary names (:mod:`builder.staging`), and
+a failed parity gate leaves neither.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-import subprocess
 import sys
-import tempfile
-import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from tqdm import tqdm
 
-from builder.checkpoint import TOKENIZER_FILES, Checkpoint, load
+from builder.checkpoint import Checkpoint, load
 from builder.compile import OLDEST_TORCH, ROOT
 from builder.errors import BuildError
-from builder.families import max_positions, spec_of
+from builder.families import spec_of
 from builder.formats.torchscript import example_inputs, save_torchscript
 from builder.gate.parity import Verdict, prove
 from builder.gate.verdict import CosineVerdict
-from builder.models import DTYPES, packed_model, stock_model
+from builder.mar import pack
+from builder.models import DTYPES, packed_model, sentence_head, stock_model
+from builder.naming import archive_name, check_output
 from builder.quantisation.int8 import quantised_model
+from builder.staging import staging
+from builder.tokenizers import TOKENIZER_FILES
 from handler.archive import ArchiveFacts, EncoderFacts, LibraryFacts, TorchFacts
 from handler.config import SetupConfig
 from handler.gemm_config import NAME as GEMM_CONFIG
+from handler.original import HEAD
 
-_DATE = (1980, 1, 1, 0, 0, 0)
 Report = Callable[[str], None]
 
 
@@ -57,21 +58,26 @@ def build(
     check_type(config, [library.facts.device for library in libraries], calibrate)
     report("reading the checkpoint")
     checkpoint = load(config)
-    name = config.name or checkpoint.source.split("/")[-1]
+    for remark in checkpoint.remarks:
+        tqdm.write(f"note: {checkpoint.source}: {remark}", file=sys.stderr)
+    if (note := checkpoint.note) is not None:
+        tqdm.write(f"note: {checkpoint.source}: {note}", file=sys.stderr)
+    name = archive_name(config.name, checkpoint.source)
     if config.kind != "thsext":
         libraries = []
-    output.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=output) as temporary:
-        stage = Path(temporary) / "stage"
+    check_output(output, name)
+    with staging(output, name) as temporary:
+        stage = temporary / "stage"
         stage.mkdir()
         facts = write_files(stage, name, config, checkpoint, libraries, report, calibrate)
         if gemm_config is not None:
             shutil.copyfile(gemm_config, stage / GEMM_CONFIG)
         report("proving it equal to the checkpoint in a fresh process")
         verdict = prove(stage, config, calibrate)
-        facts.model_copy(update={"parity": asdict(verdict)}).save(stage / "archive.json")
+        facts = facts.model_copy(update={"parity": asdict(verdict)})
+        facts.save(stage / "archive.json")
         report("packing")
-        return _pack(stage, name, output), verdict
+        return pack(stage, facts, output), verdict
 
 
 def write_files(
@@ -121,8 +127,6 @@ def _facts(
     name: str, config: SetupConfig, checkpoint: Checkpoint, libraries: Sequence[LibraryFile], tokenizer: Any
 ) -> ArchiveFacts:
     spec = spec_of(checkpoint.config)
-    pooling, normalize = checkpoint.pooling() if checkpoint.task == "embedding" else (None, False)
-    longest = max_positions(checkpoint.config)
     return ArchiveFacts.model_validate(
         {
             "name": name,
@@ -132,12 +136,12 @@ def _facts(
             "data_type": config.data_type,
             "labels": checkpoint.labels,
             "problem_type": checkpoint.problem_type,
-            "max_positions": min(longest, config.max_length or longest),
+            "max_positions": checkpoint.longest,
             "uses_segments": checkpoint.uses_segments,
             "pad_id": checkpoint.config.pad_token_id or 0,
             "mask_id": tokenizer.mask_token_id,
-            "pooling": (config.pooling or pooling) if checkpoint.task == "embedding" else None,
-            "normalize": normalize if config.normalize is None else config.normalize,
+            "truncation_side": tokenizer.truncation_side,
+            **_sentence_facts(config, checkpoint),
             "encoder": EncoderFacts(
                 layers=spec.layers,
                 hidden=spec.hidden,
@@ -152,9 +156,32 @@ def _facts(
                 "name": checkpoint.source,
                 "revision": checkpoint.revision,
                 "sha256": checkpoint.sha256,
+                "unused": checkpoint.unused,
             },
         }
     )
+
+
+def _sentence_facts(config: SetupConfig, checkpoint: Checkpoint) -> dict[str, Any]:
+    """What embeddings and rerank scores are made with. Raises BuildError for a default prompt that does not exist."""
+    if checkpoint.task not in ("embedding", "rerank"):
+        return {}
+    sentences = checkpoint.sentences
+    prompts = {**sentences.prompts, **(config.prompts or {})}
+    default = config.default_prompt_name or sentences.default_prompt_name
+    if default is not None and default not in prompts:
+        raise BuildError(f"default_prompt_name is {default!r}, but the prompts are {', '.join(prompts) or 'none'}")
+    facts = {"prompts": prompts, "default_prompt_name": default, "activation": sentences.activation}
+    if checkpoint.task == "rerank":
+        return facts
+    return {
+        **facts,
+        "pooling": sentences.pooling,
+        "normalize": sentences.normalize if config.normalize is None else config.normalize,
+        "cut_first": False,
+        "dimensions": sentences.dimensions,
+        "include_prompt": sentences.include_prompt,
+    }
 
 
 def _stage_model(
@@ -170,6 +197,8 @@ def _stage_model(
     if config.kind == "ori" or config.captum_explanation:
         # Explanations need gradients, which the fused encoder does not give: its differentiable twin is the original.
         checkpoint.load_model(dtype).save_pretrained(stage / "checkpoint")  # type: ignore[operator]
+        if checkpoint.task == "embedding":
+            _stage_head(stage / "checkpoint" / HEAD, checkpoint, facts)
     if config.kind == "ori":
         return facts
     if config.kind == "ths":
@@ -189,6 +218,12 @@ def _stage_model(
     return facts
 
 
+def _stage_head(path: Path, checkpoint: Checkpoint, facts: ArchiveFacts) -> None:
+    """An embedding model's pooling and layers beside the original, which is the encoder alone."""
+    hidden, mask = torch.zeros(2, 4, facts.encoder.hidden), torch.ones(2, 4, dtype=torch.int64)
+    save_torchscript(sentence_head(checkpoint, facts.pooling), (hidden, mask), path)
+
+
 def _stage_files(
     stage: Path,
     config: SetupConfig,
@@ -198,8 +233,8 @@ def _stage_files(
     tokenizer: Any,
 ) -> None:
     for file in TOKENIZER_FILES:
-        if (checkpoint.folder / file).exists():
-            shutil.copyfile(checkpoint.folder / file, stage / file)
+        if (checkpoint.tokenizer_folder / file).exists():
+            shutil.copyfile(checkpoint.tokenizer_folder / file, stage / file)
     backend = tokenizer.backend_tokenizer
     backend.no_truncation()
     backend.no_padding()
@@ -231,50 +266,3 @@ def _server_settings(config: SetupConfig) -> dict[str, Any]:
 
 def _write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _pack(stage: Path, name: str, output: Path) -> Path:
-    folder = stage.parent
-    service, settings = stage / "service.py", stage / "model-config.yaml"
-    service, settings = service.rename(folder / service.name), settings.rename(folder / settings.name)
-    command = [
-        sys.executable, "-m", "model_archiver.model_packaging", "--model-name", name, "--version", "1.0",
-        "--handler", str(service), "--config-file", str(settings), "--extra-files", str(stage),
-        "--export-path", str(folder), "--archive-format", "zip-store",
-    ]  # fmt: skip
-    # The archiver stages under the temporary folder's NAME; its own folder keeps parallel builds apart.
-    scratch = folder / "scratch"
-    scratch.mkdir()
-    environment = {**os.environ, "TMPDIR": str(scratch)}
-    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    raw = folder / f"{name}.mar"
-    if result.returncode or not raw.exists():
-        last = (result.stderr.strip().splitlines() or ["no message"])[-1]
-        raise BuildError(f"torch-model-archiver failed: {last}")
-    reproducible = folder / f"{name}.reproducible"
-    rewrite(raw, reproducible)
-    return reproducible.replace(output / f"{name}.mar")
-
-
-def rewrite(source: Path, target: Path, contents: Mapping[str, bytes] | None = None) -> None:
-    """Copy a zip with sorted entries and neither dates nor modes of the building machine.
-
-    ``contents`` replace those of the entries they name. Entries stay uncompressed: weights do not compress, and a
-    worker starts sooner.
-    """
-    contents = contents or {}
-    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as new:
-        for name in sorted(old.namelist()):
-            entry = zipfile.ZipInfo(name, _DATE)
-            entry.external_attr = 0o644 << 16
-            entry.file_size = old.getinfo(name).file_size
-            if name in contents:
-                new.writestr(entry, contents[name])
-                continue
-            if name == "MAR-INF/MANIFEST.json":
-                manifest = json.loads(old.read(name))
-                manifest["createdOn"] = "01/01/1980 00:00:00"
-                new.writestr(entry, json.dumps(manifest, indent=2, sort_keys=True))
-                continue
-            with old.open(name) as reader, new.open(entry, "w") as writer:
-                shutil.copyfileobj(reader, writer, 1 << 20)

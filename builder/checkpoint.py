@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from builder import labels, tokenizers, weights
+from builder.adapters import Adapter, find_adapter
 from builder.errors import BuildError
-from builder.families import Family, family_of, spec_of
+from builder.families import Family, family_of, max_positions, spec_of
+from builder.files import first_line, read_json
+from builder.foreign import refuse_foreign_files
+from builder.naming import hub_name
 from builder.quiet import quiet
+from builder.sentence_transformers import folder as sentences
+from builder.sentence_transformers.model import SentenceModel, Source, read_cross_encoder, read_embedding
+from builder.sizes import check_sizes
+from builder.tokenizers import TOKENIZER_FILES
 from handler.config import SetupConfig
 from handler.original import CLASSES
 
@@ -25,11 +33,6 @@ _TASK_BY_ARCHITECTURE = {
     "ForMaskedLM": "fill_mask",
     "Model": "embedding",
 }
-TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt",
-    "vocab.json", "merges.txt", "sentencepiece.bpe.model", "spiece.model", "tokenizer.model",
-)  # fmt: skip
-_POOLING_FOLDER_FILES = ("modules.json", "*_Pooling/config.json")
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,13 @@ class Checkpoint:
     task: str
     max_length: int | None
     do_lower_case: bool | None
+    root: Path
+    """The folder as it was named; ``folder``, with config and weights, may be a sentence-transformers module's."""
+    named: bool = False
+    """Whether the setup config has given the labels their names."""
+    chosen_pooling: str | None = None
+    chosen_task: bool = False
+    adapter: Adapter | None = None
 
     @property
     def family(self) -> Family:
@@ -52,105 +62,178 @@ class Checkpoint:
 
     @property
     def labels(self) -> list[str]:
-        """Label names by index, empty for tasks without labels."""
-        if self.task not in ("sequence_classification", "token_classification"):
-            return []
-        return [str(self.config.id2label[index]) for index in range(self.config.num_labels)]
+        """Label names by the classifier's rows, empty for tasks without labels. Raises BuildError."""
+        return labels.of_config(self.config, self.source) if self._labelled else []
 
     @property
     def problem_type(self) -> str | None:
-        """transformers' ``problem_type``; read off the number of labels where the config is silent."""
-        if self.task != "sequence_classification":
-            return None
-        stated = getattr(self.config, "problem_type", None)
-        return stated or ("regression" if self.config.num_labels == 1 else "single_label_classification")
+        """transformers' ``problem_type``; None where the number of labels decides."""
+        return labels.problem_type(self.config) if self.task == "sequence_classification" else None
+
+    @property
+    def remarks(self) -> list[str]:
+        """What the folder says of its labels that is not served, a line each."""
+        return labels.remarks(self.folder, self.config) if self._labelled and not self.named else []
+
+    @property
+    def _labelled(self) -> bool:
+        return self.task in ("sequence_classification", "token_classification")
 
     @property
     def uses_segments(self) -> bool:
-        """Whether the second text of a pair has a segment of its own."""
-        return self.family.segments and getattr(self.config, "type_vocab_size", 1) > 1
+        """Whether the second text of a pair has a segment of its own: the model has two, and its tokenizer says so."""
+        two = self.family.segments and getattr(self.config, "type_vocab_size", 1) > 1
+        return two and "token_type_ids" in self.tokenizer.model_input_names
 
     @property
-    def weights_file(self) -> Path:
-        """The weights; safetensors where there is a choice. Raises BuildError when there are none."""
-        for pattern in ("model.safetensors", "model-00001-*.safetensors", "pytorch_model.bin"):
-            found = sorted(self.folder.glob(pattern))
-            if found:
-                return found[0]
-        raise BuildError(f"{self.source}: no model.safetensors or pytorch_model.bin in the checkpoint's folder")
+    def longest(self) -> int:
+        """The longest sequence in tokens, special ones included: as the config was told, at most what the positions
+        allow; else the smaller of those and the limit of sentence-transformers' settings or the tokenizer's own."""
+        positions = max_positions(self.config)
+        if self.max_length is not None:
+            return min(positions, self.max_length)
+        stated = self.sentences.max_length or tokenizers.stated_length(self.tokenizer_folder, self.source)
+        return min(positions, stated or positions)
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        """Where the tokenizer's files lie: an adapter may have its base's."""
+        if self.adapter is None or any((self.folder / name).is_file() for name in tokenizers.VOCABULARIES):
+            return self.folder
+        return self.adapter.base
+
+    @cached_property
+    def weight_files(self) -> list[Path]:
+        """The files of weights, an adapter's last. Raises BuildError when there are none."""
+        if self.adapter is None:
+            return weights.weight_files(self.folder, self.source)
+        return [*weights.weight_files(self.adapter.base, self.source), self.adapter.weights]
 
     @cached_property
     def sha256(self) -> str:
-        """Of the weights file."""
-        with self.weights_file.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
+        """Of the weights, over all files."""
+        return weights.digest(self.weight_files)
 
-    def pooling(self) -> tuple[str, bool]:
-        """Pooling (``cls`` or ``mean``) and normalisation, read off a sentence-transformers folder.
+    @property
+    def rewritten(self) -> bool:
+        """Whether other programs cannot read the weights as they lie: an adapter, or names within a wrapper's."""
+        return self.adapter is not None or (self.unused is not None and self._places.wrapped)
 
-        Mean and unnormalised where the folder says nothing. Raises BuildError for another pooling.
-        """
-        pooled = sorted(self.folder.glob("*_Pooling/config.json"))
-        if not pooled:
-            return "mean", False
-        facts = json.loads(pooled[0].read_text())
-        modes = [
-            key.removeprefix("pooling_mode_")
-            for key, on in facts.items()
-            if key.startswith("pooling_mode_") and on is True
-        ]
-        if isinstance(facts.get("pooling_mode"), str):
-            modes = [facts["pooling_mode"]]
-        known = {"cls_token": "cls", "cls": "cls", "mean_tokens": "mean", "mean": "mean"}
-        if len(modes) != 1 or modes[0] not in known:
-            raise BuildError(f"{self.source}: pooling {modes} is not supported; supported: cls, mean")
-        return known[modes[0]], "Normalize" in self._modules()
+    @cached_property
+    def unused(self) -> list[str]:
+        """Weights of the files that belong to heads of other tasks."""
+        return self._weights()[1]
 
-    def _modules(self) -> list[str]:
-        """Kinds of a sentence-transformers folder's modules. Raises BuildError for one that would be left out."""
-        path = self.folder / "modules.json"
-        if not path.exists():
-            return []
-        kinds = [module["type"].rsplit(".", 1)[-1] for module in json.loads(path.read_text())]
-        for kind in kinds:
-            if kind not in ("Transformer", "Pooling", "Normalize"):
-                raise BuildError(f"{self.source}: its sentence-transformers module {kind!r} is not supported")
-        return kinds
+    @cached_property
+    def sentences(self) -> SentenceModel:
+        """What the folder says to sentence-transformers, for embedding and rerank. Raises BuildError."""
+        if self.task == "embedding":
+            return read_embedding(self.as_source)
+        if self.task == "rerank":
+            return read_cross_encoder(self.as_source, self.config)
+        if self.task == "sequence_classification" and sentences.is_cross_encoder(self.root, self.source):
+            found = read_cross_encoder(self.as_source, self.config)
+            if found.default_prompt_name and found.prompts[found.default_prompt_name]:
+                raise BuildError(f"{self.source}: its default prompt is for a cross-encoder; use --mode rerank")
+            return found
+        return SentenceModel()
+
+    @property
+    def note(self) -> str | None:
+        """What was taken for granted, in a line for the user; None where the folder says everything."""
+        if self.task == "embedding" and self.chosen_pooling is None and not sentences.has_modules(self.root):
+            return 'no modules.json: pooled by the mean, as sentence-transformers does; set "pooling" for another'
+        if self.task == "rerank" and not self.chosen_task and sentences.unmarked(self.root, self.config):
+            return "a classifier of one unnamed label is served as a cross-encoder; else give --mode"
+        return None
+
+    @property
+    def as_source(self) -> Source:
+        """The folder for ``builder.sentence_transformers``."""
+        return Source(self.root, self.source, self.chosen_pooling, self.do_lower_case)
 
     def load_model(self, dtype: torch.dtype = torch.float32) -> nn.Module:
-        """The untouched transformers model, in evaluation mode.
+        """The untouched transformers model, an adapter merged into it, in evaluation mode.
 
-        Raises BuildError when weights that the task needs are missing (transformers would invent them).
+        Raises BuildError when weights that the task needs are missing (transformers would invent them), are damaged,
+        have no place in the model, or hold values that are no numbers.
         """
-        import transformers
-
-        loader = getattr(transformers, CLASSES[self.task])
-        extra = {"add_pooling_layer": False} if self.task == "embedding" and self.config.model_type in _POOLED else {}
-        with quiet():
-            model, info = loader.from_pretrained(
-                self.folder, config=self.config, dtype=dtype, output_loading_info=True, local_files_only=True, **extra
-            )
-        missing = sorted(info["missing_keys"])
+        state, _ = self._weights()
+        # An adapter is merged in fp32, whatever its base was saved in.
+        type_ = dtype if self.adapter is None else torch.float32
+        try:
+            model, missing = weights.fill(self._class, self.config, state, type_, self._extra)
+        except Exception as error:  # transformers raises what a config makes it raise
+            raise BuildError(f"{self.source}: transformers cannot load it ({first_line(error)})") from error
+        if self.adapter is not None:
+            return self.adapter.merged(model, missing).to(dtype)
         if missing:
+            more = f" and {len(missing) - 4} more" if len(missing) > 4 else ""
             raise BuildError(
-                f"{self.source}: the checkpoint lacks weights for {self.task}: {', '.join(missing[:4])}; "
+                f"{self.source}: the checkpoint lacks weights for {self.task}: {', '.join(missing[:4])}{more}; "
                 "is it fine-tuned for this task?"
             )
-        return model.eval()
+        return model
 
-    def load_tokenizer(self) -> Any:
-        """The fast tokenizer; a slow one is converted. Raises BuildError when there is none."""
+    def load_model_alone(self) -> nn.Module:
+        """The model in fp32 as transformers reads the folder by itself, where it can; else as :meth:`load_model`."""
+        if self.adapter is None:
+            with quiet():
+                model, info = self._class.from_pretrained(
+                    self.folder, config=self.config, dtype=torch.float32, output_loading_info=True,
+                    local_files_only=True, trust_remote_code=False, weights_only=True, **self._extra,
+                )  # fmt: skip
+            if not info["missing_keys"]:
+                return model.eval()
+        return self.load_model()
+
+    def _weights(self) -> tuple[dict[str, Tensor], list[str]]:
+        """The tensors by the model's names, and the names of unused ones."""
+        files = self.weight_files if self.adapter is None else self.weight_files[:-1]
+        state = weights.read(files, self.source)
+        if self.adapter is not None:
+            state = self.adapter.without_own(state)
+        taken, unused = self._places.accepted(state)
+        weights.check_finite(taken, self.source)
+        return taken, unused
+
+    @cached_property
+    def _places(self) -> weights.Places:
+        return weights.Places(self._class, self.config, self._extra, self.source)
+
+    @property
+    def _class(self) -> Any:
         import transformers
 
-        extra = {} if self.do_lower_case is None else {"do_lower_case": self.do_lower_case}
-        with quiet():
-            try:
-                tokenizer = transformers.AutoTokenizer.from_pretrained(self.folder, local_files_only=True, **extra)
-            except (OSError, ValueError, ImportError) as error:
-                raise BuildError(f"{self.source}: no usable tokenizer ({str(error).splitlines()[0]})") from error
-        if not tokenizer.is_fast:
-            raise BuildError(f"{self.source}: its tokenizer {type(tokenizer).__name__} has no fast form")
+        try:
+            found = getattr(transformers, CLASSES[self.task])._model_mapping[type(self.config)]
+        except KeyError as error:
+            kind = self.config.model_type
+            raise BuildError(f"{self.source}: transformers has no {self.task} for model type {kind!r}") from error
+        return found[0] if isinstance(found, tuple) else found
+
+    @property
+    def _extra(self) -> Mapping[str, Any]:
+        return {"add_pooling_layer": False} if self.task == "embedding" and self.config.model_type in _POOLED else {}
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The fast tokenizer, checked; see :meth:`load_tokenizer`."""
+        files = self.new_tokenizer()  # first, as it says best what is wrong with them
+        tokenizer = self.sentences.tokenizer or files
+        tokenizers.check_tokenizer(tokenizer, self.config, self.task, self.longest, self.source)
         return tokenizer
+
+    def load_tokenizer(self) -> Any:
+        """The fast tokenizer; a slow one is converted.
+
+        Raises BuildError when there is none, it is not that of the folder's files, or the model cannot read its ids.
+        """
+        return self.tokenizer
+
+    def new_tokenizer(self) -> Any:
+        """The folder's tokenizer, read anew. Raises BuildError when there is none or it had to be made up."""
+        return tokenizers.load_tokenizer(self.tokenizer_folder, self.source, self.do_lower_case)
 
 
 _POOLED = ("bert", "roberta", "xlm-roberta", "camembert", "roberta-prelayernorm")
@@ -161,52 +244,106 @@ def load(config: SetupConfig) -> Checkpoint:
 
     Raises BuildError when it cannot be found or read, or is of a kind this product does not serve.
     """
-    import transformers
-
-    folder, source = _locate(config.model_name, config.revision)
-    try:
-        with quiet():
-            model_config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise BuildError(f"{source}: no usable config.json ({str(error).splitlines()[0]})") from error
+    root, source, revision = _own(config.model_name, config.revision)
+    adapter = find_adapter(root, source, lambda name: _own(name, None)[0])
+    folder = sentences.transformer_folder(root, source)
+    model_config = _read_config(folder, source, adapter)
     spec_of(model_config)
+    if config.labels is not None:
+        labels.override(model_config, config.labels)
     if config.num_labels and config.num_labels != model_config.num_labels:
         raise BuildError(f"num_labels is {config.num_labels}, but {source} has {model_config.num_labels} labels")
     return Checkpoint(
         folder=folder,
         source=source,
-        revision=config.revision,
+        revision=revision,
         config=model_config,
-        task=config.mode or _task(model_config, source),
+        task=config.mode or (adapter and adapter.task) or _task(root, model_config, source),
         max_length=config.max_length,
         do_lower_case=config.do_lower_case,
+        named=config.labels is not None,
+        root=root,
+        chosen_pooling=config.pooling,
+        chosen_task=config.mode is not None,
+        adapter=adapter,
     )
 
 
-def _locate(name: str, revision: str | None) -> tuple[Path, str]:
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return folder.resolve(), folder.resolve().name
-    if folder.is_absolute() or name.startswith(".") or name.count("/") > 1:
+def _read_config(folder: Path, source: str, adapter: Adapter | None) -> Any:
+    """config.json as transformers reads it, once its values have been looked at."""
+    import transformers
+
+    if adapter is not None and not (folder / "config.json").is_file():
+        folder = adapter.base
+    if not (folder / "config.json").is_file():
+        raise BuildError(f"{source}: no config.json in the checkpoint's folder; is it a Hugging Face checkpoint?")
+    check_sizes(read_json(folder / "config.json"), source)
+    labels.check_map(folder, source)
+    outputs = None if adapter is None else adapter.outputs
+    extra = {} if outputs is None else {"num_labels": outputs}
+    try:
+        with quiet():
+            return transformers.AutoConfig.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False, **extra
+            )
+    except Exception as error:  # transformers raises what a value makes it raise
+        raise BuildError(f"{source}: no usable config.json ({first_line(error)})") from error
+
+
+def _own(name: str, revision: str | None) -> tuple[Path, str, str | None]:
+    """See :func:`_locate`; raises BuildError for a folder whose files are not its own."""
+    folder, source, found = _locate(name, revision)
+    refuse_foreign_files(folder, source)
+    return folder, source, found
+
+
+def _locate(name: str, revision: str | None) -> tuple[Path, str, str | None]:
+    """The folder, the name that goes into the archive, and the revision."""
+    try:
+        folder = Path(name).expanduser()
+        if folder.is_dir():
+            folder = folder.resolve()
+            return (folder, *(hub_name(folder) or (folder.name, revision)))
+        is_file = folder.is_file()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise BuildError(f"{name!r} is no folder's name ({first_line(error)})") from error
+    if is_file:
+        raise BuildError(
+            f"{name!r} is a file; give the folder that holds it, with config.json and the tokenizer's files"
+        )
+    if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
         raise BuildError(f"no folder {name!r}; give a local Hugging Face folder or a hub name such as org/model")
-    return _download(name, revision), name
+    folder = _download(name, revision)
+    return folder, name, revision or (hub_name(folder) or (name, None))[1]
 
 
 def _download(name: str, revision: str | None) -> Path:
+    """A hub model's folder in the cache, fetched where the hub can be reached."""
     import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError
 
-    patterns = ["config.json", *TOKENIZER_FILES, *_POOLING_FOLDER_FILES]
+    patterns = ["config.json", "adapter_config.json", "adapter_model.*", *TOKENIZER_FILES]
     try:
         files = huggingface_hub.list_repo_files(name, revision=revision)
-        weights = "*.safetensors" if any(f.endswith(".safetensors") for f in files) else "pytorch_model*.bin*"
-        return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=[*patterns, weights]))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, RuntimeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise BuildError(f"{name!r} is neither a local folder nor a model the hub gives ({reason})") from error
+        patterns += sentences.hub_files(files)
+        wanted = "*.safetensors*" if any(f.endswith(".safetensors") for f in files) else "pytorch_model*.bin*"
+        return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=[*patterns, wanted]))
+    except HFValidationError as error:
+        raise BuildError(f"{name!r} is neither a local folder nor a hub name ({first_line(error)})") from error
+    except Exception as error:  # the hub's own errors, and those of the two libraries below it
+        try:
+            return Path(huggingface_hub.snapshot_download(name, revision=revision, local_files_only=True))
+        except Exception:
+            raise BuildError(
+                f"{name!r} is neither a local folder nor a model the hub gives ({first_line(error)}), "
+                "and the hub's cache here does not have it"
+            ) from error
 
 
-def _task(config: Any, source: str) -> str:
+def _task(root: Path, config: Any, source: str) -> str:
+    stated = sentences.task_of(root, config, source)
+    if stated is not None:
+        return stated
     architecture = (config.architectures or ["none"])[0]
     for suffix, task in _TASK_BY_ARCHITECTURE.items():
         if architecture.endswith(suffix):

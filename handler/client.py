@@ -10,33 +10,49 @@ import json
 import random
 import time
 from collections.abc import Iterator, Sequence
+from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
 import requests
 
-RETRIED = (429, 503)
-"""The server is busy: the same request may succeed later."""
+RETRIED = (429, 502, 503, 504)
+"""The server is busy or starts again, or a proxy has no answer of it: the same request may succeed later."""
+WORKER_LOST = "Worker died."
+"""What TorchServe says, with status 500 or (the worker was killed) 507, to requests that a dying worker dropped."""
+LONGEST_WAIT = 10.0
+"""Seconds between two attempts, unless the server asks for more."""
+CONNECT_TIMEOUT = 10.0
+"""Seconds until a connection stands."""
 TOKEN_REFUSED = "InvalidKeyException"
 """The type of TorchServe's error (status 400) for a token that is wrong or has expired."""
 
 
 class ServerError(Exception):
-    """An answer that is no answer; ``status`` is the HTTP code, ``type`` and ``field`` as the server's error body."""
+    """An answer that is no answer; ``status`` is the HTTP code, ``type``, ``message``, ``field`` the error body's."""
 
     def __init__(self, status: int, type: str, message: str, field: str | None = None) -> None:
         super().__init__(f"{status} {type}: {message}")
         self.status = status
         self.type = type
+        self.message = message
         self.field = field
 
 
 class Client:
     """Talks to one server over one pool of connections.
 
-    ``token``: the inference key; or ``key_file``, the file TorchServe writes it to. ``timeout``: seconds for one
-    attempt. A busy server is asked again up to ``retries`` times, after waits that double from ``wait`` seconds.
+    ``token``: the inference key; or ``key_file``, the file TorchServe writes it to. ``timeout``: seconds that one
+    attempt waits for the server's next bytes; longer than TorchServe's own response timeout (120 s), so that a worker
+    that hangs is noticed there first, whose word comes sooner than a second request could be answered. ``verify``:
+    whether, or against which file of authorities, a server's certificate is checked.
+
+    A request without an answer (the connection was refused, reset or silent; its worker died; the server or a proxy
+    was too busy) is sent again, up to ``retries`` times and for at most ``deadline`` seconds in all, after waits that
+    double from ``wait`` seconds, shortened at random so that clients do not come back together, and last at least as
+    long as the server's Retry-After. Predictions change nothing on the server, so one may run twice; a request that was
+    answered, even by an error of its own, is not sent again.
 
     When the server refuses the token, ``key_file`` is read again, once for each request: a restarted server has
     written new ones. Where the file has no other, ``management_url`` is asked to renew it, if given; that replaces the
@@ -50,9 +66,11 @@ class Client:
         token: str | None = None,
         key_file: Path | str | None = None,
         management_url: str | None = None,
-        timeout: float = 30.0,
-        retries: int = 4,
+        timeout: float = 150.0,
+        retries: int = 8,
         wait: float = 0.2,
+        deadline: float = 300.0,
+        verify: bool | str = True,
     ) -> None:
         self._key_file = Path(key_file) if token is None and key_file is not None else None
         if self._key_file is not None:
@@ -62,13 +80,15 @@ class Client:
         self._timeout = timeout
         self._retries = retries
         self._wait = wait
+        self._deadline = deadline
         self._session = requests.Session()
+        self._verify = verify
         self._token = token
 
     def predict(self, model: str, payload: Any, **options: Any) -> Any:
         """Answer a text, an object, or a list of either; ``options`` apply to every input (``top_k=3``).
 
-        Raises ServerError, also where the server stays busy, and requests' own exceptions where it is not reached.
+        Raises ServerError, also where the server stays busy, and requests' own exceptions where it stays unreachable.
         An error of one element of a list stands in its place in the answer.
         """
         body = {"inputs": payload, "parameters": options} if options else payload
@@ -98,21 +118,41 @@ class Client:
         self.close()
 
     def _post(self, path: str, body: Any, accept: str = "application/json") -> requests.Response:
-        reply = self._patiently(path, body, accept)
+        end = time.monotonic() + self._deadline
+        reply = self._patiently(path, body, accept, end)
         if _token_refused(reply) and self._renew_token():
-            reply = self._patiently(path, body, accept)
+            reply = self._patiently(path, body, accept, end)
         if not reply.ok:
             raise _server_error(reply)
         return reply
 
-    def _patiently(self, path: str, body: Any, accept: str) -> requests.Response:
+    def _patiently(self, path: str, body: Any, accept: str, end: float) -> requests.Response:
+        """The first answer, or what stood in its place when patience ended (``end``: on the monotonic clock)."""
         for attempt in range(self._retries + 1):
-            headers = {"Accept": accept, **_authorization(self._token)}
-            reply = self._session.post(f"{self._url}/{path}", json=body, headers=headers, timeout=self._timeout)
-            if reply.status_code not in RETRIED or attempt == self._retries:
+            outcome = self._attempt(path, body, accept, end - time.monotonic())
+            if isinstance(outcome, requests.Response) and not _dropped(outcome):
+                return outcome
+            pause = min(LONGEST_WAIT, self._wait * 2**attempt) * random.uniform(0.5, 1.0)
+            if isinstance(outcome, requests.Response):
+                pause = max(pause, _retry_after(outcome))
+            if attempt == self._retries or time.monotonic() + pause >= end:
                 break
-            time.sleep(self._wait * 2**attempt * random.uniform(0.5, 1.0))
-        return reply
+            time.sleep(pause)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    def _attempt(self, path: str, body: Any, accept: str, left: float) -> requests.Response | requests.RequestException:
+        """One attempt, given ``left`` seconds; an exception is returned where another attempt may fare better."""
+        url, headers = f"{self._url}/{path}", {"Accept": accept, **_authorization(self._token)}
+        timeout = (max(0.001, min(CONNECT_TIMEOUT, left)), max(0.001, min(self._timeout, left)))
+        try:
+            # Of the session it would be overruled by REQUESTS_CA_BUNDLE.
+            return self._session.post(url, json=body, headers=headers, timeout=timeout, verify=self._verify)
+        except requests.exceptions.SSLError:  # a certificate does not get better by asking again
+            raise
+        except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:
+            return error
 
     def _renew_token(self) -> bool:
         """Whether there is another token now than the one the server has refused."""
@@ -141,6 +181,25 @@ def _key(path: Path, scope: str) -> str:
 
 def _authorization(token: str | None) -> dict[str, str]:
     return {} if token is None else {"Authorization": f"Bearer {token}"}
+
+
+def _dropped(reply: requests.Response) -> bool:
+    """Whether nobody has answered this request."""
+    if reply.status_code in RETRIED:
+        return True
+    lost = (HTTPStatus.INTERNAL_SERVER_ERROR, HTTPStatus.INSUFFICIENT_STORAGE)
+    return reply.status_code in lost and _server_error(reply).message == WORKER_LOST
+
+
+def _retry_after(reply: requests.Response) -> float:
+    """Seconds to wait by the Retry-After header (RFC 9110, 10.2.3), a number of seconds or a date; 0 without one."""
+    value = reply.headers.get("Retry-After", "").strip()
+    if value.isascii() and value.isdigit():
+        return float(value[:9])
+    try:
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+    except (ValueError, OverflowError):
+        return 0.0
 
 
 def _token_refused(reply: requests.Response) -> bool:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 Task = Literal[
     "sequence_classification", "question_answering", "token_classification", "embedding", "rerank", "fill_mask"
@@ -20,9 +21,24 @@ Kind = Literal["ori", "ths", "thsext"]
 DataType = Literal["fp32", "bf16", "fp16", "int8"]
 Truncation = Literal["error", "truncate", "stride"]
 Aggregation = Literal["none", "simple", "first", "average", "max"]
-Pooling = Literal["cls", "mean"]
+ScoreFunction = Literal["sigmoid", "softmax", "none"]
+POOLINGS = ("cls", "mean", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
+"""How an embedding is made of its tokens' vectors, by sentence-transformers' names."""
 
 TASKS: tuple[str, ...] = get_args(Task)
+NAME_PATTERN = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*\Z")  # $ would let a newline follow
+"""Of an archive's name, which becomes a file's and a part of a URL."""
+
+
+def _known_poolings(value: str) -> str:
+    for name in value.split("+"):
+        if name not in POOLINGS:
+            raise ValueError(f"{name!r} is none of {', '.join(POOLINGS)}")
+    return value
+
+
+Pooling = Annotated[str, AfterValidator(_known_poolings)]
+"""One of POOLINGS, or several joined by "+", whose vectors are joined in that order."""
 
 
 class ConfigError(ValueError):
@@ -63,6 +79,8 @@ class Limits(_Strict):
     max_tokens: Positive = 65_536
     """Tokens that one input becomes once it is cut into windows: what a BERT-base computes in less than a minute on
     two cores."""
+    max_body_bytes: Positive = 16_000_000
+    """A compressed body's size once decompressed; what may be sent as it is the server's max_request_size says."""
     max_answer_bytes: Positive = 16_000_000
     """An answer's size; must stay below the server's max_response_size, beyond which TorchServe drops the worker."""
 
@@ -95,13 +113,15 @@ class SetupConfig(_Strict):
     model_name: str = Field(min_length=1)
     """A local Hugging Face folder or a hub name."""
     revision: str | None = None
-    name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str | None = Field(default=None, pattern=NAME_PATTERN)
     """The archive's name; None: the last part of ``model_name``."""
     mode: Task | None = None
     kind: Kind = "thsext"
     data_type: DataType = "fp32"
     num_labels: Count = 0
     """0: as the checkpoint says."""
+    labels: list[Annotated[str, Field(min_length=1)]] | None = Field(default=None, min_length=1)
+    """The labels' names, one for each of the classifier's outputs, in their order; None: as the checkpoint says."""
     do_lower_case: bool | None = None
     """None: as the checkpoint's tokenizer says."""
     max_length: Positive | None = None
@@ -145,6 +165,9 @@ class SetupConfig(_Strict):
     """Tokens that two neighbouring windows share; unless given, at most half of ``max_length``."""
     top_k: Positive | None = None
     """Labels (or fill-mask candidates) in an answer; None: the best one (fill-mask: 5)."""
+    function_to_apply: ScoreFunction | None = None
+    """What makes scores of a classifier's outputs; None: as transformers' pipeline, by the checkpoint's problem type,
+    else by the number of its labels."""
     n_best: Positive = 1
     max_answer_length: Positive = 30
     """Longest answer, in tokens."""
@@ -153,6 +176,9 @@ class SetupConfig(_Strict):
     threshold, a difference of logits)."""
     null_answer: bool = True
     """Whether "no answer" is a possible answer at all; False for models trained without unanswerable questions."""
+    align_to_words: bool | None = None
+    """Whether answers are cut at words (true) or at the model's tokens (false); None: at words of scripts that put
+    spaces between them, at tokens elsewhere (Chinese, Japanese, Thai ...)."""
     aggregation: Aggregation = "simple"
     """How the tokens of an entity are joined."""
     pooling: Pooling | None = None
@@ -160,7 +186,12 @@ class SetupConfig(_Strict):
     normalize: bool | None = None
     """Whether embeddings have length 1; None: as the checkpoint's folder says."""
     dimensions: Positive | None = None
-    """Keep only the first so many dimensions of an embedding."""
+    """Keep only the first so many dimensions of an embedding; None: as the checkpoint's folder says, else all."""
+    prompts: dict[str, str] | None = None
+    """Texts that stand before an embedding's text or a rerank query, by name; they are added to those of the
+    checkpoint's folder and replace its ones of the same name."""
+    default_prompt_name: str | None = None
+    """The prompt of requests that choose none; None: as the checkpoint's folder says, else no prompt."""
 
     @model_validator(mode="before")
     @classmethod
@@ -201,6 +232,8 @@ class SetupConfig(_Strict):
             return cls.model_validate(json.loads(path.read_text(encoding="utf-8")))
         except ValidationError as error:
             raise ConfigError(f"{path.name}: {first_problem(error)}") from error
+        except RecursionError as error:
+            raise ConfigError(f"{path.name}: nested too deeply to be read") from error
         except (OSError, ValueError) as error:
             raise ConfigError(f"{path.name}: {error}") from error
 

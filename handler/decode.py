@@ -1,12 +1,14 @@
 """Stage one: what a server hands over becomes requests of the task's schema.
 
 A body may be plain text, one JSON object, a JSON list, ``{"inputs": ..., "parameters": {...}}``, or a KServe v1 or v2
-body. TorchServe passes JSON already decoded where it could and bytes where it could not.
+body; forms, compression and charsets are ``handler.bodies``' matter. TorchServe passes JSON and text already decoded
+where it could and bytes where it could not.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,6 +16,7 @@ from typing import Any, NoReturn
 
 from pydantic import ValidationError
 
+from handler.bodies import FORM, RAW_FORM, Headers, check_form, decompressed, form_fields, is_json, text_of
 from handler.config import Limits, first_problem
 from handler.errors import RequestError
 from handler.schemas import Request, RerankRequest
@@ -69,29 +72,80 @@ class Decoder:
         self._texts = {"text", "text_pair", "question", "context", "query", "texts", "target"} & set(self._fields)
         self._allow_overrides = allow_overrides
 
-    def decode(self, row: Mapping[str, Any], content_type: str | None = None) -> Call:
+    def decode(
+        self, row: Mapping[str, Any], content_type: str | None = None, headers: Mapping[str, Any] | None = None
+    ) -> Call:
         """One row of a batch: ``{"body" or "data": bytes | str | dict | list, query parameter: bytes | str, ...}``.
 
-        Raises RequestError where the request as a whole cannot be read; a bad element of a list becomes an error in
-        its place.
+        ``content_type``: the body's own; ``headers``: the request's, by name, and for each part of a form a mapping
+        with its ``content-type``. Raises RequestError where the request as a whole cannot be read; a bad element of a
+        list becomes an error in its place.
         """
-        payload, parameters = _split(row)
+        payload, parameters, content_type = self._split(row, content_type, headers)
         options = _controls(parameters)
-        call = self._call(self._parse(payload, content_type), parameters)
+        call = self._call(self._parse(payload, content_type, headers), parameters)
         call.options = {**options, **call.options}
         return call
 
-    def _parse(self, payload: Any, content_type: str | None) -> Any:
-        kind = (content_type or "").partition(";")[0].strip().lower()
-        if isinstance(payload, (bytes, bytearray, memoryview)):
-            payload = _utf8(payload)
-        elif not isinstance(payload, str) or kind == "application/json":
+    def element(self, value: Any) -> Request:
+        """One input without a body around it: a request, its fields, or a text. Raises RequestError."""
+        if not isinstance(value, Request):
+            return self._checked(value, {})
+        if self._characters(value) > self._limits.max_characters:
+            self._too_large()
+        return value
+
+    def _split(
+        self, row: Mapping[str, Any], content_type: str | None, headers: Mapping[str, Any] | None
+    ) -> tuple[Any, dict[str, Any], str | None]:
+        """The body, the query parameters and the body's type; without a body the parameters are the input."""
+        parameters = {key: value for key, value in row.items() if key not in BODY_KEYS}
+        for key in BODY_KEYS:
+            if row.get(key) is not None and row[key] != b"":
+                return row[key], _read(parameters), content_type
+        stated = Headers(headers)
+        if len(parameters) == 1 and stated.request_type == "multipart/form-data":
+            ((name, value),) = parameters.items()
+            if name not in self._fields:  # a file under a name of the client's own
+                part = (headers or {}).get(name)
+                return value, {}, part.get("content-type") if isinstance(part, Mapping) else None
+        check_form(parameters, self._fields, stated)
+        if not parameters:
+            raise RequestError("empty", "the body is empty")
+        return _read(parameters), {}, content_type
+
+    def _parse(self, payload: Any, content_type: str | None, headers: Mapping[str, Any] | None) -> Any:
+        if not isinstance(payload, (bytes, bytearray, memoryview, str)):
             return payload
+        stated = Headers(headers, content_type)
+        if isinstance(payload, str):
+            if stated.type == "application/json":
+                return payload  # the server has decoded it
+            if stated.codings or stated.charset not in (None, "utf-8"):
+                payload = payload.encode()  # the server has taken it for UTF-8
+        if not isinstance(payload, str):
+            payload = text_of(decompressed(bytes(payload), stated, self._limits.max_body_bytes), stated)
+        payload = payload.removeprefix("\ufeff")
         if not payload or payload.isspace():
             raise RequestError("empty", "the body is empty")
-        if self._plain and (kind == "text/plain" or (kind != "application/json" and payload.lstrip()[:1] not in "{[")):
+        if stated.type in (FORM, RAW_FORM) and (fields := form_fields(payload, self._fields)) is not None:
+            return fields
+        return self._text_or_json(payload, stated.type)
+
+    def _text_or_json(self, payload: str, kind: str) -> Any:
+        """A text where it is declared as one, JSON where that is declared; else what it looks like."""
+        if self._plain and kind == "text/plain":
             return payload
-        return _json(payload)
+        if not self._plain or is_json(kind):
+            return _json(payload)
+        if payload.lstrip()[:1] not in "{[":
+            return payload
+        try:
+            return _json(payload)
+        except RequestError:
+            if _LIKE_JSON.match(payload):
+                raise
+            return payload  # "[urgent] where is my parcel?"
 
     def _call(self, payload: Any, parameters: dict[str, Any]) -> Call:
         while isinstance(payload, dict) and len(payload) == 1 and (key := next(iter(payload))) in BODY_KEYS:
@@ -197,25 +251,12 @@ def _controls(parameters: dict[str, Any]) -> dict[str, Any]:
     return {key: parameters.pop(key) for key in ("format",) if key in parameters}
 
 
-def _split(row: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """The body and the query parameters of a row; without a body the parameters themselves are the input."""
-    parameters = {key: value for key, value in row.items() if key not in BODY_KEYS}
-    for key, value in parameters.items():
-        if isinstance(value, (bytes, bytearray)):
-            parameters[key] = _utf8(value)
-    for key in BODY_KEYS:
-        if row.get(key) is not None and row[key] != b"":
-            return row[key], parameters
-    if not parameters:
-        raise RequestError("empty", "the body is empty")
-    return parameters, {}
-
-
-def _utf8(raw: bytes | bytearray | memoryview) -> str:
-    try:
-        return bytes(raw).decode("utf-8").removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        raise RequestError("invalid_encoding", f"the body is not UTF-8 (byte {error.start})") from None
+def _read(parameters: dict[str, Any]) -> dict[str, Any]:
+    """Query parameters and a form's fields as texts."""
+    return {
+        key: text_of(bytes(value), Headers()) if isinstance(value, (bytes, bytearray)) else value
+        for key, value in parameters.items()
+    }
 
 
 def _json(text: str) -> Any:
@@ -224,15 +265,27 @@ def _json(text: str) -> Any:
     except RecursionError:
         raise RequestError("invalid_json", "the JSON is nested too deeply") from None
     except ValueError as error:
-        where = f" at line {error.lineno}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
-        what = error.msg if isinstance(error, json.JSONDecodeError) else "a number is out of range"
-        raise RequestError("invalid_json", f"the body is not valid JSON: {what}{where}") from None
+        raise RequestError("invalid_json", f"the body is not valid JSON: {_reason(text, error)}") from None
+
+
+def _reason(text: str, error: ValueError) -> str:
+    """What is wrong with JSON and where, without the client's words."""
+    if not isinstance(error, json.JSONDecodeError):
+        return "a number is out of range"
+    where = f" at line {error.lineno}, column {error.colno}"
+    if text[error.pos : error.pos + 1] == "'":
+        return f"names and texts stand in double quotes, not in single ones,{where}"
+    if error.msg == "Extra data":
+        return f"more follows the first value{where}; send several inputs as a list"
+    return f"{error.msg}{where}"
 
 
 def _not_a_number(name: str) -> NoReturn:
     raise ValueError(name)
 
 
+_LIKE_JSON = re.compile(r"""\s*(\{\s*(["'}]|$)|\[[\s\[]*(["'{]|$)|\[[-\s\d.,eE+\[\]]*$)""")
+"""Meant as JSON, though it is none: a bracket before a quote, before another one, before numbers alone, or nothing."""
 _DECODER = json.JSONDecoder(parse_constant=_not_a_number)
 """Made once: json.loads makes a new one at each call that has an option."""
 

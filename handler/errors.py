@@ -20,6 +20,7 @@ STATUS: Final[dict[str, int]] = {
     "too_long": 400,
     "too_large": 413,
     "too_many": 413,
+    "unsupported_media": 415,
     "invalid_request": 422,
     "unsupported": 422,
     "overloaded": 503,
@@ -28,7 +29,8 @@ STATUS: Final[dict[str, int]] = {
 """Every error type and its HTTP status code.
 
 too_long: more tokens than the model takes, and truncation is "error". too_large: more characters than the config
-allows. too_many: more inputs than the config allows. invalid_request: JSON of the wrong shape. unsupported: a valid
+allows. too_many: more inputs than the config allows. unsupported_media: a body in a form that is not read, such as
+an unknown compression or charset. invalid_request: JSON of the wrong shape. unsupported: a valid
 request for something this archive does not do.
 """
 
@@ -62,6 +64,11 @@ class RequestError(Exception):
     def body(self) -> dict[str, Any]:
         """The JSON body."""
         return {"error": {"type": self.type, "message": self.message, "field": self.field}}
+
+
+def is_panic(error: BaseException) -> bool:
+    """Whether Rust code (the tokenizer) has panicked, which its binding reports outside Exception's tree."""
+    return type(error).__name__ == "PanicException"
 
 
 def internal_error(error: BaseException) -> RequestError:

@@ -165,9 +165,8 @@ class Explainer:
         """Start and end of the best answer, in the window it stands in."""
         best = None
         for sequence in sequences:
-            assert sequence.encoding is not None
             start, end = self._logits(sequence, clock)[:2]
-            window = Window(sequence.encoding, start, end)
+            window = Window(sequence, start, end)
             longest = request.max_answer_length or self._task.config.max_answer_length
             for score, first, last in window.token_spans(1, longest):
                 if best is None or score > best[0]:
@@ -304,8 +303,9 @@ def _described(attribution: Attribution) -> dict[str, Any]:
 def _tokens(sequence: Sequence, attribution: Attribution, texts: tuple[str, ...]) -> list[dict[str, Any]]:
     """The texts' tokens with their shares; ``text`` counts the texts of a pair, offsets are within that text."""
     assert sequence.encoding is not None
+    assert sequence.offsets is not None
     rows = []
-    places = zip(sequence.encoding.sequence_ids, sequence.encoding.offsets, attribution.shares, strict=True)
+    places = zip(sequence.encoding.sequence_ids, sequence.offsets, attribution.shares, strict=True)
     for part, (start, end), share in places:
         if part is not None:
             token = texts[part][start:end]

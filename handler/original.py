@@ -27,8 +27,10 @@ class OriginalModel:
     def __init__(self, folder: Path, facts: ArchiveFacts, device: torch.device) -> None:
         self._module = load_original(folder, facts).to(device)
         self._pooling = facts.pooling if facts.task == "embedding" else None
+        self._head = load_head(folder, device)
         self._uses_segments = facts.uses_segments
         self.device = device
+        self.vocabulary = int(self._module.get_input_embeddings().num_embeddings)
 
     def __call__(self, ids: np.ndarray, segments: np.ndarray, mask: np.ndarray) -> Arrays:
         """See the class."""
@@ -37,8 +39,12 @@ class OriginalModel:
             if self._uses_segments:
                 tensors["token_type_ids"] = segments
             inputs = {name: torch.from_numpy(array).to(self.device) for name, array in tensors.items()}
+            marked = inputs["attention_mask"]
+            inputs["attention_mask"] = (marked > 0).long()
             outputs = self._module(**inputs).to_tuple()
-            if self._pooling is not None:
+            if self._head is not None:
+                outputs = (self._head(outputs[0], marked),)
+            elif self._pooling is not None:
                 outputs = (pool(outputs[0], inputs["attention_mask"], self._pooling),)
             return tuple(output.float().cpu().numpy() for output in outputs)
 
@@ -53,11 +59,27 @@ def load_original(folder: Path, facts: ArchiveFacts) -> Any:
         raise ArchiveError(f"{folder.name}/ is missing from the archive; build it again")
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(facts.data_type, torch.float32)
     try:
-        model = getattr(transformers, CLASSES[facts.task]).from_pretrained(folder, dtype=dtype, local_files_only=True)
+        loader = getattr(transformers, CLASSES[facts.task])
+        model = loader.from_pretrained(folder, dtype=dtype, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # whatever a damaged file makes the library raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ArchiveError(f"{folder.name}/ cannot be loaded ({reason}); build the archive again") from error
     return model.train(False)
+
+
+HEAD = "head.pt"
+"""Within the checkpoint's folder: an embedding model's pooling and layers, traced, for (hidden, mask)."""
+
+
+def load_head(folder: Path, device: torch.device) -> Any:
+    """What stands behind the encoder of an embedding model that is more than ``pool``; None: nothing does."""
+    if not (folder / HEAD).is_file():
+        return None
+    try:
+        return torch.jit.load(str(folder / HEAD), map_location=device)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ArchiveError(f"{folder.name}/{HEAD} cannot be loaded ({reason}); build the archive again") from error
 
 
 def pool(hidden: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tensor:

@@ -21,7 +21,10 @@ Keep: TypeAlias = "Callable[[Sequence, Arrays], Arrays]"
 
 
 class Model(Protocol):
-    """ids, segments, mask: int64 [B, S] -> fp32 arrays that start with B (and S, for outputs per token)."""
+    """ids, segments, mask: int64 [B, S] -> fp32 arrays that start with B (and S, for outputs per token).
+
+    It may have a ``vocabulary``, the rows of its word table; without it ids are not checked before a pass.
+    """
 
     device: torch.device
 
@@ -48,12 +51,25 @@ def plan_passes(lengths: Many[int], max_tokens: int) -> list[list[int]]:
 class Packer:
     """Runs a model over sequences of many requests under a token budget.
 
-    ``keep`` takes what the task needs out of a row's outputs. ``packed``: the model computes no pads. Running out of
-    memory splits a pass in two and goes on; only a sequence that does not fit alone fails, as overloaded.
+    ``keep`` takes what the task needs out of a row's outputs. ``packed``: the model computes no pads.
+    ``vocabulary``: rows of the model's word table, None where that is not known.
+
+    A pass that fails is split in two and tried again until what made it fail stands alone, so that an input costs no
+    other input its answer. Alone it fails as overloaded where memory ran out, else as internal. Splitting takes at
+    most one more time of the whole pass for each halving, log2 of its rows, and ends at the deadline. A device that has
+    failed for good is not asked again: see ``lost``.
     """
 
     def __init__(
-        self, model: Model, *, pad_id: int, max_tokens: int, keep: Keep, packed: bool, metrics: Metrics
+        self,
+        model: Model,
+        *,
+        pad_id: int,
+        max_tokens: int,
+        keep: Keep,
+        packed: bool,
+        metrics: Metrics,
+        vocabulary: int | None = None,
     ) -> None:
         self._model = model
         self._pad_id = pad_id
@@ -61,6 +77,9 @@ class Packer:
         self._keep = keep
         self._packed = packed
         self._metrics = metrics
+        self._vocabulary = vocabulary
+        self.lost = False
+        """Whether the device has failed in a way that only a new process mends."""
 
     def run(self, sequences: Many[Sequence], deadline: float = float("inf")) -> list[Arrays | RequestError]:
         """Each sequence's outputs, in the order given.
@@ -69,44 +88,79 @@ class Packer:
         does not take a busy worker for a dead one. Short sequences run first.
         """
         lengths = [len(sequence.ids) for sequence in sequences]
-        late = RequestError("overloaded", "no time left for this input; try again or send less")
-        results: list[Arrays | RequestError] = [late] * len(sequences)
+        results: list[Arrays | RequestError] = [_late()] * len(sequences)
         for indices in reversed(plan_passes(lengths, self._max_tokens)):
-            if time.monotonic() > deadline:
-                break
-            outputs = self._run_pass([sequences[index] for index in indices])
+            outputs = self._run_pass([sequences[index] for index in indices], deadline)
             for index, output in zip(indices, outputs, strict=True):
                 results[index] = output
         return results
 
-    def _run_pass(self, sequences: Many[Sequence]) -> list[Arrays | RequestError]:
-        ids, segments, mask = collate(sequences, self._pad_id)
+    def _run_pass(self, sequences: Many[Sequence], deadline: float) -> list[Arrays | RequestError]:
+        if self.lost or time.monotonic() > deadline:
+            return [_lost() if self.lost else _late()] * len(sequences)
+        failure: RequestError | None
         try:
+            ids, segments, mask = collate(sequences, self._pad_id)
+            if self._vocabulary is not None and ids.max() >= self._vocabulary:
+                return self._without_unknown(sequences, deadline, self._vocabulary)
             outputs = self._model(ids, segments, mask)
-        except Exception as error:
-            if not out_of_memory(error):
-                failure = internal_error(error)
-                return [failure] * len(sequences)
-        else:
             self._count(ids, sequences)
             return self._rows(outputs, sequences)
-        return self._split(sequences)
-
-    def _split(self, sequences: Many[Sequence]) -> list[Arrays | RequestError]:
-        """Outside the handler of the error, so that its frames no longer hold the failed pass's tensors."""
-        if torch.cuda.is_available():
+        except Exception as error:
+            failure = self._failure(error, alone=len(sequences) == 1)
+            memory = out_of_memory(error)
+        # Outside the handler of the error, so that its frames no longer hold the failed pass's tensors.
+        if memory and torch.cuda.is_available():
             torch.cuda.empty_cache()
-        self._metrics.add("out_of_memory", 1)
-        if len(sequences) == 1:
-            return [RequestError("overloaded", "not enough memory for this input now; try again or send less")]
+        if failure is not None:
+            return [failure] * len(sequences)
         middle = len(sequences) // 2
-        return self._run_pass(sequences[:middle]) + self._run_pass(sequences[middle:])
+        return self._run_pass(sequences[:middle], deadline) + self._run_pass(sequences[middle:], deadline)
+
+    def _without_unknown(
+        self, sequences: Many[Sequence], deadline: float, vocabulary: int
+    ) -> list[Arrays | RequestError]:
+        """Ids that the word table has no row for are kept from the model: on a GPU they would take the device down."""
+        known = [sequence for sequence in sequences if max(sequence.ids) < vocabulary]
+        outputs = iter(self._run_pass(known, deadline) if known else [])
+        message = f"a token of the text is unknown to the model, whose word table has {vocabulary} rows"
+        refusal = RequestError("unsupported", f"{message}; the tokenizer and the checkpoint do not belong together")
+        return [next(outputs) if max(sequence.ids) < vocabulary else refusal for sequence in sequences]
+
+    def _failure(self, error: Exception, *, alone: bool) -> RequestError | None:
+        """The error of all that was in a failed pass; None where a smaller pass may tell which of them it was."""
+        memory = out_of_memory(error)
+        self._metrics.add("out_of_memory" if memory else "failed_passes", 1)
+        if not memory and self._device_lost():
+            self.lost = True
+            return internal_error(error)
+        if not alone:
+            return None
+        if memory:
+            return RequestError("overloaded", "not enough memory for this input now; try again or send less")
+        return internal_error(error)
+
+    def _device_lost(self) -> bool:
+        """Some errors of CUDA (a failed assertion, an illegal address) are reported by every later call as well."""
+        device = getattr(self._model, "device", None)
+        if device is None or device.type != "cuda":
+            return False
+        try:
+            torch.cuda.synchronize(device)
+        except Exception:
+            return True
+        return False
 
     def _rows(self, outputs: Arrays, sequences: Many[Sequence]) -> list[Arrays | RequestError]:
-        rows = [self._keep(sequence, tuple(output[i] for output in outputs)) for i, sequence in enumerate(sequences)]
-        if sum(output.size for output in outputs) <= _SMALL and finite(outputs):  # one check is cheaper than many
-            return list(rows)
-        return [row if finite(row) else internal_error(FloatingPointError()) for row in rows]
+        whole = sum(output.size for output in outputs) <= _SMALL and finite(outputs)  # one check is cheaper than many
+        return [self._row(outputs, i, sequence, checked=whole) for i, sequence in enumerate(sequences)]
+
+    def _row(self, outputs: Arrays, index: int, sequence: Sequence, *, checked: bool) -> Arrays | RequestError:
+        try:
+            row = self._keep(sequence, tuple(output[index] for output in outputs))
+        except Exception as error:
+            return internal_error(error)
+        return row if checked or finite(row) else internal_error(FloatingPointError())
 
     def _count(self, ids: np.ndarray, sequences: Many[Sequence]) -> None:
         tokens = sum(len(sequence.ids) for sequence in sequences)
@@ -116,14 +170,26 @@ class Packer:
         self._metrics.set("pass_tokens", tokens)
 
 
+def _late() -> RequestError:
+    return RequestError("overloaded", "no time left for this input; try again or send less")
+
+
+def _lost() -> RequestError:
+    return RequestError("overloaded", "the device has failed and the worker is being replaced; try again")
+
+
 def collate(sequences: Many[Sequence], pad_id: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """ids, segments, mask: int64 [B, S], padded on the right to the longest sequence."""
+    """ids, segments, mask: int64 [B, S], padded on the right to the longest sequence.
+
+    The mask is 1 on tokens, 2 on those that pooling leaves out, 0 on pads.
+    """
     lengths = np.array([len(sequence.ids) for sequence in sequences])
     mask = (np.arange(lengths.max()) < lengths[:, None]).astype(np.int64)
     ids = np.full(mask.shape, pad_id, dtype=np.int64)
     segments = np.zeros(mask.shape, dtype=np.int64)
     for row, sequence in enumerate(sequences):
         ids[row, : lengths[row]] = sequence.ids
+        mask[row, : sequence.prompt] = 2
         if sequence.segments is not None:
             segments[row, : lengths[row]] = sequence.segments
     return ids, segments, mask

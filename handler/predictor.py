@@ -15,11 +15,12 @@ from typing import Any
 
 import torch
 
+from handler import integrity
 from handler.archive import ArchiveError, ArchiveFacts
 from handler.canary import Canary, canary_request
 from handler.config import SetupConfig
 from handler.decode import Call, Decoder
-from handler.errors import RequestError, internal_error
+from handler.errors import RequestError, internal_error, is_panic
 from handler.explain import Explainer
 from handler.html import page
 from handler.metrics import Metrics
@@ -80,6 +81,7 @@ class Predictor:
             keep=self.task.keep,
             packed=facts.mode == "thsext",
             metrics=self.metrics,
+            vocabulary=getattr(model, "vocabulary", None),
         )
         self._next_canary = 0.0
 
@@ -91,6 +93,7 @@ class Predictor:
         """
         folder = Path(folder)
         facts = ArchiveFacts.load(folder / "archive.json")
+        integrity.check(folder, facts)
         config = SetupConfig.load(folder / "setup_config.json")
         path = folder / "tokenizer.json"
         if not path.exists():
@@ -101,7 +104,8 @@ class Predictor:
         model = load_model(folder, facts, config, gpu)
         length = min(facts.max_positions, config.max_length or facts.max_positions)
         try:
-            tokenizer = Tokenizer(path, length, facts.uses_segments, config.limits.max_tokens)
+            most = config.limits.max_tokens
+            tokenizer = Tokenizer(path, length, facts.uses_segments, most, facts.truncation_side)
         except Exception as error:  # the library raises Exception itself
             raise ArchiveError(f"tokenizer.json cannot be read ({error}); build the archive again") from error
         predictor = cls(facts, config, tokenizer, model)
@@ -144,6 +148,11 @@ class Predictor:
         self.metrics.set("canary", float(health["healthy"]))
         return health
 
+    @property
+    def lost(self) -> bool:
+        """Whether the device has failed for good, so that only a new process can answer again."""
+        return self._packer.lost
+
     def deadline(self) -> float:
         """After which, on the monotonic clock, a batch that begins now is to begin no pass."""
         return time.monotonic() + SHARE_OF_TIMEOUT * self.config.response_timeout
@@ -159,13 +168,14 @@ class Predictor:
         *,
         html: bool = False,
         deadline: float | None = None,
+        headers: Mapping[str, Any] | None = None,
     ) -> Reply:
-        """Explain one row's answers; ``html`` gives a page with the words coloured.
+        """Explain one row's answers; ``html`` gives a page with the words coloured; ``headers``: the request's.
 
         ``deadline``: of :meth:`explanation_deadline`, one for all rows of a batch; None: a fresh one.
         """
         deadline = self.explanation_deadline() if deadline is None else deadline
-        call = self._decode(row, content_type)
+        call = self._decode(row, content_type, headers)
         most = self.config.explanations.max_inputs
         if isinstance(call, Call) and len(call.items) > most:
             call = RequestError("too_many", f"{len(call.items)} inputs, at most {most} are explained in one request")
@@ -201,15 +211,18 @@ class Predictor:
         rows: Many[Mapping[str, Any]],
         content_types: Many[str | None] | None = None,
         deadline: float | None = None,
+        headers: Many[Mapping[str, Any] | None] | None = None,
     ) -> list[Reply]:
         """Answer a server's batch: one reply for each row, whatever the other rows hold.
 
-        ``deadline``: of :meth:`deadline`, taken where the batch began; None: it begins now.
+        ``deadline``: of :meth:`deadline`, taken where the batch began; None: it begins now. ``content_types`` and
+        ``headers``: of each row, as :meth:`handler.decode.Decoder.decode` takes them.
         """
         deadline = self.deadline() if deadline is None else deadline
         types = content_types or [None] * len(rows)
         with self.metrics.stage("decode"):
-            calls = [self._decode(row, type) for row, type in zip(rows, types, strict=True)]
+            stated = zip(rows, types, headers or [None] * len(rows), strict=True)
+            calls = [self._decode(*row) for row in stated]
         items = [item for call in calls if isinstance(call, Call) for item in call.items]
         answers = iter(self._answers(items, deadline))
         replies = []
@@ -221,9 +234,11 @@ class Predictor:
             self._check_canary()
         return replies
 
-    def _decode(self, row: Mapping[str, Any], content_type: str | None) -> Call | RequestError:
+    def _decode(
+        self, row: Mapping[str, Any], content_type: str | None, headers: Mapping[str, Any] | None
+    ) -> Call | RequestError:
         try:
-            return self._decoder.decode(row, content_type)
+            return self._decoder.decode(row, content_type, headers)
         except RequestError as error:
             return error
         except Exception as error:
@@ -246,7 +261,9 @@ class Predictor:
             return []
         try:
             return self.task.encode(requests)
-        except Exception as error:
+        except BaseException as error:
+            if not (isinstance(error, Exception) or is_panic(error)):
+                raise
             if len(requests) == 1:
                 return [internal_error(error)]
         # One text the tokenizer cannot take must not cost the others their answers.

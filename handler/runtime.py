@@ -21,6 +21,11 @@ from handler.threads import Placement
 logger = logging.getLogger(__name__)
 
 CPU_LIBRARY = "libefft_cpu.so"
+SAFE_TORCH = "2.10"
+"""The oldest torch that loads any archive, whatever it says itself: in earlier ones a crafted file corrupts memory even
+where only weights are unpickled (CVE-2026-24747)."""
+WORD_TABLES = ("encoder.word", "word_embeddings.weight")
+"""What the fused encoder and transformers call it."""
 _loaded: dict[str, str] = {}
 """Library name -> digest of the one this process has loaded: an operator can be registered only once."""
 
@@ -34,12 +39,19 @@ class TracedModel:
     def __init__(self, module: torch.jit.ScriptModule, device: torch.device) -> None:
         self.module = module
         self.device = device
+        self.vocabulary = word_rows(module)
 
     def __call__(self, ids: np.ndarray, segments: np.ndarray, mask: np.ndarray) -> Arrays:
         """See the class."""
         with torch.inference_mode():
             inputs = [torch.from_numpy(array).to(self.device) for array in (ids, segments, mask)]
             return tuple(output.float().cpu().numpy() for output in self.module(*inputs))
+
+
+def word_rows(module: Any) -> int | None:
+    """Rows of a loaded module's word table: an id beyond them would take a GPU down. None where it has another name."""
+    tables = (tensor for name, tensor in module.state_dict().items() if name.endswith(WORD_TABLES))
+    return next((len(table) for table in tables), None)
 
 
 def load_model(folder: Path, facts: ArchiveFacts, config: SetupConfig, gpu: int | None = None) -> Model:
@@ -72,14 +84,21 @@ def _place(facts: ArchiveFacts, device: torch.device) -> str:
 
 
 def check_torch(oldest: str) -> None:
-    """Raises ArchiveError where the installed torch is older than the archive needs."""
+    """Raises ArchiveError where the installed torch is older than the archive needs or than is safe."""
+    oldest = max(oldest, SAFE_TORCH, key=_version)
     if _version(torch.__version__) < _version(oldest):
         raise ArchiveError(f"torch {torch.__version__} is too old for this archive; install torch {oldest} or newer")
 
 
 def pick_device(facts: ArchiveFacts, config: SetupConfig, gpu: int | None) -> torch.device:
     """The assigned GPU where the archive can run on it, else the CPU where the config allows that."""
-    if gpu is None or not torch.cuda.is_available():
+    if gpu is None:
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        problem = f"GPU {gpu} is assigned, but torch {torch.__version__} finds none"
+        if not config.cpu_fallback:
+            raise ArchiveError(f"{problem}; install a torch with CUDA, or set cpu_fallback")
+        logger.warning("%s; serving on the CPU", problem)
         return torch.device("cpu")
     capability = torch.cuda.get_device_capability(gpu)
     cuda = [library for library in facts.libraries.values() if library.device == "cuda"]
@@ -115,6 +134,8 @@ def fits(capability: tuple[int, int], targets: Iterable[str]) -> bool:
 def set_threads(placement: Placement) -> None:
     """Let torch and the tokenizer run as many threads as the worker has been given."""
     torch.set_num_threads(placement.threads)
+    # The tokenizer's pool is made at its first use, as large as the machine where nothing is said.
+    os.environ.setdefault("RAYON_NUM_THREADS", str(placement.threads))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true" if placement.threads > 1 else "false")
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from handler.config import Aggregation, Truncation
+from handler.config import Aggregation, ScoreFunction, Truncation
 
 Text = Annotated[str, Field(min_length=1)]
+Prompt = Annotated[str, Field(max_length=4_000)]
 
 
 class Request(BaseModel):
@@ -32,6 +33,8 @@ class ClassificationRequest(TextRequest):
     target: int | str | None = None
     """The label to explain, by index or by name; predictions ignore it."""
     top_k: Annotated[int, Field(gt=0)] | None = None
+    function_to_apply: ScoreFunction | None = None
+    """What makes scores of the model's outputs."""
 
 
 class QuestionRequest(Request):
@@ -42,6 +45,8 @@ class QuestionRequest(Request):
     n_best: Annotated[int, Field(gt=0, le=100)] | None = None
     max_answer_length: Annotated[int, Field(gt=0, le=512)] | None = None
     null_threshold: float | None = None
+    align_to_words: bool | None = None
+    """Whether answers are cut at words or at the model's tokens."""
     stride: Annotated[int, Field(ge=0)] | None = None
 
 
@@ -55,6 +60,12 @@ class TokenRequest(TextRequest):
 class EmbeddingRequest(TextRequest):
     """A text to embed."""
 
+    prompt: Prompt | None = None
+    """A text to put before the text; "" for none."""
+    prompt_name: str | None = None
+    """One of the model's prompts, unless ``prompt`` is given."""
+    input_type: Literal["query", "document"] | None = None
+    """The model's prompt for this kind of text, unless ``prompt`` or ``prompt_name`` is given."""
     normalize: bool | None = None
     dimensions: Annotated[int, Field(gt=0)] | None = None
 
@@ -66,6 +77,13 @@ class RerankRequest(Request):
     texts: Annotated[list[Text], Field(min_length=1)]
     sort: bool = True
     """Best first; otherwise in the order of ``texts``."""
+    raw_scores: bool = False
+    """Logits, without the model's activation."""
+    return_text: bool = False
+    prompt: Prompt | None = None
+    """A text to put before the query; "" for none."""
+    prompt_name: str | None = None
+    """One of the model's prompts, unless ``prompt`` is given."""
 
 
 class FillMaskRequest(TextRequest):
@@ -140,6 +158,8 @@ class Ranked(BaseModel):
 
     index: int
     score: float
+    text: str | None = None
+    """The text itself, where ``return_text`` asks for it."""
 
 
 class RerankAnswer(Answer):

@@ -1,30 +1,41 @@
-"""Stage two: texts become sequences of token ids no longer than the model takes."""
+"""Stage two: texts become sequences of token ids no longer than the model takes; and tokens become text again."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import tokenizers
-from tokenizers import Encoding
+from tokenizers import Encoding, processors
 
 from handler.config import Truncation
 from handler.errors import RequestError
 from handler.word_cache import WordCache
 
+BYTE_SPACE = "Ġ"
+"""A space, as byte-level tokenizers write it."""
+EDGE = 100
+"""Characters read for a text's last or first token: more than any word has."""
 Input: TypeAlias = "str | tuple[str, str]"
 """A text or a pair of texts."""
 
 
 @dataclass(slots=True)
 class Sequence:
-    """One row of the model's input. ``segments`` None means all zero; ``encoding`` has the offsets, if asked for."""
+    """One row of the model's input. ``segments`` None means all zero; ``encoding``: the tokenizer's, if asked for.
+
+    ``offsets``, likewise: each token's characters [start, end) of its own text. Use these, not the encoding's.
+    ``prompt``: so many tokens at the beginning that pooling leaves out.
+    """
 
     ids: list[int]
     segments: list[int] | None = None
     encoding: Encoding | None = None
+    offsets: list[tuple[int, int]] | None = None
+    prompt: int = 0
 
 
 @dataclass(slots=True)
@@ -40,18 +51,28 @@ class Tokenizer:
 
     ``max_length``: longest sequence in tokens, special tokens included. ``uses_segments``: whether the model
     distinguishes the two texts of a pair. ``max_tokens``: most tokens of one input's windows together.
+    ``cut_side``: the end that truncation cuts off.
     """
 
-    def __init__(self, path: Path | str, max_length: int, uses_segments: bool, max_tokens: int = 65_536) -> None:
+    def __init__(
+        self, path: Path | str, max_length: int, uses_segments: bool, max_tokens: int = 65_536, cut_side: str = "right"
+    ) -> None:
         self.backend = tokenizers.Tokenizer.from_file(str(path))
         self.backend.no_truncation()
         self.backend.no_padding()
         self.max_length = max_length
         self._max_tokens = max_tokens
         self._uses_segments = uses_segments
+        self._trims = _stop_trimming(self.backend)
+        self._cut_side = cut_side
         self._words = WordCache.of(self.backend)
         self.knows_words = isinstance(self.backend.model, tokenizers.models.WordPiece)
         """Whether tokens of one word can be told from the tokenizer; otherwise white space has to do."""
+        self.word_end: str | None = getattr(self.backend.model, "end_of_word_suffix", None) or None
+        """What the last token of a word ends with, where the tokenizer marks ends and not beginnings."""
+        names = (getattr(self.backend.model, "unk_token", None), "<unk>", "[UNK]")
+        found = (self.backend.token_to_id(name) for name in names if name)
+        self.unknown_id = next((index for index in found if index is not None), None)
 
     @property
     def vocabulary_size(self) -> int:
@@ -61,6 +82,31 @@ class Tokenizer:
     def token(self, index: int | None) -> str:
         """A token's text; empty where there is none."""
         return "" if index is None else self.backend.id_to_token(index) or ""
+
+    def decode(self, ids: Many[int]) -> str:
+        """Tokens as text, special ones too: what transformers' ``decode`` gives."""
+        return self.backend.decode(list(ids), skip_special_tokens=False)
+
+    @cached_property
+    def special_ids(self) -> frozenset[int]:
+        """The tokens that are no text."""
+        added = self.backend.get_added_tokens_decoder()
+        return frozenset(index for index, token in added.items() if token.special)
+
+    def edge(self, text: str, *, last: bool) -> int | None:
+        """The text's last (or first) token; None where it has none. Of a long text only its end (start) is read."""
+        near = text[-EDGE:] if last else text[:EDGE]
+        ids = self.backend.encode(near, add_special_tokens=False).ids
+        return ids[-1 if last else 0] if ids else None
+
+    def prompt_length(self, prompt: str) -> int:
+        """How many tokens a text begins with that begins with ``prompt``, as sentence-transformers counts them.
+
+        The special tokens before it are among them, one behind it is not.
+        """
+        encoding = self.backend.encode(prompt)
+        length = min(len(encoding.ids), self.max_length)
+        return length - 1 if length and encoding.special_tokens_mask[-1] else length
 
     def encode(
         self, inputs: Many[Input], policies: Many[Truncation], strides: Many[int], *, offsets: bool = False
@@ -82,7 +128,7 @@ class Tokenizer:
         if not rest:
             return [row for row in quick if row is not None]
         batch = self.backend.encode_batch if offsets else self.backend.encode_batch_fast
-        slow = (self._sequence(e, not isinstance(t, str), offsets) for e, t in zip(batch(rest), rest, strict=True))
+        slow = (self._sequence(e, t, offsets) for e, t in zip(batch(rest), rest, strict=True))
         return [next(slow) if row is None else row for row in quick]
 
     def _quick(self, text: Input) -> Sequence | None:
@@ -98,6 +144,8 @@ class Tokenizer:
         self, row: Sequence, text: Input, policy: Truncation, stride: int, offsets: bool
     ) -> Tokenized | RequestError:
         length = len(row.ids)
+        if length == 0:  # a tokenizer that adds no special tokens, and a text that its normalizer leaves nothing of
+            return RequestError("empty", "the text has no tokens")
         if length <= self.max_length:
             return Tokenized([row])
         if policy == "error":
@@ -106,14 +154,13 @@ class Tokenizer:
             windows = self._windows(text, length, policy, stride)
         except RequestError as error:
             return error
-        pair = not isinstance(text, str)
         dropped = 0 if policy == "stride" else length - len(windows[0])
-        return Tokenized([self._sequence(window, pair, offsets) for window in windows], dropped)
+        return Tokenized([self._sequence(window, text, offsets) for window in windows], dropped)
 
     def _windows(self, text: Input, length: int, policy: Truncation, stride: int) -> list[Encoding]:
         """Cut by the tokenizer itself, so that special tokens and offsets are exactly those of a short text."""
         if policy == "truncate":
-            return [self._truncated(text, 0, "longest_first")]
+            return [self._truncated(text, 0, "longest_first", self._cut_side)]
         strategy = "only_first" if isinstance(text, str) else "only_second"
         first = self._truncated(text, self._stride_that_fits(text, length, stride), strategy)
         return [first, *first.overflowing]
@@ -136,13 +183,55 @@ class Tokenizer:
             )
         return stride
 
-    def _truncated(self, text: Input, stride: int, strategy: str) -> Encoding:
-        self.backend.enable_truncation(self.max_length, stride=stride, strategy=strategy)
+    def _truncated(self, text: Input, stride: int, strategy: str, side: str = "right") -> Encoding:
+        self.backend.enable_truncation(self.max_length, stride=stride, strategy=strategy, direction=side)
         try:
             return self.backend.encode(text) if isinstance(text, str) else self.backend.encode(*text)
         finally:
             self.backend.no_truncation()
 
-    def _sequence(self, encoding: Encoding, pair: bool, offsets: bool) -> Sequence:
-        segments = encoding.type_ids if pair and self._uses_segments else None
-        return Sequence(encoding.ids, segments, encoding if offsets else None)
+    def _sequence(self, encoding: Encoding, text: Input, offsets: bool) -> Sequence:
+        segments = encoding.type_ids if not isinstance(text, str) and self._uses_segments else None
+        if not offsets:
+            return Sequence(encoding.ids, segments)
+        return Sequence(encoding.ids, segments, encoding, self._offsets(encoding, text))
+
+    def _offsets(self, encoding: Encoding, text: Input) -> list[tuple[int, int]]:
+        if not self._trims:
+            return encoding.offsets
+        texts = (text,) if isinstance(text, str) else text
+        parts = zip(encoding.sequence_ids, encoding.tokens, encoding.offsets, strict=True)
+        return [span if part is None else _without_spaces(texts[part], token, *span) for part, token, span in parts]
+
+
+def _stop_trimming(backend: tokenizers.Tokenizer) -> bool:
+    """Have byte-level offsets keep their leading spaces; whether they would have been cut off.
+
+    The library cuts one character off a token that begins with a space, whether or not that space stands in the text:
+    where it was only put in front of the text, and the post-processor has not been told so, a letter is lost.
+    """
+    if "ByteLevel" not in str(backend.pre_tokenizer):
+        return False
+    processor = backend.post_processor
+    several: Any = processor  # its stub does not say that it can be iterated over
+    steps = list(several) if isinstance(processor, processors.Sequence) else [processor]
+    trimming = [step for step in steps if getattr(step, "trim_offsets", False)]
+    for step in trimming:
+        step.trim_offsets = False
+    if trimming:
+        backend.post_processor = processor
+    return bool(trimming)
+
+
+def _without_spaces(text: str, token: str, start: int, end: int) -> tuple[int, int]:
+    """What trimming leaves of a token: its characters without the spaces around them.
+
+    A token of nothing but a space that was put in front of the text has no character of it.
+    """
+    if not token.strip(BYTE_SPACE) and text[start:end].strip(" "):
+        return start, start
+    while start < end and text[start] == " ":
+        start += 1
+    while start < end and text[end - 1] == " ":
+        end -= 1
+    return start, end

@@ -1,5 +1,6 @@
 """``python -m samples``."""
 
+from handler.faults import guarded
 from samples.cli import main
 
-raise SystemExit(main())
+raise SystemExit(guarded("samples", main))

@@ -31,10 +31,10 @@ def base_folder() -> Path:
 
 def load_tokenizer() -> PreTrainedTokenizerFast:
     """The base model's tokenizer, which the samples keep unchanged."""
-    return BertTokenizer.from_pretrained(base_folder())
+    return BertTokenizer.from_pretrained(base_folder(), trust_remote_code=False)
 
 
 def load_base(architecture: type[PreTrainedModel], **options: Any) -> PreTrainedModel:
     """The base encoder under a new head (random until trained or merged); ``options`` go into its config."""
     with quiet():  # The report of a freshly initialised head would read as a fault.
-        return architecture.from_pretrained(base_folder(), **options)
+        return architecture.from_pretrained(base_folder(), trust_remote_code=False, **options)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 TEXTS = [
     "the parcel has not arrived and nobody answers the phone",
@@ -102,14 +104,22 @@ def _tokenizer(folder: Path, family: str) -> int:
 
 
 def _wordpiece(folder: Path) -> Tokenizer:
-    """BERT's own form: a vocab.txt and nothing else."""
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    """BERT's own form: a vocab.txt and nothing else.
+
+    Counted here, as the library's trainer gives another vocabulary in every process.
+    """
+    words = Counter(word for text in TEXTS for word in re.findall(r"\w+|[^\w\s]", text.lower()))
+    letters = sorted({letter for word in words for letter in word})
+    joined = sorted({letter for word in words for letter in word[1:]})
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    endings = sorted({word[-size:] for word in words for size in (2, 3) if len(word) > size + 1})
+    frequent = [word for word, _ in sorted(words.items(), key=lambda item: (-item[1], item[0])) if len(word) > 1]
+    pieces = [*special, *letters, *(f"##{letter}" for letter in joined), *frequent[::2]]
+    pieces = list(dict.fromkeys([*pieces, *(f"##{ending}" for ending in endings)]))[:200]
+    (folder / "vocab.txt").write_text("\n".join(pieces) + "\n")
+    tokenizer = Tokenizer(models.WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    tokenizer.train_from_iterator(TEXTS, trainers.WordPieceTrainer(vocab_size=200, special_tokens=special))
-    words = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
-    (folder / "vocab.txt").write_text("\n".join(word for word, _ in words) + "\n")
     return tokenizer
 
 
@@ -126,11 +136,16 @@ def _byte_bpe(folder: Path) -> Tokenizer:
 
 
 def _unigram() -> Tokenizer:
-    tokenizer = Tokenizer(models.Unigram())
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    """Of words and letters with scores by their counts; the library's trainer gives other ones in every process."""
+    words = Counter(word for text in TEXTS for word in text.split())
+    letters = sorted({letter for word in words for letter in word})
     special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-    trainer = trainers.UnigramTrainer(vocab_size=150, special_tokens=special, unk_token="<unk>")
-    tokenizer.train_from_iterator(TEXTS, trainer)
+    scored = [(f"▁{word}", -3.0 - 1.0 / count) for word, count in sorted(words.items())][::2]
+    vocabulary = [(token, 0.0) for token in special] + scored + [("▁", -4.0)] + [(letter, -6.0) for letter in letters]
+    tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=3))
+    tokenizer.add_special_tokens(special)
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
     ids = tokenizer.get_vocab()
     tokenizer.post_processor = processors.RobertaProcessing(("</s>", ids["</s>"]), ("<s>", ids["<s>"]))
     return tokenizer

@@ -41,8 +41,10 @@ class Reference:
 
         chosen = list(texts)[:: max(1, len(texts) // ASKED)][:ASKED]
         transformers.utils.logging.disable_progress_bar()
-        tokenizer = transformers.AutoTokenizer.from_pretrained(model)
-        classifier = transformers.AutoModelForSequenceClassification.from_pretrained(model, dtype=torch.float32).eval()
+        tokenizer = transformers.AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+        classifier = transformers.AutoModelForSequenceClassification.from_pretrained(
+            model, dtype=torch.float32, trust_remote_code=False
+        ).eval()
         config = classifier.config
         if config.num_labels < 2 or config.problem_type in ("regression", "multi_label_classification"):
             raise ValueError(f"{model.name} does not give each text one of several labels")

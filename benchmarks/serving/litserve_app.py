@@ -26,9 +26,11 @@ class Classifier(litserve.LitAPI):
     def setup(self, device: str) -> None:
         """Load the model, once in each worker."""
         torch.set_num_threads(1)
-        self.tokenizer = transformers.AutoTokenizer.from_pretrained(self.folder)
+        self.tokenizer = transformers.AutoTokenizer.from_pretrained(self.folder, trust_remote_code=False)
         dtype = getattr(torch, self.data_type)
-        self.model = transformers.AutoModelForSequenceClassification.from_pretrained(self.folder, dtype=dtype).eval()
+        self.model = transformers.AutoModelForSequenceClassification.from_pretrained(
+            self.folder, dtype=dtype, trust_remote_code=False
+        ).eval()
 
     def decode_request(self, request: dict[str, str]) -> str:
         """The text."""

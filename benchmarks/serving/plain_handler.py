@@ -26,9 +26,11 @@ class PlainClassifier(BaseHandler):
         folder = context.system_properties["model_dir"]
         torch.set_num_threads(settings["threads"])
         self.max_length = settings["max_length"]
-        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         dtype = getattr(torch, settings["data_type"])
-        self.model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype).eval()
+        self.model = AutoModelForSequenceClassification.from_pretrained(
+            folder, dtype=dtype, trust_remote_code=False
+        ).eval()
         self.initialized = True
 
     def preprocess(self, data: list[dict[str, Any]]) -> BatchEncoding:

@@ -13,7 +13,8 @@ import yaml
 
 from benchmarks import archives, machine
 from builder.inspection import read_facts
-from builder.tune.workers import Setting, replace_files, server_settings
+from builder.mar import replace_files
+from builder.tune.workers import Setting, server_settings
 from handler.config import SetupConfig
 from handler.threads import available_cores
 

@@ -202,10 +202,6 @@ def spec_of(config: Any) -> EncoderSpec:
     return spec
 
 
-shape_of = spec_of
-"""The name that callers had for it."""
-
-
 def _pad_of(config: Any) -> int:
     """The id that positions are counted from. transformers itself cannot run such a model without one."""
     if config.pad_token_id is None:

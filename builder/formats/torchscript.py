@@ -20,7 +20,7 @@ def example_inputs(vocabulary: int, batch: int, length: int) -> tuple[Tensor, Te
     return ids * mask, torch.zeros_like(ids), mask
 
 
-def save_torchscript(module: nn.Module, inputs: tuple[Tensor, Tensor, Tensor], path: Path) -> None:
+def save_torchscript(module: nn.Module, inputs: tuple[Tensor, ...], path: Path) -> None:
     """Trace ``module`` on ``inputs`` and save it; the parity gate, not the tracer, checks that it holds in general."""
     with torch.inference_mode(False), torch.no_grad(), quiet(), warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -1,4 +1,4 @@
-"""The parity gate's inputs: random ids in the shapes that go wrong first."""
+"""The parity gate's inputs: any ids, in the shapes that go wrong first, and those of real texts."""
 
 from __future__ import annotations
 
@@ -8,31 +8,64 @@ import torch
 from torch import Tensor
 
 from builder.checkpoint import Checkpoint
-from builder.families import max_positions
+from builder.gate.texts import BY_SCRIPT, ODD, PAIRS, special_texts
 
 Inputs = tuple[Tensor, Tensor, Tensor]
 """ids, segments and mask, int64 [B, S]."""
+_LONGEST_TEXT = 64
+_SPECIAL_SHARE = 0.1
 
 
 def probes(checkpoint: Checkpoint) -> Iterator[tuple[str, Inputs]]:
-    """Named inputs: one token, the longest sequence, a full batch of mixed lengths, pairs with segments."""
+    """Named inputs: one token, the longest sequence, a full batch of mixed lengths, pairs with segments, texts.
+
+    The drawn ids are any of the vocabulary, the pad id and other special ones within a text among them: a text can hold
+    each.
+    """
     generator = torch.Generator().manual_seed(20)
-    longest = min(max_positions(checkpoint.config), checkpoint.max_length or 1 << 30)
+    longest = checkpoint.longest
     yield "one token", _batch(checkpoint, [1], generator)
     yield f"longest sequence ({longest} tokens)", _batch(checkpoint, [longest], generator)
     mixed = [min(n, longest) for n in (1, 2, 3, 5, 7, 8, 11, 16, 17, 23, 31, 32, 33, 48, 64, 65, 77, 96, 100, 128)]
     yield f"batch of {len(mixed)} mixed lengths", _batch(checkpoint, mixed, generator)
     pairs = [min(n, longest) for n in (4, 9, 20, 33, 47, 70)]
     yield f"{len(pairs)} pairs", _batch(checkpoint, pairs, generator, pairs=True)
+    texts = [text for texts in BY_SCRIPT.values() for text in texts]
+    yield "texts", _tokenized(checkpoint, [*texts, *ODD, *special_texts(checkpoint.tokenizer), *PAIRS])
 
 
 def _batch(checkpoint: Checkpoint, lengths: list[int], generator: torch.Generator, *, pairs: bool = False) -> Inputs:
     size = (len(lengths), max(lengths))
     pad = checkpoint.config.pad_token_id or 0
-    ids = torch.randint(pad + 1, checkpoint.config.vocab_size, size, generator=generator)
+    rows = checkpoint.config.vocab_size
+    ids = torch.randint(rows, size, generator=generator)
+    special = torch.tensor([index for index in checkpoint.tokenizer.all_special_ids if index < rows] or [pad])
+    drawn = special[torch.randint(len(special), size, generator=generator)]
+    ids = torch.where(torch.rand(size, generator=generator) < _SPECIAL_SHARE, drawn, ids)
+    if size[1] > 2:
+        ids[:, size[1] // 2] = pad  # of long rows at least one, whatever was drawn
     positions = torch.arange(size[1])
     mask = (positions < torch.tensor(lengths)[:, None]).long()
     segments = torch.zeros_like(ids)
     if pairs and checkpoint.uses_segments:
         segments = (positions >= torch.tensor(lengths)[:, None] // 2).long() * mask
     return torch.where(mask.bool(), ids, pad), segments, mask
+
+
+def _tokenized(checkpoint: Checkpoint, texts: list[str | tuple[str, str]]) -> Inputs:
+    """As the checkpoint's own tokenizer cuts them, padded on the right."""
+    limit = min(_LONGEST_TEXT, checkpoint.longest)
+    rows = [
+        checkpoint.tokenizer(*([text] if isinstance(text, str) else text), truncation=True, max_length=limit)
+        for text in texts
+    ]
+    size = (len(rows), max(len(row.input_ids) for row in rows))
+    ids = torch.full(size, checkpoint.config.pad_token_id or 0)
+    segments, mask = torch.zeros_like(ids), torch.zeros_like(ids)
+    for place, row in enumerate(rows):
+        length = len(row.input_ids)
+        ids[place, :length] = torch.tensor(row.input_ids)
+        mask[place, :length] = 1
+        if checkpoint.uses_segments:
+            segments[place, :length] = torch.tensor(row.get("token_type_ids", [0] * length))
+    return ids, segments, mask

@@ -25,6 +25,8 @@ class CosineVerdict:
     head_error: float
     probes: int
     passed: bool
+    requests: int = 0
+    """Answered as transformers answers them, by the task code on the checkpoint's model."""
 
     def line(self) -> str:
         """The verdict in one line."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from builder.checkpoint import Checkpoint
 from builder.errors import BuildError
-from builder.families import max_positions, spec_of
+from builder.families import spec_of
 from builder.gate.probes import Inputs
 from builder.slots import matrices
 
@@ -98,7 +98,7 @@ def calibration(checkpoint: Checkpoint, path: Path | None) -> Calibration:
     Made up are sequences of random ids, single ids repeated, and strings of punctuation; the same ones at every build.
     """
     tokenizer = checkpoint.load_tokenizer()
-    longest = min(LONGEST, max_positions(checkpoint.config), checkpoint.max_length or LONGEST)
+    longest = min(LONGEST, checkpoint.longest)
     if path is None:
         rows = _generated(checkpoint, tokenizer, longest)
         strings = [tokenizer(text, truncation=True, max_length=longest) for text in _DEGENERATE]

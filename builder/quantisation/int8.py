@@ -143,7 +143,7 @@ def judge(checkpoint: Checkpoint, model: TracedModel, pooling: str | None, calib
     squares = torch.zeros(2, dtype=torch.float64)
     for _, batch in inputs:
         with torch.inference_mode():
-            expected = reference.answer(encode(spec, weights, batch, output).float())
+            expected = reference.answer(encode(spec, weights, batch, output).float(), batch[2])
         actual = [torch.from_numpy(answer) for answer in model(*(tensor.numpy() for tensor in batch))]
         for ours, theirs in zip(actual, expected, strict=True):
             squares += torch.stack([(ours - theirs).double().square().sum(), theirs.double().square().sum()])

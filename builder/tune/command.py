@@ -87,6 +87,8 @@ def _tune_workers(options: argparse.Namespace) -> None:
         f"{options.archive}: {best.workers} x {best.threads}, batchSize {best.batch_size}, "
         f"maxBatchDelay {best.max_batch_delay}, best for {goal}"
     )
+    if result.unsigned:
+        print(f"{options.archive}: its signature went, as the archive has changed; sign it again (builder sign)")
 
 
 def _tune_products(options: argparse.Namespace) -> None:

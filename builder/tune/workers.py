@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
 import statistics
 import tempfile
 import zipfile
@@ -20,9 +19,9 @@ from typing import Any, Literal
 
 import yaml
 
-from builder.archive import rewrite
 from builder.errors import BuildError
 from builder.inspection import read_facts
+from builder.mar import replace_files
 from builder.tune.mix import make_requests
 from builder.tune.server import Pool
 from handler.config import SetupConfig
@@ -73,12 +72,14 @@ class Figures:
 
 @dataclass(frozen=True)
 class Result:
-    """What was measured. ``rate``: the common rate in requests/s; ``placements``: how the chosen workers ran."""
+    """What was measured. ``rate``: the common rate in requests/s; ``placements``: how the chosen workers ran;
+    ``unsigned``: whether the archive had a signature, which does not fit what was written."""
 
     best: Figures
     measured: tuple[Figures, ...]
     rate: float
     placements: tuple[str, ...]
+    unsigned: bool = False
 
 
 def divisions(cores: int, most_workers: int) -> list[tuple[int, int]]:
@@ -143,13 +144,9 @@ def tune(
             "load_average": round(busy, 2), "rate": round(result.rate, 2), "pinned": pin,
             "best": result.best.row(), "measured": [figures.row() for figures in result.measured],
         }  # fmt: skip
-        facts.model_copy(update={"tuned": tuned}).save(folder / "archive.json")
-        changed = {
-            _SETTINGS: yaml.safe_dump(content, sort_keys=True).encode(),
-            "archive.json": (folder / "archive.json").read_bytes(),
-        }
-    replace_files(archive, changed)
-    return result
+    changed = {_SETTINGS: yaml.safe_dump(content, sort_keys=True).encode()}
+    unsigned = replace_files(archive, changed, facts.model_copy(update={"tuned": tuned}))
+    return replace(result, unsigned=unsigned)
 
 
 class _Bench:
@@ -214,15 +211,6 @@ def server_settings(setting: Setting, pin: bool) -> dict[str, Any]:
         "maxBatchDelay": setting.max_batch_delay,
         "handler": {"threads": setting.threads, "pin": pin},
     }
-
-
-def replace_files(archive: Path, contents: dict[str, bytes]) -> None:
-    """Exchange files of an archive; it is either the old one or the new one, whatever happens."""
-    with tempfile.TemporaryDirectory(prefix=f".{archive.stem}.", dir=archive.parent) as temporary:
-        target = Path(temporary) / archive.name
-        rewrite(archive, target, contents)
-        shutil.copymode(archive, target)
-        os.replace(target, archive)
 
 
 def processor() -> str:

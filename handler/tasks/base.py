@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
-from pydantic import BaseModel
 
 from handler.archive import ArchiveFacts
 from handler.config import SetupConfig, Truncation
 from handler.errors import RequestError
 from handler.packing import Arrays
-from handler.schemas import Request
+from handler.schemas import Answer, Request
 from handler.tokenizer import Input, Sequence, Tokenized, Tokenizer
 
 R = TypeVar("R", bound=Request)
@@ -33,7 +32,7 @@ class Task(ABC, Generic[R]):
     """One task of an archive. ``per_token``: the model's outputs have a row per token."""
 
     request: ClassVar[type[Request]]
-    answer: ClassVar[type[BaseModel]]
+    answer: ClassVar[type[Answer]]
     per_token: ClassVar[bool] = False
     offsets: ClassVar[bool] = False
     default_truncation: ClassVar[Truncation] = "truncate"

@@ -2,39 +2,85 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Many
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
+from handler.archive import ArchiveFacts
+from handler.config import SetupConfig
 from handler.errors import RequestError
 from handler.packing import Arrays
 from handler.schemas import EmbeddingAnswer, EmbeddingRequest
 from handler.tasks.base import Job, Task, with_dropped
-from handler.tokenizer import Input
+from handler.tasks.prompts import prompt_of
+from handler.tokenizer import Input, Tokenizer
 
 TINY = 1e-12
 """Keeps the norm of a zero vector from dividing by zero, as torch.nn.functional.normalize does."""
 
 
 class Embedding(Task[EmbeddingRequest]):
-    """The model's output is a pooled vector [H]; windows of one text are averaged by their tokens."""
+    """The model's output is a pooled vector [D]; windows of one text are averaged by their tokens.
+
+    A prompt stands before the text, thus in the first window only.
+    """
 
     request = EmbeddingRequest
     answer = EmbeddingAnswer
 
+    def __init__(self, facts: ArchiveFacts, config: SetupConfig, tokenizer: Tokenizer) -> None:
+        super().__init__(facts, config, tokenizer)
+        self._prompt_length = lru_cache(256)(tokenizer.prompt_length)
+
     def input(self, request: EmbeddingRequest) -> Input:
         """See Task.input."""
-        return request.text
+        return prompt_of(request, self.facts) + request.text
+
+    def encode(self, requests: Many[EmbeddingRequest]) -> list[Job[EmbeddingRequest] | RequestError]:
+        """See Task.encode; a request with an unknown prompt is an error of its own."""
+        found: list[Job[EmbeddingRequest] | RequestError | None] = [self._refused(request) for request in requests]
+        jobs = iter(super().encode([r for r, error in zip(requests, found, strict=True) if error is None]))
+        return [self._marked(next(jobs)) if error is None else error for error in found]
+
+    def _refused(self, request: EmbeddingRequest) -> RequestError | None:
+        try:
+            prompt_of(request, self.facts)
+        except RequestError as error:
+            return error
+        return None
+
+    def _marked(self, job: Job[EmbeddingRequest] | RequestError) -> Job[EmbeddingRequest] | RequestError:
+        """The job, with the prompt's tokens marked where the model's pooling leaves them out."""
+        if self.facts.include_prompt or isinstance(job, RequestError):
+            return job
+        prompt = prompt_of(job.request, self.facts)
+        if prompt:
+            first = job.sequences[0]
+            first.prompt = self._prompt_length(prompt)
+            if first.prompt >= len(first.ids):
+                return RequestError("too_long", "the prompt leaves no room for the text", "prompt")
+        return job
 
     def finish(self, job: Job[EmbeddingRequest], outputs: list[Arrays]) -> dict[str, Any]:
         """See Task.finish."""
-        request = job.request
-        weights = [len(sequence.ids) for sequence in job.sequences]
+        weights = [len(sequence.ids) - sequence.prompt for sequence in job.sequences]
         vector = np.average([output[0] for output in outputs], axis=0, weights=weights).astype(np.float32)
-        dimensions = request.dimensions or self.config.dimensions or len(vector)
+        return with_dropped({"embedding": self._shaped(vector, job.request).tolist()}, job)
+
+    def _shaped(self, vector: np.ndarray, request: EmbeddingRequest) -> np.ndarray:
+        """Normalised and cut, in sentence-transformers' order: as the model says, cut, again where asked for."""
+        asked = self.config.normalize if request.normalize is None else request.normalize
+        unit = self.facts.normalize if asked is None else asked
+        dimensions = request.dimensions or self.config.dimensions or self.facts.dimensions or len(vector)
         if dimensions > len(vector):
             raise RequestError("invalid_request", f"the model has {len(vector)} dimensions", "dimensions")
+        if unit and not self.facts.cut_first:
+            vector = _unit(vector)
         vector = vector[:dimensions]
-        if self.facts.normalize if request.normalize is None else request.normalize:
-            vector = vector / max(float(np.linalg.norm(vector)), TINY)
-        return with_dropped({"embedding": vector.tolist()}, job)
+        return _unit(vector) if unit and (self.facts.cut_first or asked) else vector
+
+
+def _unit(vector: np.ndarray) -> np.ndarray:
+    return vector / max(float(np.linalg.norm(vector)), TINY)

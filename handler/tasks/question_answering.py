@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from tokenizers import Encoding
 
+from handler.characters import is_unspaced, trimmed, whole
 from handler.packing import Arrays
 from handler.schemas import QuestionAnswer, QuestionRequest, Request
 from handler.tasks.base import Job, Task, softmax, with_dropped
-from handler.tokenizer import Input
+from handler.tokenizer import Input, Sequence
 
 SPARE = 10
 """Spans looked at beyond twice the number wanted, as many of them end up as the same words."""
@@ -58,13 +58,14 @@ class QuestionAnswering(Task[QuestionRequest]):
         request = job.request
         wanted = request.n_best or self.config.n_best
         longest = request.max_answer_length or self.config.max_answer_length
+        align = self.config.align_to_words if request.align_to_words is None else request.align_to_words
+        cut = Cut(request.context, align)
         candidates: dict[str, Candidate] = {}
         no_answer = 1.0
         for sequence, (start, end) in zip(job.sequences, outputs, strict=True):
-            assert sequence.encoding is not None
-            window = Window(sequence.encoding, start, end)
+            window = Window(sequence, start, end)
             no_answer = min(no_answer, window.no_answer)
-            for candidate in window.candidates(2 * wanted + SPARE, longest):
+            for candidate in window.candidates(2 * wanted + SPARE, longest, cut):
                 known = candidates.setdefault(request.context[candidate.start : candidate.end].lower(), candidate)
                 if known is not candidate:
                     known.score = min(1.0, known.score + candidate.score)
@@ -96,11 +97,14 @@ class QuestionAnswering(Task[QuestionRequest]):
 
 
 class Window:
-    """One window's probabilities. ``start`` and ``end``: logits [S]."""
+    """One window's probabilities. ``start`` and ``end``: logits [S]; the sequence has its offsets."""
 
-    def __init__(self, encoding: Encoding, start: np.ndarray, end: np.ndarray) -> None:
-        self._encoding = encoding
-        inside = np.array([part == 1 for part in encoding.sequence_ids])
+    def __init__(self, sequence: Sequence, start: np.ndarray, end: np.ndarray) -> None:
+        assert sequence.encoding is not None
+        assert sequence.offsets is not None
+        self._encoding = sequence.encoding
+        self._offsets = sequence.offsets
+        inside = np.array([part == 1 for part in sequence.encoding.sequence_ids])
         self._tokens = np.flatnonzero(inside)
         kept = np.concatenate(([0], self._tokens))
         start_probability = softmax(start[kept].astype(np.float64))
@@ -108,24 +112,59 @@ class Window:
         self.no_answer = float(start_probability[0] * end_probability[0])
         self._start, self._end = start_probability[1:], end_probability[1:]
 
-    def candidates(self, count: int, longest: int) -> Iterator[Candidate]:
-        """The ``count`` most probable spans of at most ``longest`` tokens, as characters of the context."""
+    def candidates(self, count: int, longest: int, cut: Cut) -> Iterator[Candidate]:
+        """The ``count`` most probable spans of at most ``longest`` tokens, as characters of the context.
+
+        Spans of nothing but white space are left out.
+        """
         for score, first, last in self.token_spans(count, longest):
-            yield Candidate(score, *self._characters(first, last))
+            tokens = self._offsets[first][0], self._offsets[last][1]
+            start, end = cut.span(tokens, (self._word(first)[0], self._word(last)[1]))
+            if start < end:
+                yield Candidate(score, start, end)
 
     def token_spans(self, count: int, longest: int) -> list[tuple[float, int, int]]:
         """The same spans as first and last token of the window."""
         spans = best_spans(self._start, self._end, count, longest)
         return [(score, int(self._tokens[first]), int(self._tokens[last])) for score, first, last in spans]
 
-    def _characters(self, first: int, last: int) -> tuple[int, int]:
-        """From the beginning of the first token's word to the end of the last token's."""
-        return self._word(first)[0], self._word(last)[1]
-
     def _word(self, token: int) -> tuple[int, int]:
+        """The characters of the token's word, as the tokenizer understands words; the token's own where it does not."""
         word = self._encoding.token_to_word(token)
         characters = None if word is None else self._encoding.word_to_chars(word, 1)
-        return characters or self._encoding.offsets[token]
+        return characters or self._offsets[token]
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """How an answer is cut out of its context.
+
+    ``align``: at words (True), as transformers' 4.x pipeline does unless told otherwise; at the model's tokens (False);
+    or at words of scripts that put spaces between them and at tokens elsewhere (None), where a "word" may be a whole
+    sentence. In no case within a letter and its marks, or with white space around.
+    """
+
+    context: str
+    align: bool | None
+
+    def span(self, tokens: tuple[int, int], words: tuple[int, int]) -> tuple[int, int]:
+        """The characters of an answer that covers ``tokens``, the outer ones being parts of ``words``."""
+        (start, end), (first, last) = tokens, words
+        if self.align:
+            start, end = min(start, first), max(end, last)
+        elif self.align is None:
+            while start > first and not self._border(start):
+                start -= 1
+            while end < last and not self._border(end):
+                end += 1
+        start, end = whole(self.context, *trimmed(self.context, start, end))
+        return trimmed(self.context, start, end)
+
+    def _border(self, place: int) -> bool:
+        """Whether a word may end before this place, one of its characters being of a script without spaces."""
+        if not 0 < place < len(self.context):
+            return True
+        return is_unspaced(self.context[place - 1]) or is_unspaced(self.context[place])
 
 
 def best_spans(start: np.ndarray, end: np.ndarray, count: int, longest: int) -> list[tuple[float, int, int]]:

@@ -1,7 +1,8 @@
 """Entities of a text, with character offsets.
 
-Labels, scores and spans are those of transformers' token-classification pipeline; an entity's word is cut out of
-the given text, where the pipeline puts it together from tokens.
+Labels, scores and spans are those of transformers' token-classification pipeline, with three differences: an entity's
+word is cut out of the given text, where the pipeline puts it together from tokens; it never ends between a letter and
+its marks; and where words are told by white space, every kind of it counts, not the space alone.
 """
 
 from __future__ import annotations
@@ -11,13 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from tokenizers import Encoding
 
+from handler.characters import is_space, whole
 from handler.config import Aggregation
 from handler.packing import Arrays
 from handler.schemas import TokenAnswer, TokenRequest
 from handler.tasks.base import Job, Task, softmax, with_dropped
-from handler.tokenizer import Input
+from handler.tokenizer import Input, Sequence
 
 OUTSIDE = "O"
 """The label of what is no entity."""
@@ -65,8 +66,7 @@ class TokenClassification(Task[TokenRequest]):
         how = job.request.aggregation or self.config.aggregation
         found: list[Found] = []
         for sequence, (logits,) in zip(job.sequences, outputs, strict=True):
-            assert sequence.encoding is not None
-            pieces = self._pieces(sequence.encoding, softmax(logits), text)
+            pieces = self._pieces(sequence, softmax(logits), text)
             found += [entity for entity in self.entities(pieces, how) if entity.label != OUTSIDE]
         if len(job.sequences) > 1:
             found = without_overlaps(found)
@@ -83,9 +83,12 @@ class TokenClassification(Task[TokenRequest]):
         index = int(piece.scores.argmax())
         return Found(self.facts.label(index), float(piece.scores[index]), piece.start, piece.end, piece.index)
 
-    def _pieces(self, encoding: Encoding, scores: np.ndarray, text: str) -> list[Piece]:
+    def _pieces(self, sequence: Sequence, scores: np.ndarray, text: str) -> list[Piece]:
+        encoding = sequence.encoding
+        assert encoding is not None
+        assert sequence.offsets is not None
         pieces = []
-        spans = zip(encoding.offsets, encoding.special_tokens_mask, encoding.word_ids, strict=True)
+        spans = zip(sequence.offsets, encoding.special_tokens_mask, encoding.word_ids, strict=True)
         previous: int | None = None
         for index, ((start, end), special, word) in enumerate(spans):
             if special:
@@ -93,7 +96,8 @@ class TokenClassification(Task[TokenRequest]):
             if self.tokenizer.knows_words:
                 continues = word == previous
             else:
-                continues = start > 0 and " " not in text[start - 1 : start + 1]
+                continues = start > 0 and not any(map(is_space, text[start - 1 : start + 1]))
+            continues = continues and encoding.ids[index] != self.tokenizer.unknown_id  # as the pipeline sees it
             pieces.append(Piece(start, end, scores[index], index, continues))
             previous = word
         return pieces
@@ -157,8 +161,11 @@ def without_overlaps(found: list[Found]) -> list[Found]:
 
 
 def _as_answer(entity: Found, text: str) -> dict[str, Any]:
-    answer: dict[str, Any] = {"label": entity.label, "score": entity.score, "word": text[entity.start : entity.end]}
-    answer |= {"start": entity.start, "end": entity.end}
+    start, end = entity.start, entity.end
+    if entity.index is None:  # a token may end between a letter and its marks, which the normalizer takes off
+        start, end = whole(text, start, end)
+    answer: dict[str, Any] = {"label": entity.label, "score": entity.score, "word": text[start:end]}
+    answer |= {"start": start, "end": end}
     if entity.index is not None:
         answer["index"] = entity.index
     return answer

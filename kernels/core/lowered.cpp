@@ -2,6 +2,7 @@
 #include <deque>
 #include <mutex>
 
+#include "efft/fork.h"
 #include "efft/program.h"
 
 namespace efft {
@@ -10,7 +11,7 @@ namespace {
 
 constexpr size_t kKept = 64;
 
-std::mutex mutex;
+ForkMutex mutex;
 // The latest first. So few entries of which mostly the first one is meant are found faster one by one than by a hash.
 std::deque<std::shared_ptr<const Lowered>>& kept() {
   static auto* all = new std::deque<std::shared_ptr<const Lowered>>;  // never destroyed: threads may outlive statics
@@ -19,7 +20,7 @@ std::deque<std::shared_ptr<const Lowered>>& kept() {
 
 template <typename Same>
 std::shared_ptr<const Lowered> find(const Same& same) {
-  const std::lock_guard<std::mutex> lock(mutex);
+  const std::lock_guard<ForkMutex> lock(mutex);
   auto& all = kept();
   for (size_t i = 0; i < all.size(); ++i) {
     if (!same(*all[i])) continue;
@@ -41,7 +42,7 @@ std::shared_ptr<const Lowered> make(const EncoderSpec& spec, const std::string& 
   made->program = lower(spec, made->slots);
   made->first_rows = first_rows(made->program);
   made->folded = fold_norms(made->program);
-  const std::lock_guard<std::mutex> lock(mutex);
+  const std::lock_guard<ForkMutex> lock(mutex);
   auto& all = kept();
   all.push_front(made);
   if (all.size() > kKept) all.pop_back();

@@ -5,6 +5,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "efft/cpu/parallel.h"
 #include "efft/cpu/workspace.h"
 
 namespace efft::cpu {
@@ -133,10 +134,11 @@ void prepare(const std::vector<Slot>& slots, const std::vector<WeightView>& matr
       s.type = Type::f32;
     }
     const int64_t panels = format.panels(s.outputs), bytes = format.panel_bytes(s.inputs);
-#pragma omp parallel for num_threads(threads)
-    for (int64_t panel = 0; panel < panels; ++panel) {
-      format.pack(s.data, s.type, s.outputs, s.inputs, panel, to + entry.data + panel * bytes);
-    }
+    Team::run(threads, 1, [&](Member& member) {
+      member.phase(panels, [&](int64_t panel) {
+        format.pack(s.data, s.type, s.outputs, s.inputs, panel, to + entry.data + panel * bytes);
+      });
+    });
   }
 }
 

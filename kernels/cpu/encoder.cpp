@@ -287,7 +287,8 @@ void encode(const Call& call) {
   positions_of(call.encoder.spec, batch, tokens, positions);
   check_indices(batch, call.tables, tokens, positions);
   const Program& program = program_of(call);
-  const Buffers buffers(call, program, tokens, Workspace::mine());
+  ThreadWorkspace workspace;
+  const Buffers buffers(call, program, tokens, workspace);
   Team::run(call.threads, kPhasesPerStep * static_cast<int64_t>(program.steps.size()),
             [&](Member& member) { Walk(call, tokens, positions, buffers, member).run(); });
 }

@@ -61,7 +61,8 @@ Tensor embed_norm(const Tensor& ids, const Tensor& segments, const Tensor& mask,
   const cpu::Kernels& k = cpu::kernels();
   const int team = threads();
   const int64_t stride = (width + 15) / 16 * 16;
-  auto* sums = reinterpret_cast<float*>(cpu::Workspace::mine().reserve(team * stride * sizeof(float)));
+  cpu::ThreadWorkspace workspace;
+  auto* sums = reinterpret_cast<float*>(workspace.reserve(team * stride * sizeof(float)));
   cpu::Team::run(team, 3, [&](cpu::Member& member) {
     const int thread = member.thread();
     cpu::Results to{};
@@ -120,7 +121,8 @@ Tensor attention(const Tensor& qkv, const Tensor& bias, const Tensor& cu_seqlens
   const int64_t row_at = carver.take(team * width * 4);
   const int64_t scratch_bytes = (k.attend_scratch(longest, size) + 63) / 64 * 64;
   const int64_t scratch_at = carver.take(team * scratch_bytes);
-  char* base = cpu::Workspace::mine().reserve(carver.used());
+  cpu::ThreadWorkspace workspace;
+  char* base = workspace.reserve(carver.used());
   char *biased = base + biased_at, *context = base + context_at;
   cpu::Team::run(team, 3, [&](cpu::Member& member) {
     const int thread = member.thread();
@@ -170,7 +172,8 @@ Tensor add_norm(const Tensor& x, const Tensor& bias, const Tensor& residual, con
   const cpu::Kernels& k = cpu::kernels();
   const Type type = type_of(x);
   const int team = threads();
-  auto* memory = reinterpret_cast<float*>(cpu::Workspace::mine().reserve(team * 2 * width * sizeof(float)));
+  cpu::ThreadWorkspace workspace;
+  auto* memory = reinterpret_cast<float*>(workspace.reserve(team * 2 * width * sizeof(float)));
   cpu::Team::run(team, 3, [&](cpu::Member& member) {
     const int thread = member.thread();
     float *sum = memory + thread * 2 * width, *addend = sum + width;
@@ -201,6 +204,11 @@ Tensor bias_activation(const Tensor& x, const Tensor& bias, const std::string& a
     });
   });
   return out;
+}
+
+int64_t workspaces(double seconds) {
+  cpu::ThreadWorkspace::trim(seconds);
+  return static_cast<int64_t>(cpu::ThreadWorkspace::held());
 }
 
 std::string canonical(const std::string& spec) { return text(parse(spec)); }
@@ -237,6 +245,7 @@ STABLE_TORCH_LIBRARY_IMPL(efft_test, CPU, m) {
 
 // They take no tensor, so no device's key would ever be chosen.
 STABLE_TORCH_LIBRARY_IMPL(efft_test, CompositeExplicitAutograd, m) {
+  m.impl("workspaces", TORCH_BOX(&efft::workspaces));
   m.impl("canonical", TORCH_BOX(&efft::canonical));
   m.impl("program", TORCH_BOX(&efft::program));
   m.impl("places", TORCH_BOX(&efft::places));

@@ -13,11 +13,16 @@ STABLE_TORCH_LIBRARY(efft_test, m) {
       "Tensor gamma, Tensor beta, str spec) -> Tensor");
   // Softmax((q + bq)(k + bk)^T / sqrt(d)) (v + bv) within each sequence. qkv [T, 3H], bias fp32 [3H] -> [T, H].
   m.def("attention(Tensor qkv, Tensor bias, Tensor cu_seqlens, int heads, int max_length) -> Tensor");
+  // Attention of one head of one sequence under a policy of the tests' own: keys at a distance of more than 20 are not
+  // seen, 0.05 is taken off the logit per step of distance. fp32 [S, D] -> [S, D]; CPU only.
+  m.def("window_attention(Tensor q, Tensor k, Tensor v, int split) -> Tensor");
   // LayerNorm(x + bias + residual): [T, H]. overlap: on a GPU, begin while the kernel before still runs, as within the
   // encoder; bias, gamma and beta must then be older than that kernel.
   m.def(
       "add_norm(Tensor x, Tensor bias, Tensor residual, Tensor gamma, Tensor beta, float epsilon, "
       "bool overlap=False) -> Tensor");
+  // Bytes of all threads' workspaces of this library, after those unused for `seconds` have been released. CPU only.
+  m.def("workspaces(float seconds) -> int");
   // A spec's canonical text.
   m.def("canonical(str spec) -> str");
   // The steps of a spec's program, a line each (efft/program.h); rewrite: none | first_rows | folded.

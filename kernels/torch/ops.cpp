@@ -31,11 +31,10 @@ bool is_prepared(const Tensor& matrices) {
   return matrices.scalar_type() == ScalarType::Byte && !cpu::is_quantised(matrices.data_ptr(), matrices.numel());
 }
 
-// Matrices in the engine's own form. Any other is packed anew for every call, into memory that the thread keeps:
-// correct, slow, and meant for tests and tracing; who serves a model prepares it once.
-cpu::Prepared prepared_of(const Tensor& matrices, const Lowered& encoder) {
+// Matrices in the engine's own form. Any other is packed anew for every call, into `packed`: correct, slow, and meant
+// for tests and tracing; who serves a model prepares it once.
+cpu::Prepared prepared_of(const Tensor& matrices, const Lowered& encoder, cpu::Workspace& packed) {
   if (is_prepared(matrices)) return cpu::Prepared::checked(matrices.data_ptr(), matrices.numel(), encoder.slots);
-  thread_local cpu::Workspace packed;
   const Tensor plain = contiguous(matrices);
   const auto views = matrices_of(plain, encoder);
   char* block = packed.reserve(cpu::prepared_bytes(encoder.slots, views));
@@ -58,7 +57,8 @@ Tensor run(const Tensor& ids, const Tensor& segments, const Tensor& mask, const 
   const Tensor i = contiguous(ids), s = contiguous(segments), m = contiguous(mask);
   const Tensor word = contiguous(weights.word), position = contiguous(weights.position);
   const Tensor segment = contiguous(weights.segment), vectors = contiguous(weights.vectors);
-  const cpu::Prepared matrices = prepared_of(weights.matrices, encoder);
+  cpu::Workspace packed;
+  const cpu::Prepared matrices = prepared_of(weights.matrices, encoder, packed);
   Tensor out = new_empty(word, result_sizes(ids, encoder.spec, wanted));
   cpu::encode({encoder,
                {integers(i), integers(s), integers(m), ids.size(0), ids.size(1)},

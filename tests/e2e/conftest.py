@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from builder.compile import ROOT
+from deploy.proxy import Proxy, nginx
 from deploy.server import Server
 from tests.checkpoints import make_checkpoint
 
@@ -55,7 +56,18 @@ def server(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
     """A running TorchServe with all four."""
     ports = free_ports(5)
     folder = tmp_path_factory.mktemp("server")
-    register = {"enable_model_api": "true"}  # a test registers a model with a batch delay of its own
-    with Server(folder, store, ports=tuple(ports[:3]), grpc_ports=tuple(ports[3:]), settings=register) as running:
+    # A test registers a model with a batch delay of its own; another speaks KServe's gRPC.
+    settings = {"enable_model_api": "true", "ts_open_inference_protocol": "true"}
+    with Server(folder, store, ports=tuple(ports[:3]), grpc_ports=tuple(ports[3:]), settings=settings) as running:
         running.start([*SAMPLES, *OTHERS])
+        yield running
+
+
+@pytest.fixture(scope="session")
+def proxy(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
+    """nginx in front of it, patient for two seconds with slow clients and without a rate that tests could reach."""
+    if nginx() is None:
+        pytest.skip("nginx is not installed")
+    values = {"EFFT_CLIENT_SECONDS": "2", "EFFT_RATE": "100000", "EFFT_BURST": "10000", "EFFT_CONNECTIONS": "500"}
+    with Proxy(tmp_path_factory.mktemp("proxy"), server, free_ports(1)[0], values) as running:
         yield running

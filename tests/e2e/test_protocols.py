@@ -1,4 +1,4 @@
-"""TorchServe's other doors: KServe over HTTP, gRPC, descriptions and metrics."""
+"""TorchServe's other doors: KServe over HTTP, descriptions and metrics."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import time
 from pathlib import Path
 
-import grpc
 import pytest
 import requests
 
@@ -57,39 +56,6 @@ def test_torchserves_own_envelopes(store: Path, tmp_path: Path, envelope: str) -
         first = second = json.loads(answer["outputs"][0]["data"][0])
     assert first["label"] in ("LABEL_0", "LABEL_1", "LABEL_2")
     assert close(first, second, 1e-5)
-
-
-def _length(size: int) -> bytes:
-    head = bytearray()
-    while size > 0x7F:
-        head.append(size & 0x7F | 0x80)
-        size >>= 7
-    return bytes([*head, size])
-
-
-def _field(number: int, value: bytes) -> bytes:
-    """A length-delimited field of protocol buffers' wire format."""
-    return bytes([number << 3 | 2]) + _length(len(value)) + value
-
-
-def grpc_predict(server: Server, model: str, body: bytes) -> bytes:
-    """TorchServe's inference.proto: Predictions(model_name = 1, map input = 3) -> prediction = 1."""
-    entry = _field(1, b"body") + _field(2, body)
-    request = _field(1, model.encode()) + _field(3, entry)
-    token = server.headers()["Authorization"]
-    with grpc.insecure_channel(f"127.0.0.1:{server.settings['grpc_inference_port']}") as channel:
-        call = channel.unary_unary("/org.pytorch.serve.grpc.inference.InferenceAPIsService/Predictions")
-        reply: bytes = call(request, metadata=(("protocol", "gRPC"), ("authorization", token)), timeout=60)
-    assert reply[0] == 1 << 3 | 2
-    return reply[1 + len(_length(len(reply) - 2)) :]
-
-
-def test_grpc(server: Server) -> None:
-    assert json.loads(grpc_predict(server, "ticket_routing", TICKET.encode()))["label"] == "billing"
-    answer = json.loads(grpc_predict(server, "document_qa", json.dumps(QUESTION).encode()))
-    assert answer["answer"] == "Anna Lindqvist"
-    # TorchServe gives gRPC clients a request's own status only as the body that goes with it.
-    assert json.loads(grpc_predict(server, "ticket_routing", b"\xff"))["error"]["type"] == "invalid_encoding"
 
 
 def test_the_description_has_a_canarys_outcome(server: Server) -> None:

@@ -11,7 +11,8 @@ import pytest
 import requests
 import yaml
 
-from builder.tune.workers import Setting, replace_files, server_settings
+from builder.mar import replace_files
+from builder.tune.workers import Setting, server_settings
 from deploy.server import Server
 from handler.threads import available_cores
 from tests.e2e.conftest import free_ports, run

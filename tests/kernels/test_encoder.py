@@ -24,6 +24,7 @@ SHAPES = {
     "projection": Shape(hidden=96, heads=3, intermediate=128, embedding=38),
     "pre_norm": Shape(hidden=96, heads=3, intermediate=192, pre_norm=True, activation="relu", epsilon=1e-5),
     "pre_norm_projection": Shape(hidden=96, heads=3, embedding=64, pre_norm=True),
+    "fewer_steps_than_slices": Shape(hidden=2, heads=1, intermediate=3),
     "roberta": Shape(positions="ids", pad=1),
     "roberta_0_1": Shape(positions="mask", offset=2),
 }

@@ -67,6 +67,22 @@ def test_attention_with_large_scores(efft_test, device, dtype, generator) -> Non
     assert_close(actual.cpu(), plain, truth)
 
 
+@pytest.mark.parametrize("length", [1, 7, 40, 130, 200])
+@pytest.mark.parametrize("size", [2, 32, 80])
+def test_a_window_and_a_bias_are_a_policy(efft_test, device, generator, size, length) -> None:
+    if device == "cuda":
+        pytest.skip("the CPU's policy; tests/gpu has the GPU's")
+    q, k, v = torch.randn(3, length, size, generator=generator)
+    distance = (torch.arange(length)[:, None] - torch.arange(length)).abs()
+
+    def plain(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        scores = (q @ k.T) * size**-0.5 - 0.05 * distance
+        return scores.masked_fill(distance > 20, -1e30).softmax(-1) @ v
+
+    actual = efft_test.window_attention(q, k, v, length // 3)
+    assert_close(actual, plain(q, k, v), plain(q.double(), k.double(), v.double()))
+
+
 @pytest.mark.parametrize("width", WIDTHS)
 def test_add_norm(efft_test, device, dtype, generator, width) -> None:
     x, residual = torch.randn(2, 9, width, generator=generator).to(dtype)

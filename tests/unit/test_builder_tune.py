@@ -14,10 +14,11 @@ import yaml
 from builder.cli import main
 from builder.errors import BuildError
 from builder.inspection import read_facts
+from builder.mar import replace_files
 from builder.tune import workers as tune_workers
 from builder.tune.mix import MIXES, make_requests
 from builder.tune.server import collect
-from builder.tune.workers import Figures, Setting, choose, divisions, replace_files, table, variants
+from builder.tune.workers import Figures, Setting, choose, divisions, table, variants
 from handler.decode import Decoder
 from handler.predictor import Predictor
 from tests.unit.handler_fakes import MAX_LENGTH, PooledLogits, TokenOutputs, facts, save_archive
@@ -183,7 +184,7 @@ def test_a_failure_leaves_the_archive_as_it_was(
     def broken(*_: Any) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(tune_workers, "rewrite", broken)
+    monkeypatch.setattr("builder.mar.rewrite", broken)
     with pytest.raises(OSError, match="disk full"):
         replace_files(archive, {"model-config.yaml": b""})
     assert archive.read_bytes() == before

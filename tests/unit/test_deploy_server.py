@@ -2,7 +2,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from deploy.server import Server
+import pytest
+
+from builder.signing import keygen
+from deploy.server import Server, ServerError
 
 LOG = """\
 2026-01-01T00:00:00,000 [INFO ] W-9000-first_model_1.0-stdout MODEL_LOG - warmed up in 0.4 s
@@ -23,3 +26,12 @@ def test_a_worker_that_dies_is_named_with_what_it_died_of(tmp_path: Path) -> Non
     assert server._dying() is None
     log.write_text(LOG + LOG)
     assert server._dying() == "second"
+
+
+def test_where_signatures_are_asked_for_nothing_else_is_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    public = keygen(tmp_path / "key")
+    (tmp_path / "forged.mar").write_bytes(b"no zip")
+    monkeypatch.setenv("EFFT_PUBLIC_KEY", str(public))
+    with pytest.raises(ServerError, match=r"^forged.mar is not served: forged.mar cannot be read"):
+        Server(tmp_path / "run", tmp_path).start(["forged"])
+    assert not (tmp_path / "run").exists()

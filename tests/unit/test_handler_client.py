@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import json
+import socket
+import struct
+import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import pytest
+import requests
 
 from handler.client import Client, ServerError
 
 
 class Scripted(BaseHTTPRequestHandler):
-    """Answers with the next (status, body) of the script and keeps what it was sent."""
+    """Answers with the next (status, body, headers...) of the script and keeps what it was sent.
 
-    script: list[tuple[int, str]]
+    A status "reset" or "silent" gives no answer; among the headers "cut" ends the body before its length.
+    """
+
+    script: list[tuple[Any, ...]]
     seen: list[tuple[str, str | None, object]]
     renewed: list[str]
     key_file: Path
@@ -24,11 +34,23 @@ class Scripted(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         sent = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.seen.append((self.path, self.headers["Authorization"], sent))
-        status, body = self.script.pop(0)
+        status, body, *headers = self.script.pop(0)
+        if status == "reset":
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.close_connection = True
+            self.connection.close()
+            return
+        if status == "silent":
+            time.sleep(float(body))
+            return
         self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Content-Length", str(len(body) + (100 if "cut" in headers else 0)))
+        for name, value in (own for own in headers if own != "cut"):
+            self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body.encode())
+        if "cut" in headers:
+            self.close_connection = True
 
     def do_GET(self) -> None:
         """As TorchServe renews a token: a new key in the file, an empty answer."""
@@ -71,6 +93,96 @@ def test_patience_ends(url: str) -> None:
         client.predict("model", "text")
     assert caught.value.status == 503
     assert Scripted.script == []
+
+
+DIED = '{"code": %d, "type": "InternalServerException", "message": "Worker died."}'
+DROPPED: list[tuple[Any, ...]] = [
+    (500, DIED % 500),
+    (507, DIED % 507),
+    (502, "<html>"),
+    (504, ""),
+    (200, '{"label": ', "cut"),
+    ("reset", ""),
+]
+
+
+@pytest.mark.parametrize("dropped", DROPPED, ids=[f"{one[0]}" for one in DROPPED])
+def test_a_request_that_was_dropped_is_sent_again_until_it_is_answered(url: str, dropped: tuple[Any, ...]) -> None:
+    Scripted.script = [dropped, dropped, (200, '{"label": "x"}'), (200, "{}")]
+    with Client(url, wait=0.001) as client:
+        assert client.predict("model", "text") == {"label": "x"}
+    assert len(Scripted.seen) == 3
+
+
+ANSWERED: list[tuple[int, str]] = [
+    (500, '{"error": {"type": "internal", "message": "internal error; its id in the log is 1", "field": null}}'),
+    (507, '{"code": 507, "type": "InternalServerException", "message": "Out of resources"}'),
+    (404, '{"code": 404, "type": "ModelNotFoundException", "message": "Model not found: model"}'),
+    (413, '{"error": {"type": "too_large", "message": "Worker died.", "field": null}}'),
+]
+
+
+@pytest.mark.parametrize("answered", ANSWERED, ids=[f"{one[0]}" for one in ANSWERED])
+def test_a_request_that_was_answered_is_not_sent_again(url: str, answered: tuple[int, str]) -> None:
+    Scripted.script = [answered, (200, "{}")]
+    with Client(url, wait=0.001) as client, pytest.raises(ServerError):
+        client.predict("model", "text")
+    assert len(Scripted.seen) == 1
+
+
+def test_a_silent_server_is_asked_again(url: str) -> None:
+    Scripted.script = [("silent", "0.5"), (200, '{"label": "x"}')]
+    with Client(url, timeout=0.1, wait=0.001) as client:
+        assert client.predict("model", "text") == {"label": "x"}
+
+
+@pytest.mark.parametrize("form", ["seconds", "date"])
+def test_retry_after_is_waited_for(url: str, form: str) -> None:
+    later = format_datetime(datetime.now(UTC) + timedelta(seconds=2), usegmt=True)
+    Scripted.script = [(429, "busy", ("Retry-After", "1" if form == "seconds" else later)), (200, "{}")]
+    start = time.monotonic()
+    with Client(url, wait=0.001) as client:
+        client.predict("model", "text")
+    assert 0.9 <= time.monotonic() - start < 5
+
+
+def test_a_retry_after_beyond_the_deadline_is_the_servers_refusal(url: str) -> None:
+    Scripted.script = [(503, '{"error": "later"}', ("Retry-After", "3600")), (200, "{}")]
+    start = time.monotonic()
+    with Client(url, deadline=2) as client, pytest.raises(ServerError, match="503 unknown: later"):
+        client.predict("model", "text")
+    assert time.monotonic() - start < 1
+    assert len(Scripted.seen) == 1
+
+
+@pytest.mark.parametrize("value", ["", "soon", "-1", "1.5", "²", "Thu, 99 Foo 2026 00:00:00 GMT", "9" * 500])
+def test_a_retry_after_that_is_none_does_no_harm(url: str, value: str) -> None:
+    Scripted.script = [(503, "busy", ("Retry-After", value.encode("latin-1").decode("latin-1"))), (200, "{}")]
+    with Client(url, wait=0.001, deadline=5) as client:
+        if value.startswith("99"):
+            with pytest.raises(ServerError):
+                client.predict("model", "text")
+        else:
+            client.predict("model", "text")
+
+
+def test_the_deadline_ends_it_all() -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        port = nobody.getsockname()[1]
+    start = time.monotonic()
+    with Client(f"http://127.0.0.1:{port}", retries=1000, wait=0.05, deadline=0.5) as client:
+        with pytest.raises(requests.ConnectionError):
+            client.predict("model", "text")
+        assert 0.2 < time.monotonic() - start < 2
+
+
+def test_an_attempt_ends_with_the_deadline(url: str) -> None:
+    Scripted.script = [("silent", "3")]
+    start = time.monotonic()
+    with Client(url, timeout=30, deadline=0.3) as client, pytest.raises(requests.Timeout):
+        client.predict("model", "text")
+    assert time.monotonic() - start < 2
 
 
 def test_a_clients_error_is_not_repeated(url: str) -> None:
@@ -154,7 +266,7 @@ def test_a_file_without_keys_is_named(tmp_path: Path) -> None:
 )
 def test_a_proxys_errors_are_errors_too(url: str, body: str, message: str) -> None:
     Scripted.script = [(502, body)]
-    with Client(url) as client, pytest.raises(ServerError) as caught:
+    with Client(url, retries=0) as client, pytest.raises(ServerError) as caught:
         client.predict("model", "text")
     assert str(caught.value) == f"502 unknown: {message}"
 

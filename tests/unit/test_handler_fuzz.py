@@ -16,7 +16,8 @@ from tests.unit.handler_fakes import VOCABULARY, PooledLogits, TokenOutputs, pre
 KEYS = st.sampled_from(
     ["text", "text_pair", "question", "context", "top_k", "truncation", "stride", "n_best", "inputs", "parameters",
      "instances", "data", "body", "null_threshold", "max_answer_length", "datatype", "name", "shape", "target", "",
-     "query", "texts", "sort", "normalize", "dimensions", "aggregation", "id", "format"]
+     "query", "texts", "sort", "normalize", "dimensions", "aggregation", "id", "format", "prompt", "prompt_name",
+     "input_type", "raw_scores", "return_text"]
 )  # fmt: skip
 SCALARS = st.one_of(
     st.none(),

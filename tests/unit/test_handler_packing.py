@@ -144,3 +144,108 @@ def test_other_errors_are_no_lack_of_memory() -> None:
 
 def test_no_sequences_need_no_pass() -> None:
     assert packer(Limited(8), 8).run([]) == []
+
+
+class Poisoned(Limited):
+    """Fails on every pass that holds one of the ids; counts the tokens it was given."""
+
+    def __init__(self, *ids: int) -> None:
+        super().__init__(10**6)
+        self.bad = set(ids)
+        self.tokens: list[int] = []
+
+    def __call__(self, ids: np.ndarray, segments: np.ndarray, mask: np.ndarray) -> Arrays:
+        self.tokens.append(int(mask.sum()))
+        if self.bad & set(ids[mask == 1].tolist()):
+            raise IndexError("index out of range in self")
+        return super().__call__(ids, segments, mask)
+
+
+@pytest.mark.parametrize("bad", [(7,), (0, 31), (3, 4, 5, 6, 20), tuple(range(32))])
+def test_a_bad_input_is_its_own_error(bad: tuple[int, ...]) -> None:
+    model = Poisoned(*(1000 + index for index in bad))
+    own = packer(model, max_tokens=10_000)
+    results = own.run([Sequence([1000 + index, 2, 3]) for index in range(32)])
+    failed = [index for index, result in enumerate(results) if isinstance(result, RequestError)]
+    assert failed == list(bad)
+    assert {result.type for result in results if isinstance(result, RequestError)} == {"internal"}
+    assert [float(results[i][0][0]) for i in range(32) if i not in bad] == [1005 + i for i in range(32) if i not in bad]
+    assert len({result.message for result in results if isinstance(result, RequestError)}) == len(bad)
+    # Bounded: a halving costs the pass's tokens once more at most.
+    assert sum(model.tokens) <= 3 * 32 * (1 + 5)
+    assert own._metrics.totals["failed_passes"] >= len(bad)
+
+
+def test_a_row_that_cannot_be_kept_costs_no_other() -> None:
+    def keep(sequence: Sequence, outputs: Arrays) -> Arrays:
+        if len(sequence.ids) == 2:
+            raise ValueError("no")
+        return outputs
+
+    results = packer(Limited(100), max_tokens=100, keep=keep).run(sequences(3, 2, 4))
+    assert [isinstance(result, RequestError) for result in results] == [False, True, False]
+
+
+def test_a_model_that_gives_too_few_rows_costs_those() -> None:
+    class Short(Limited):
+        def __call__(self, ids: np.ndarray, segments: np.ndarray, mask: np.ndarray) -> Arrays:
+            return (np.ones((len(ids) - 1, 1), dtype=np.float32),)
+
+    assert [isinstance(r, RequestError) for r in packer(Short(9), max_tokens=99).run(sequences(3, 3))] == [False, True]
+
+
+def test_ids_beyond_the_word_table_do_not_reach_the_model() -> None:
+    model = Poisoned(50)
+    own = Packer(model, pad_id=0, max_tokens=100, keep=whole, packed=True, metrics=Metrics(), vocabulary=50)
+    results = own.run([Sequence([1, 49]), Sequence([1, 50]), Sequence([2, 3])])
+    assert isinstance(results[1], RequestError)
+    assert (results[1].type, results[1].status) == ("unsupported", 422)
+    assert "50 rows" in results[1].message
+    assert [float(results[i][0][0]) for i in (0, 2)] == [50, 5]
+    assert len(model.tokens) == 1
+    assert all(isinstance(result, RequestError) for result in own.run([Sequence([50])]))
+
+
+def test_splitting_ends_at_the_deadline() -> None:
+    class Slow(Poisoned):
+        def __call__(self, ids: np.ndarray, segments: np.ndarray, mask: np.ndarray) -> Arrays:
+            time.sleep(0.05)
+            return super().__call__(ids, segments, mask)
+
+    model = Slow(1)
+    results = packer(model, max_tokens=1000).run(sequences(*[2] * 32), deadline=time.monotonic() + 0.12)
+    assert {result.type for result in results if isinstance(result, RequestError)} >= {"overloaded"}
+    assert len(model.tokens) <= 4
+
+
+def test_a_device_that_is_lost_is_not_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Lost(Limited):
+        device = torch.device("cuda", 0)
+        calls = 0
+
+        def __call__(self, ids: np.ndarray, segments: np.ndarray, mask: np.ndarray) -> Arrays:
+            self.calls += 1
+            raise RuntimeError("CUDA error: device-side assert triggered")
+
+    def synchronize(device: torch.device) -> None:
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    model = Lost(8)
+    own = packer(model, max_tokens=16)
+    results = own.run(sequences(*[4] * 16))
+    assert model.calls == 1
+    assert own.lost
+    assert {result.type for result in results if isinstance(result, RequestError)} == {"internal", "overloaded"}
+    assert len([result for result in results if isinstance(result, RequestError)]) == 16
+
+
+def test_an_error_that_the_device_survives_is_an_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Survivor(Poisoned):
+        device = torch.device("cuda", 0)
+
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    own = packer(Survivor(9), max_tokens=1000)
+    results = own.run([Sequence([index, 2]) for index in range(1, 17)])
+    assert [i for i, result in enumerate(results) if isinstance(result, RequestError)] == [8]
+    assert not own.lost

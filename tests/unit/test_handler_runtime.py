@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import shutil
 import zipfile
 from pathlib import Path
 
 import pytest
 import torch
 
+from builder.compile import ROOT
 from handler.archive import ArchiveError, LibraryFacts
 from handler.config import SetupConfig
 from handler.doctor import main as doctor
@@ -65,10 +67,18 @@ def test_an_int8_archive_is_served_on_the_cpu_and_says_so(turing: None, caplog: 
         pick_device(own, CONFIG.model_copy(update={"cpu_fallback": False}), 0)
 
 
-def test_an_old_torch_is_named() -> None:
+def test_an_old_torch_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     check_torch("2.10")
     with pytest.raises(ArchiveError, match="too old for this archive; install torch 99.1 or newer"):
         check_torch("99.1")
+    monkeypatch.setattr(torch, "__version__", "2.9.1+cu130")
+    with pytest.raises(
+        ArchiveError, match=r"torch 2.9.1\+cu130 is too old for this archive; install torch 2.10 or newer"
+    ):
+        check_torch("2.0")
+    out = io.StringIO()
+    assert doctor(["any.mar"], out) == 1
+    assert out.getvalue().startswith("not servable: torch 2.9.1+cu130 is too old")
 
 
 @pytest.mark.parametrize("missing", ["model.pt", "archive.json", "tokenizer.json"])
@@ -77,9 +87,10 @@ def test_a_missing_file_is_named_by_worker_and_doctor(tmp_path: Path, missing: s
     (tmp_path / missing).unlink()
     with pytest.raises(ArchiveError, match=f"{missing} is missing from the archive"):
         Predictor.load(tmp_path)
+    shutil.copytree(ROOT / "handler", tmp_path / "handler", ignore=shutil.ignore_patterns("__pycache__"))
     out = io.StringIO()
     assert doctor([str(tmp_path)], out) == 1
-    assert out.getvalue().startswith(f"not servable: {missing} is missing")
+    assert out.getvalue().splitlines()[-1].startswith(f"not servable: {missing} is missing")
 
 
 def test_a_library_that_is_missing_damaged_or_foreign_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,10 +158,11 @@ def test_a_changed_answer_is_seen_by_the_canary(tmp_path: Path) -> None:
 
 def test_the_doctor_predicts_from_a_packed_archive(tmp_path: Path) -> None:
     folder = save_archive(tmp_path / "files", TokenOutputs(2), "question_answering", {"stride": 4})
+    shutil.copytree(ROOT / "handler", folder / "handler", ignore=shutil.ignore_patterns("__pycache__"))
     packed = tmp_path / "fake.mar"
     with zipfile.ZipFile(packed, "w") as archive:
-        for file in folder.iterdir():
-            archive.write(file, file.name)
+        for file in folder.rglob("*"):
+            archive.write(file, file.relative_to(folder))
     out = io.StringIO()
     assert doctor([str(packed)], out) == 0
     assert "question_answering" in out.getvalue()

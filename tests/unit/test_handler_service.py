@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from ts.protocol.otf_message_handler import create_predict_response
 from ts.torch_handler.request_envelope.kserve import KServeEnvelope
 from ts.torch_handler.request_envelope.kservev2 import KServev2Envelope
 
+from handler import service as adapter
 from handler.service import EncoderService
 from tests.unit.handler_fakes import PooledLogits, save_archive
 
@@ -133,3 +135,23 @@ def test_nothing_in_an_envelope_is_a_clients_error(service: EncoderService, fold
     own = context(folder, 1)
     KServeEnvelope(service.handle).handle([{"body": {"instances": []}}], own)
     assert own.get_response_status(0)[0] in (400, 422)
+
+
+def test_a_worker_whose_device_has_failed_answers_and_ends(
+    service: EncoderService, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[int] = []
+    monkeypatch.setattr(adapter, "LAST_ANSWERS", 0.01)
+    monkeypatch.setattr(adapter.os, "_exit", ended.append)
+    service.handle([{"body": {"text": TEXT}}], context(folder, 1))
+    time.sleep(0.1)
+    assert not ended
+    assert service._predictor is not None
+    monkeypatch.setattr(service._predictor._packer, "lost", True)
+    (body,) = service.handle([{"body": {"text": TEXT}}], context(folder, 1))
+    assert json.loads(body)["error"]["type"] == "overloaded"
+    for _ in range(100):
+        if ended:
+            break
+        time.sleep(0.01)
+    assert ended == [1]

@@ -13,7 +13,8 @@ class Ahead {
  public:
   Ahead() = default;
   Ahead(const char* from, const char* to, int64_t steps) : at_(from), end_(to) {
-    const int64_t lines = (to - from + 63) / 64, portions = (steps + kEvery - 1) / kEvery;
+    // A slice of a very small depth may have no step at all.
+    const int64_t lines = (to - from + 63) / 64, portions = std::max<int64_t>(1, (steps + kEvery - 1) / kEvery);
     portion_ = (lines + portions - 1) / portions * 64;
     if (lines > kFew) return;
     portion_ = lines * 64;

@@ -1,0 +1,1 @@
+"""Folders of sentence-transformers: embedding models of several modules, and cross-encoders."""
