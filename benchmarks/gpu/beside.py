@@ -50,6 +50,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.beside", description=__doc__)
     parser.add_argument("libraries", nargs=4, type=Path, help="OLD_CPU OLD_CUDA NEW_CPU NEW_CUDA")
     parser.add_argument("--output", type=Path, default=results.RESULTS, help="folder for the JSON")
+    parser.add_argument("--names", nargs=2, default=("old", "new"), help="what the two were built from")
     options = parser.parse_args()
     paths = [str(path) for path in options.libraries]
     builds = {"old": Build(paths[:2]), "new": Build(paths[2:])}
@@ -59,7 +60,11 @@ def main() -> int:
     differing = [row for row in rows if not row["same_bits"]]
     facts = machine.facts("cuda", machine.threads_available())
     settings = {"rounds": ROUNDS, "statistic": "medians of rounds in turns, between events of a busy stream"}
-    print(results.save("beside", {**facts, "settings": settings, "rows": rows}, options.output))
+    print(
+        results.save(
+            "beside", {**facts, "settings": settings, "builds": list(options.names), "rows": rows}, options.output
+        )
+    )
     print(f"{len(rows)} cases, {len(differing)} with other bits")
     return 1 if differing else 0
 

@@ -1,7 +1,8 @@
 """What an encoder is shown while its 8-bit form is chosen and judged: generated sequences, or texts of the user's.
 
-Static activation scales are not among the uses: the engine rounds each token with a range of its own (docs/cpu.md has
-the comparison). Inputs serve to measure how far activations reach and which matrices lose too much in 8 bits.
+Static activation scales are not among the uses: the engine rounds each token with a range of its own
+(docs/cpu-log.md has the comparison). Inputs serve to measure how far activations reach and which matrices lose too much
+in 8 bits.
 """
 
 from __future__ import annotations

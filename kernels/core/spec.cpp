@@ -18,11 +18,15 @@ constexpr std::string_view kVersion = "encoder/1";
 template <typename E>
 using Names = std::vector<std::pair<std::string_view, E>>;
 
-#define EFFT_ROW(name) {#name, Activation::name},
-const Names<Activation> kActivations{EFFT_ACTIVATIONS(EFFT_ROW)};
-const Names<NormPlace> kNormPlaces{{"post", NormPlace::post}, {"pre", NormPlace::pre}};
-const Names<PositionCount> kPositions{
-    {"slot", PositionCount::slot}, {"mask", PositionCount::mask}, {"ids", PositionCount::ids}};
+#define EFFT_ROW(name) {#name, E::name},
+#define EFFT_NAMES(Enum, list)       \
+  [] {                               \
+    using E = Enum;                  \
+    return Names<E>{list(EFFT_ROW)}; \
+  }()
+const Names<Activation> kActivations = EFFT_NAMES(Activation, EFFT_ACTIVATIONS);
+const Names<NormPlace> kNormPlaces = EFFT_NAMES(NormPlace, EFFT_NORM_PLACES);
+const Names<PositionCount> kPositions = EFFT_NAMES(PositionCount, EFFT_POSITION_COUNTS);
 const Names<Output> kOutputs{{"hidden", Output::hidden}, {"first", Output::first}, {"mean", Output::mean}};
 
 const auto& names(Activation) { return kActivations; }

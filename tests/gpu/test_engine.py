@@ -181,7 +181,7 @@ def test_graphs_and_workspaces_go_with_their_weights() -> None:
 def test_asking_what_is_held_waits_for_nobody() -> None:
     """A thread keeps its stream's lock while it waits for the device to count tokens."""
     pair = _pair()
-    inputs = batch(pair, [128, 5, 127, 90])
+    inputs = batch(pair, [128, 5, 127, 90] * 2)  # more than the small path takes uncounted
     encode(pair, *inputs)
     torch.cuda.synchronize()
     with ThreadPoolExecutor(1) as pool:

@@ -17,14 +17,16 @@
 namespace efft {
 
 // LayerNorm behind each block's sum (BERT), or before each block and once at the end.
-enum class NormPlace { post, pre };
+#define EFFT_NORM_PLACES(each) each(post) each(pre)
+enum class NormPlace { EFFT_NORM_PLACES(EFFT_NAME) };
 
 // Which row of the position table a token takes:
 //   slot  offset + its column
 //   mask  offset + its rank among its row's valid tokens
 //   ids   pad + its rank, from 1, among its row's ids that are not `pad`, valid or not; pad ids take row `pad`
 //         (create_position_ids_from_input_ids of transformers' RoBERTa, after fairseq's make_positions)
-enum class PositionCount { slot, mask, ids };
+#define EFFT_POSITION_COUNTS(each) each(slot) each(mask) each(ids)
+enum class PositionCount { EFFT_POSITION_COUNTS(EFFT_NAME) };
 
 // What the encoder hands back: every token's last hidden state in the padded shape (zeros on pads), the first
 // token's only, or the mean over a sequence's valid tokens.
