@@ -276,6 +276,7 @@ def fill(
     """transformers' model with these tensors, in evaluation mode, and the names of the weights it had to draw."""
     with quiet():
         model, info = model_class.from_pretrained(
-            None, config=config, state_dict=state, dtype=dtype, output_loading_info=True, **extra
-        )
+            None, config=config, state_dict=state, dtype=dtype, output_loading_info=True, local_files_only=True,
+            trust_remote_code=False, weights_only=True, **extra,
+        )  # fmt: skip
     return model.eval(), sorted(info["missing_keys"])
