@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-import pickle
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -126,16 +125,14 @@ def _pickled(path: Path, source: str) -> dict[str, Tensor]:
             if "mmap" not in str(error):
                 raise
             content = torch.load(path, map_location="cpu", weights_only=True)  # the format before torch 1.6
-    except pickle.UnpicklingError as error:
-        if "Weights only" in str(error) or "weights_only" in str(error):
-            what = re.search(r"GLOBAL (\S+)", str(error))
-            raise BuildError(
-                f"{source}: {path.name} holds more than tensors{f' ({what[1]})' if what else ''}, "
-                "which may be code and is not loaded; save it as model.safetensors"
-            ) from error
-        raise BuildError(f"{source}: {path.name} is damaged ({first_line(error)}); copy it again") from error
     except Exception as error:  # whatever a damaged zip or pickle makes torch raise
-        raise BuildError(f"{source}: {path.name} is damaged ({first_line(error)}); copy it again") from error
+        if "weights only" not in str(error).lower().replace("_", " "):
+            raise BuildError(f"{source}: {path.name} is damaged ({first_line(error)}); copy it again") from error
+        what = re.search(r"GLOBAL (\S+)", str(error))
+        raise BuildError(
+            f"{source}: {path.name} holds more than tensors{f' ({what[1]})' if what else ''}, "
+            "which may be code and is not loaded; save it as model.safetensors"
+        ) from error
     for key in _NESTED:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
