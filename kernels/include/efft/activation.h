@@ -1,4 +1,4 @@
-// The activations: a line here, a function of that name in cpu/math.h, a case in cuda/pointwise.cuh.
+// The activations: a line here, a function of that name in cpu/math.h, a case in cuda/rows/pointwise.cuh.
 //
 // Without the rest of the spec, since files compiled for different instruction sets include this.
 #pragma once

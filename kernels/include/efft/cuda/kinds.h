@@ -6,16 +6,15 @@
 
 namespace efft::cuda {
 
-enum class Pointwise { none, gelu, gelu_tanh, relu };
+enum class Pointwise { none, EFFT_ACTIVATIONS(EFFT_NAME) };
 
 inline Pointwise pointwise(Activation activation) {
   switch (activation) {
-    case Activation::gelu:
-      return Pointwise::gelu;
-    case Activation::gelu_tanh:
-      return Pointwise::gelu_tanh;
-    case Activation::relu:
-      return Pointwise::relu;
+#define EFFT_CASE(name)  \
+  case Activation::name: \
+    return Pointwise::name;
+    EFFT_ACTIVATIONS(EFFT_CASE)
+#undef EFFT_CASE
   }
   return Pointwise::none;
 }

@@ -22,12 +22,11 @@ __device__ __forceinline__ void activate(float (&values)[8], Pointwise kind) {
   switch (kind) {
     case Pointwise::none:
       return;
-    case Pointwise::gelu:
-      return apply<Pointwise::gelu, Result>(values);
-    case Pointwise::gelu_tanh:
-      return apply<Pointwise::gelu_tanh, Result>(values);
-    case Pointwise::relu:
-      return apply<Pointwise::relu, Result>(values);
+#define EFFT_CASE(name) \
+  case Pointwise::name: \
+    return apply<Pointwise::name, Result>(values);
+      EFFT_ACTIVATIONS(EFFT_CASE)
+#undef EFFT_CASE
   }
 }
 
