@@ -26,7 +26,7 @@ from benchmarks.models import load_source
 from benchmarks.timing import CLOCKS, MIN_ROUNDS
 from benchmarks.workloads import DISTRIBUTIONS, Workload, make_workload
 from builder.errors import BuildError
-from builder.families import shape_of
+from builder.families import spec_of
 
 PADDING = ("full", "half", "uniform", "rand_r")
 """Length distributions from no padding to the most."""
@@ -77,7 +77,7 @@ def run(options: argparse.Namespace) -> None:
         with contextlib.suppress(BuildError):  # building the engine meets it again and notes it
             ENGINES[name].prepare(options.device)
     sources = {model: load_source(model) for model in options.models}
-    shapes = {source.name: shape_of(source.config) for source in sources.values()}
+    shapes = {source.name: spec_of(source.config) for source in sources.values()}
     workloads = {
         source.name: choose_workloads(
             of_model(options.workloads, model), distributions, of_model([options.padding], model)

@@ -13,7 +13,8 @@ from torch import Tensor
 from benchmarks.models import DTYPES
 from benchmarks.timing import Clock, once
 from benchmarks.workloads import Workload
-from builder.families import EncoderShape
+from builder.families import EncoderSpec
+from builder.slots import matrices
 
 _COPY_BYTES = {"cpu": 2**28, "cuda": 2**32}
 _BYTES = {"fp32": 4, "tf32": 4, "bf16": 2, "fp16": 2, "int8": 1}
@@ -36,28 +37,28 @@ class Ceilings:
         best = {name: max(self.operations.get(name, 0), other.operations.get(name, 0)) for name in names}
         return Ceilings(best, max(self.bytes, other.bytes))
 
-    def floor_ms(self, shape: EncoderShape, workload: Workload, data_type: str) -> float | None:
-        """Milliseconds of this shape's arithmetic or of its weights' way from memory, the longer one, at the best rates
-        seen; None for a type whose rate was not measured.
+    def floor_ms(self, spec: EncoderSpec, workload: Workload, data_type: str) -> float | None:
+        """Milliseconds of this encoder's arithmetic or of its weights' way from memory, the longer one, at the best
+        rates seen; None for a type whose rate was not measured.
 
         An estimate, not a bound: weights that a cache keeps from the last call cost less than a copy.
         """
         rate = self.operations.get(data_type)
         if rate is None:
             return None
-        weights = shape.layers * matrix_elements(shape) * _BYTES[data_type]
-        return 1e3 * max(operations(shape, workload) / rate, weights / self.bytes)
+        weights = matrix_elements(spec) * _BYTES[data_type]
+        return 1e3 * max(operations(spec, workload) / rate, weights / self.bytes)
 
 
-def matrix_elements(shape: EncoderShape) -> int:
-    """Elements of one layer's matrices."""
-    return 4 * shape.hidden**2 + 2 * shape.hidden * shape.intermediate
+def matrix_elements(spec: EncoderSpec) -> int:
+    """Elements of all matrices."""
+    return sum(slot.elements for slot in matrices(spec))
 
 
-def operations(shape: EncoderShape, workload: Workload) -> float:
+def operations(spec: EncoderSpec, workload: Workload) -> float:
     """Multiplications and additions on valid tokens: the products, and attention's two per pair of tokens."""
     pairs = sum(length**2 for length in workload.lengths)
-    return shape.layers * (2.0 * matrix_elements(shape) * workload.tokens + 4.0 * shape.hidden * pairs)
+    return 2.0 * matrix_elements(spec) * workload.tokens + 4.0 * spec.layers * spec.hidden * pairs
 
 
 def measure(

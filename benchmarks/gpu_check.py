@@ -39,8 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not torch.cuda.is_available():
         print("gpu-check: torch sees no CUDA device", file=sys.stderr)
         return 1
-    for device, variable in libraries.VARIABLES.items():  # for the tests and the sanitizers, too
-        os.environ[variable] = str(libraries.library(device))
+    for (device, tests), variable in libraries.VARIABLES.items():  # for the tests and the sanitizers, too
+        os.environ[variable] = str(libraries.library(device, tests))
     libraries.load("cuda")
     check = Check(options.peers, "cuda", {"library": torch.ops.efft.describe_cuda()})
     return run(check, options.only, options.output)
@@ -111,9 +111,12 @@ class Check:
 def _tests(check: Check) -> None:
     """The tests and, side by side with them, the sanitizers: both spend most of their time on the host."""
     workers = str(min(12, max(1, machine.threads_available() - 2)))
-    pytest = [sys.executable, "-m", "pytest", "-n", workers, "-p", "no:cacheprovider"]
+    pytest = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    tests = subprocess.Popen([*pytest, "tests/gpu", "tests/kernels", "-k", "not cpu"], cwd=ROOT, env=environment)
+    together = [*pytest, "-n", workers, "tests/gpu", "tests/kernels", "-k", "not cpu", "-m", "not alone"]
+    alone = [*pytest, "tests/gpu", "-m", "alone"]
+    check.checks["alone"] = subprocess.run(alone, cwd=ROOT, env=environment, check=False).returncode == 0
+    tests = subprocess.Popen(together, cwd=ROOT, env=environment)
     running = {name: sanitizers.start(name, ROOT, environment) for name in sanitizers.TOOLS}
     check.checks["tests"] = tests.wait() == 0
     for name, process in running.items():

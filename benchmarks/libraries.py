@@ -11,20 +11,28 @@ import torch
 from builder import ops
 from builder.compile import compile_cpu, compile_cuda
 
-VARIABLES = {"cpu": "EFFT_CPU_LIBRARY", "cuda": "EFFT_CUDA_LIBRARY"}
-"""Environment variables that may name libraries built elsewhere; tests and sanitizers read them, too."""
+VARIABLES = {
+    ("cpu", False): "EFFT_CPU_LIBRARY",
+    ("cuda", False): "EFFT_CUDA_LIBRARY",
+    ("cpu", True): "EFFT_CPU_TEST_LIBRARY",
+    ("cuda", True): "EFFT_CUDA_TEST_LIBRARY",
+}
+"""Environment variables that may name libraries built elsewhere, by device and whether they are the ones that only
+tests use; tests and sanitizers read them, too."""
 
 
 @functools.cache
-def library(device: str) -> Path:
+def library(device: str, tests: bool = False) -> Path:
     """The library for ``cpu``, or the one for the GPU of this machine (not for all that an archive carries).
+
+    ``tests``: the engine's parts as operators, in place of the encoder.
 
     Raises BuildError when it cannot be compiled.
     """
-    given = os.environ.get(VARIABLES[device])
+    given = os.environ.get(VARIABLES[device, tests])
     if given:
         return Path(given)
-    return compile_cpu() if device == "cpu" else compile_cuda([_target()])
+    return compile_cpu(tests=tests) if device == "cpu" else compile_cuda([_target()], tests=tests)
 
 
 def load(device: str) -> None:
@@ -32,6 +40,13 @@ def load(device: str) -> None:
     ops.load(library("cpu"))
     if device == "cuda":
         torch.ops.load_library(str(library("cuda")))
+
+
+@functools.cache
+def load_parts() -> None:
+    """Register the engine's parts for the GPU, once per process. Raises BuildError as :func:`library`."""
+    for device in ("cpu", "cuda"):
+        torch.ops.load_library(str(library(device, tests=True)))
 
 
 def _target() -> str:

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from builder.checkpoint import Checkpoint, load
 from builder.compile import OLDEST_TORCH, ROOT
 from builder.errors import BuildError
-from builder.families import shape_of
+from builder.families import spec_of
 from builder.formats.torchscript import example_inputs, save_torchscript
 from builder.gate.parity import Verdict, prove
 from builder.gate.verdict import CosineVerdict
@@ -126,7 +126,7 @@ class LibraryFile:
 def _facts(
     name: str, config: SetupConfig, checkpoint: Checkpoint, libraries: Sequence[LibraryFile], tokenizer: Any
 ) -> ArchiveFacts:
-    shape = shape_of(checkpoint.config)
+    spec = spec_of(checkpoint.config)
     return ArchiveFacts.model_validate(
         {
             "name": name,
@@ -143,12 +143,13 @@ def _facts(
             "truncation_side": tokenizer.truncation_side,
             **_sentence_facts(config, checkpoint),
             "encoder": EncoderFacts(
-                layers=shape.layers,
-                hidden=shape.hidden,
-                embedding=shape.embedding,
-                intermediate=shape.intermediate,
-                heads=shape.heads,
+                layers=spec.layers,
+                hidden=spec.hidden,
+                embedding=spec.width,
+                intermediate=spec.intermediate,
+                heads=spec.heads,
             ),
+            "encoder_spec": spec.text() if config.kind == "thsext" else "",
             "torch": TorchFacts(built=torch.__version__.split("+")[0], oldest=".".join(map(str, OLDEST_TORCH))),
             "libraries": {library.path.name: library.facts for library in libraries},
             "checkpoint": {
@@ -246,7 +247,8 @@ def _stage_files(
     _write_json(stage / "setup_config.json", served.model_dump(mode="json"))
     (stage / "model-config.yaml").write_text(yaml.safe_dump(_server_settings(config), sort_keys=True))
     facts.save(stage / "archive.json")
-    ignore = shutil.ignore_patterns("__pycache__", "*.pyc")
+    # No worker scores files.
+    ignore = shutil.ignore_patterns("__pycache__", "*.pyc", "bulk")
     shutil.copytree(ROOT / "handler", stage / "handler", ignore=ignore)
     shutil.copyfile(ROOT / "handler" / "service.py", stage / "service.py")
 

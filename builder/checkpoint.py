@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from builder import labels, tokenizers, weights
 from builder.adapters import Adapter, find_adapter
 from builder.errors import BuildError
-from builder.families import Family, family_of, max_positions, shape_of
+from builder.families import Family, family_of, max_positions, spec_of
 from builder.files import first_line, read_json
 from builder.foreign import refuse_foreign_files
 from builder.naming import hub_name
@@ -244,14 +244,11 @@ def load(config: SetupConfig) -> Checkpoint:
 
     Raises BuildError when it cannot be found or read, or is of a kind this product does not serve.
     """
-    root, source, revision = _locate(config.model_name, config.revision)
-    refuse_foreign_files(root, source)
-    adapter = find_adapter(root, source, lambda name: _locate(name, None)[0])
-    if adapter is not None and adapter.base != root:
-        refuse_foreign_files(adapter.base, source)
+    root, source, revision = _own(config.model_name, config.revision)
+    adapter = find_adapter(root, source, lambda name: _own(name, None)[0])
     folder = sentences.transformer_folder(root, source)
     model_config = _read_config(folder, source, adapter)
-    shape_of(model_config)
+    spec_of(model_config)
     if config.labels is not None:
         labels.override(model_config, config.labels)
     if config.num_labels and config.num_labels != model_config.num_labels:
@@ -291,6 +288,13 @@ def _read_config(folder: Path, source: str, adapter: Adapter | None) -> Any:
             )
     except Exception as error:  # transformers raises what a value makes it raise
         raise BuildError(f"{source}: no usable config.json ({first_line(error)})") from error
+
+
+def _own(name: str, revision: str | None) -> tuple[Path, str, str | None]:
+    """See :func:`_locate`; raises BuildError for a folder whose files are not its own."""
+    folder, source, found = _locate(name, revision)
+    refuse_foreign_files(folder, source)
+    return folder, source, found
 
 
 def _locate(name: str, revision: str | None) -> tuple[Path, str, str | None]:

@@ -1,24 +1,21 @@
-"""Compile ``kernels/`` into ``libefft_cpu.so`` and ``libefft_cuda.so``, cached by a hash of sources and flags.
+"""Compile ``kernels/`` into ``libefft_cpu.so`` and ``libefft_cuda.so``; see ``builder.objects`` for the cache.
 
-Both libraries use torch's stable ABI (``torch/csrc/stable``) and so load in every torch from 2.10 on.
+Both libraries use torch's stable ABI (``torch/csrc/stable``) and so load in every torch from 2.10 on. Each has a twin
+for tests, ``libefft_test_*.so``, which offers the engine's parts as operators in place of the encoder.
 """
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import os
-import shutil
-import subprocess
 import tempfile
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from builder.errors import BuildError
+from builder.objects import Step, build, run, tool
 
 ROOT = Path(__file__).resolve().parent.parent
 KERNELS = ROOT / "kernels"
@@ -52,26 +49,18 @@ def cpu_targets() -> tuple[str, ...]:
     return (machine, *(isa.strip("_") for isa in _CPU_ISA if any(stem.endswith(isa) for stem in stems)))
 
 
-@dataclass(frozen=True)
-class Step:
-    """One compiler call: ``command`` plus ``-c source -o object``."""
-
-    source: Path
-    command: tuple[str, ...]
-
-
-def compile_cpu(*, sanitize: bool = False) -> Path:
-    """Build ``libefft_cpu.so`` with the C++ compiler in ``$CXX`` (default g++).
+def compile_cpu(*, sanitize: bool = False, tests: bool = False) -> Path:
+    """Build ``libefft_cpu.so``, or with ``tests`` its twin, with the C++ compiler in ``$CXX`` (default g++).
 
     Returns the library's path. Raises BuildError when no compiler is found or it reports an error.
     """
-    compiler = _tool(os.environ.get("CXX", "g++"), _CXX_NEEDED)
+    compiler = _host_compiler()
     flags = [*_COMMON, "-fPIC", "-fopenmp", "-fvisibility=hidden", "-Wall", *_includes(), *_anonymous()]
     if sanitize:
         flags += ["-fsanitize=address,undefined", "-fno-omit-frame-pointer", "-g", "-O1"]
     x86 = os.uname().machine == "x86_64"
     steps = []
-    for source in sorted((KERNELS / "cpu").glob("*.cpp")) + sorted((KERNELS / "torch").glob("*.cpp")):
+    for source in _sources("core/*.cpp", "cpu/*.cpp", "test/*.cpp" if tests else "torch/*.cpp"):
         if source.name.endswith("_cuda.cpp"):
             continue
         isa = next((f for suffix, f in _CPU_ISA.items() if source.stem.endswith(suffix)), [])
@@ -79,18 +68,18 @@ def compile_cpu(*, sanitize: bool = False) -> Path:
             continue
         steps.append(Step(source, (compiler, *flags, *isa)))
     link = [compiler, "-shared", "-fopenmp", *(["-fsanitize=address,undefined"] if sanitize else [])]
-    return _build("libefft_cpu.so", steps, link, ["-ltorch_cpu", "-lc10"])
+    return _build("cpu", tests, steps, link, ["-ltorch_cpu", "-lc10"])
 
 
-def compile_cuda(targets: Sequence[str] = CUDA_TARGETS) -> Path:
-    """Build ``libefft_cuda.so`` with nvcc; neither a GPU nor a CUDA build of torch is needed.
+def compile_cuda(targets: Sequence[str] = CUDA_TARGETS, *, tests: bool = False) -> Path:
+    """Build ``libefft_cuda.so``, or with ``tests`` its twin, with nvcc; it needs neither a GPU nor torch's CUDA build.
 
     ``targets`` are compute capabilities as nvcc writes them ("80", "90a"). Returns the library's path. Raises
     BuildError when nvcc is missing or reports an error, and for the target "90".
     """
     if "90" in targets:
         raise BuildError('target "90" lacks what the Hopper kernels need; ask for "90a"')
-    nvcc = _tool(os.environ.get("NVCC", "nvcc"), "NVIDIA's CUDA toolkit 13 (nvcc), or set NVCC")
+    nvcc = tool(os.environ.get("NVCC", "nvcc"), "NVIDIA's CUDA toolkit 13 (nvcc), or set NVCC")
     # The -gencode form: the -arch=sm_90a shorthand adds a plain sm_90 pass, which rejects wgmma.
     codes = [f"-gencode=arch=compute_{t},code=sm_{t}" for t in targets]
     portable = max((t for t in targets if t.isdigit()), key=int, default=None)
@@ -100,20 +89,36 @@ def compile_cuda(targets: Sequence[str] = CUDA_TARGETS) -> Path:
         *_COMMON, "-DUSE_CUDA", *codes, "-Xcompiler", "-fPIC,-fvisibility=hidden", "--expt-relaxed-constexpr",
         *_includes(), f"-I{_cublas_include(nvcc)}", *(f"-Xcompiler={flag}" for flag in _anonymous()),
     ]  # fmt: skip
-    sources = sorted((KERNELS / "cuda").glob("*.cu")) + sorted((KERNELS / "torch").glob("*_cuda.cpp"))
-    steps = [Step(s, (nvcc, *flags, *(["-x", "cu"] if s.suffix == ".cpp" else []))) for s in sources]
+    steps = [Step(s, (nvcc, *flags)) for s in _sources("cuda/**/*.cu")]
+    bindings = _sources("test/*_cuda.cpp" if tests else "torch/*_cuda.cpp")
+    steps += [Step(s, (nvcc, *flags, "-x", "cu")) for s in bindings]
+    host = (_host_compiler(), *_COMMON, "-fPIC", "-fvisibility=hidden", "-Wall", *_includes(), *_anonymous())
+    steps += [Step(s, host) for s in _sources("core/*.cpp")]
     BUILD.mkdir(parents=True, exist_ok=True)
     link = [nvcc, "-shared", "-cudart", "static", "-Xlinker", "--no-as-needed"]
     with tempfile.TemporaryDirectory(dir=BUILD) as stubs:
         libraries = [f"-L{stubs}", "-ltorch_cuda", "-ltorch_cpu", "-lc10", "-ldl"]
         _stub(Path(stubs) / "libtorch_cuda.so")
-        return _build("libefft_cuda.so", steps, link, libraries)
+        return _build("cuda", tests, steps, link, libraries)
+
+
+def _sources(*patterns: str) -> list[Path]:
+    return [source for pattern in patterns for source in sorted(KERNELS.glob(pattern))]
+
+
+def _build(device: str, tests: bool, steps: Sequence[Step], link: Sequence[str], libraries: Sequence[str]) -> Path:
+    name = f"libefft_{'test_' if tests else ''}{device}.so"
+    libraries = [f"-L{_TORCH / 'lib'}", *libraries]
+    return build(name, steps, link, libraries, build_folder=BUILD, root=KERNELS / "include")
+
+
+def _host_compiler() -> str:
+    return tool(os.environ.get("CXX", "g++"), _CXX_NEEDED)
 
 
 def _stub(path: Path) -> None:
     """An empty library under torch's soname, so that linking works where torch is CPU-only."""
-    compiler = _tool(os.environ.get("CXX", "g++"), _CXX_NEEDED)
-    _run([compiler, "-shared", "-x", "c++", os.devnull, f"-Wl,-soname,{path.name}", "-o", str(path)], path.name)
+    run([_host_compiler(), "-shared", "-x", "c++", os.devnull, f"-Wl,-soname,{path.name}", "-o", str(path)], path.name)
 
 
 def _includes() -> list[str]:
@@ -137,60 +142,3 @@ def _cublas_include(nvcc: str) -> Path:
         if (folder / "cublasLt.h").exists():
             return folder
     raise BuildError("cublasLt.h not found; pip install nvidia-cublas, or set CUBLAS_INCLUDE to its include folder")
-
-
-def _build(name: str, steps: Sequence[Step], link: Sequence[str], libraries: Sequence[str]) -> Path:
-    objects = BUILD / "objects"
-    objects.mkdir(parents=True, exist_ok=True)
-    headers = _headers_digest()
-    outputs = [objects / f"{_digest(step, headers)}-{step.source.stem}.o" for step in steps]
-    linked = [argument for argument in libraries if not argument.startswith("-L")]
-    key = hashlib.sha256("\n".join([*(o.name for o in outputs), *link, *linked]).encode()).hexdigest()[:16]
-    library = BUILD / key / name
-    if library.exists():
-        return library
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        list(pool.map(_compile_one, steps, outputs))
-    library.parent.mkdir(parents=True, exist_ok=True)
-    partial = library.with_suffix(f".{os.getpid()}.tmp")
-    torch_lib = _TORCH / "lib"
-    _run([*link, *map(str, outputs), f"-L{torch_lib}", *libraries, "-o", str(partial)], name)
-    partial.replace(library)
-    return library
-
-
-def _compile_one(step: Step, output: Path) -> None:
-    if output.exists():
-        return
-    partial = output.with_suffix(f".{os.getpid()}.tmp")
-    _run([*step.command, "-c", str(step.source), "-o", str(partial)], step.source.name)
-    partial.replace(output)
-
-
-def _headers_digest() -> str:
-    digest = hashlib.sha256(torch.__version__.encode())
-    for header in sorted((KERNELS / "include").rglob("*.*")) + sorted(KERNELS.glob("*/*.h")):
-        digest.update(header.name.encode() + header.read_bytes())
-    return digest.hexdigest()
-
-
-def _digest(step: Step, headers: str) -> str:
-    version = subprocess.run([step.command[0], "--version"], capture_output=True, text=True, check=False).stdout
-    flags = " ".join(flag for flag in step.command if not flag.startswith("-I") and "-prefix-map" not in flag)
-    digest = hashlib.sha256("\n".join([headers, version, flags]).encode())
-    digest.update(step.source.read_bytes())
-    return digest.hexdigest()[:16]
-
-
-def _tool(name: str, what: str) -> str:
-    path = shutil.which(name)
-    if path is None:
-        raise BuildError(f"compiler {name!r} not found on PATH; install {what}")
-    return path
-
-
-def _run(command: Sequence[str], what: str) -> None:
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    if result.returncode:
-        errors = [line for line in result.stderr.splitlines() if "error" in line][:5] or result.stderr.splitlines()[-5:]
-        raise BuildError(f"compiling {what} failed:\n  " + "\n  ".join(errors))

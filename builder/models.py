@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from builder.checkpoint import Checkpoint
 from builder.encoder import PackedEncoder, PackedWeights, pack
-from builder.families import ACTIVATIONS, shape_of
+from builder.families import ACTIVATIONS, spec_of
 from builder.sentence_transformers.head import SentenceHead
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -105,13 +105,13 @@ def stock_model(checkpoint: Checkpoint, dtype: torch.dtype, *, pooling: str | No
 def packed_model(checkpoint: Checkpoint, dtype: torch.dtype, *, pooling: str | None) -> PackedModel:
     """The checkpoint with the padding-free encoder in place of the stock one. Raises BuildError on odd weights."""
     model = checkpoint.load_model()
-    weights = pack(encoder_of(checkpoint, model).state_dict(), checkpoint.family, shape_of(checkpoint.config), dtype)
+    weights = pack(encoder_of(checkpoint, model).state_dict(), checkpoint.family, spec_of(checkpoint.config), dtype)
     return assemble(checkpoint, model, weights, pooling)
 
 
 def assemble(checkpoint: Checkpoint, model: nn.Module, weights: PackedWeights, pooling: str | None) -> PackedModel:
     """The packed encoder of ``weights`` before the head of ``model``, which is computed in the tables' type."""
-    encoder = PackedEncoder(shape_of(checkpoint.config), weights, output_of(checkpoint, pooling))
+    encoder = PackedEncoder(spec_of(checkpoint.config), weights, output_of(checkpoint, pooling))
     head = _head(model, checkpoint, weights.word.dtype, encoder.output != "hidden", pooling)
     splits = checkpoint.task == "question_answering"
     return PackedModel(encoder, head, splits, not checkpoint.sentences.include_prompt).eval()

@@ -16,14 +16,30 @@ def load(library: Path) -> None:
     if _loaded:
         return
     torch.ops.load_library(str(library))
+    torch.library.register_fake("efft::encode")(_encode)
+    torch.library.register_fake("efft::prepare_weights")(_prepare_weights)
     torch.library.register_fake("efft::encoder")(_encoder)
-    torch.library.register_fake("efft::prepare")(_same)
-    torch.library.register_fake("efft::unpad")(_unpad)
-    torch.library.register_fake("efft::embed_norm")(_embed_norm)
-    torch.library.register_fake("efft::attention")(_attention)
-    torch.library.register_fake("efft::add_norm")(_same)
-    torch.library.register_fake("efft::bias_activation")(_same)
+    torch.library.register_fake("efft::prepare")(_prepared)
     _loaded = True
+
+
+def ensure_loaded() -> None:
+    """Compile the CPU library and load it unless one is. Raises BuildError as compiling does."""
+    if _loaded or hasattr(torch.ops.efft, "slots"):
+        return
+    from builder.compile import compile_cpu
+
+    load(compile_cpu())
+
+
+def _encode(ids: Tensor, segments: Tensor, mask: Tensor, weights: list[Tensor], spec: str, output: str) -> Tensor:
+    hidden = next(int(word.partition("=")[2]) for word in spec.split(" ") if word.startswith("hidden="))
+    return weights[0].new_empty((*ids.shape, hidden) if output == "hidden" else (ids.shape[0], hidden))
+
+
+def _prepare_weights(weights: list[Tensor], spec: str) -> list[Tensor]:
+    *tables, matrices, vectors = weights
+    return [*tables, _prepared(matrices), vectors]
 
 
 def _encoder(
@@ -35,22 +51,7 @@ def _encoder(
     return word.new_empty(shape)
 
 
-def _same(x: Tensor, *_: object) -> Tensor:
-    return torch.empty_like(x)
-
-
-def _unpad(mask: Tensor) -> tuple[Tensor, Tensor]:
-    batch, length = mask.shape
-    return mask.new_empty(batch + 1, dtype=torch.int32), mask.new_empty(batch * length, dtype=torch.int32)
-
-
-def _embed_norm(
-    ids: Tensor, segments: Tensor, mask: Tensor, word: Tensor, position: Tensor, segment: Tensor, gamma: Tensor,
-    beta: Tensor, epsilon: float, position_offset: int, count_positions: bool,
-) -> Tensor:  # fmt: skip
-    tokens = torch.library.get_ctx().new_dynamic_size()
-    return word.new_empty(tokens, word.shape[1])
-
-
-def _attention(qkv: Tensor, bias: Tensor, cu_seqlens: Tensor, heads: int, max_length: int) -> Tensor:
-    return qkv.new_empty(qkv.shape[0], qkv.shape[1] // 3)
+def _prepared(matrices: Tensor, *_: object) -> Tensor:
+    """Bytes on a CPU, the matrices' own type on a GPU; how many is for the device to say."""
+    size = torch.library.get_ctx().new_dynamic_size()
+    return matrices.new_empty(size, dtype=torch.uint8 if matrices.device.type == "cpu" else matrices.dtype)

@@ -30,7 +30,7 @@ class _Open(BaseModel):
 
 
 class EncoderFacts(_Open):
-    """The encoder's sizes, as ``efft::prepare`` wants them."""
+    """The encoder's sizes."""
 
     layers: int = Field(ge=0)
     hidden: int = Field(gt=0)
@@ -89,6 +89,9 @@ class ArchiveFacts(_Open):
     truncation_side: Literal["left", "right"] = "right"
     """Which end of a text is cut off."""
     encoder: EncoderFacts
+    encoder_spec: str = ""
+    """What the fused encoder computes, as ``efft::encode`` takes it; empty in archives without one, and in those that
+    0.1.0 built, whose sizes ``encoder`` says."""
     torch: TorchFacts
     libraries: dict[str, LibraryFacts] = {}
     quantisation: dict[str, Any] = {}

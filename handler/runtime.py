@@ -191,13 +191,20 @@ def _load_module(folder: Path, facts: ArchiveFacts, device: torch.device) -> tor
 
 
 def _prepare(module: Any, facts: ArchiveFacts) -> None:
-    """Put the encoder's matrices into the form its device likes best; once, not at every call."""
+    """Put the encoder's weights into the form their device likes best; once, not at every call."""
     if "encoder.matrices" not in dict(module.named_buffers()):
         return
-    sizes, encoder = facts.encoder, module.encoder
-    shape = (sizes.layers, sizes.hidden, sizes.embedding, sizes.intermediate)
+    encoder = module.encoder
     try:
-        encoder.matrices = torch.ops.efft.prepare(encoder.matrices, *shape, encoder.vectors)
+        if facts.encoder_spec:
+            names = [name for name, _ in encoder.named_buffers()]
+            weights = [getattr(encoder, name) for name in names]
+            for name, weight in zip(names, torch.ops.efft.prepare_weights(weights, facts.encoder_spec), strict=True):
+                setattr(encoder, name, weight)
+        else:  # an archive of 0.1.0
+            s = facts.encoder
+            sizes = (s.layers, s.hidden, s.embedding, s.intermediate)
+            encoder.matrices = torch.ops.efft.prepare(encoder.matrices, *sizes, encoder.vectors)
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[0]
         raise ArchiveError(f"the encoder's weights cannot be prepared ({reason}); build the archive again") from error

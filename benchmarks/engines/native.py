@@ -16,7 +16,7 @@ from benchmarks.engines.base import Engine, register
 from benchmarks.models import DTYPES, Source
 from benchmarks.workloads import Batch, make_batch, make_workload
 from builder.encoder import PackedEncoder, pack, prepare
-from builder.families import family_of, shape_of
+from builder.families import family_of, spec_of
 from builder.formats.torchscript import example_inputs, save_torchscript
 from builder.quantisation.quantise import quantise
 
@@ -88,14 +88,14 @@ class Fused(_Module):
 
     def __init__(self, source: Source, data_type: str, device: str, threads: int) -> None:
         self.prepare(device)
-        shape = shape_of(source.config)
+        spec = spec_of(source.config)
         dtype = DTYPES.get(data_type, torch.bfloat16)
-        weights = pack(source.model.state_dict(), family_of(source.config), shape, dtype)
+        weights = pack(source.model.state_dict(), family_of(source.config), spec, dtype)
         if data_type == "int8":
-            exact = pack(source.model.state_dict(), family_of(source.config), shape, torch.float32)
-            weights = replace(weights, matrices=quantise(exact.matrices, exact.vectors, shape))
-        self.module = _through_file(PackedEncoder(shape, weights, "hidden"), source, device)
-        self.module.matrices = prepare(shape, self.module.matrices, self.module.vectors)
+            exact = pack(source.model.state_dict(), family_of(source.config), spec, torch.float32)
+            weights = replace(weights, matrices=quantise(exact.matrices, exact.vectors, spec))
+        self.module = _through_file(PackedEncoder(spec, weights, "hidden"), source, device)
+        self.module.matrices = prepare(spec, self.module).matrices
 
 
 @register

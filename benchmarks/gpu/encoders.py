@@ -13,7 +13,7 @@ from benchmarks.measuring import Group, describe
 from benchmarks.ratios import over, over_floor
 from benchmarks.table import OURS
 from benchmarks.workloads import Batch, Workload, make_batch, make_workload, published
-from builder.families import shape_of
+from builder.families import spec_of
 
 WORKLOADS = tuple(published("gpu"))
 LARGE = ("1x128", "8x384", "32x384")
@@ -103,7 +103,7 @@ def _measure(
 ) -> list[dict[str, Any]]:
     checked, calls = engines.check(group, _batch(group, workload), names)
     times = interleave(calls)
-    floor = ceilings.floor_ms(shape_of(group.source.config), workload, group.data_type)
+    floor = ceilings.floor_ms(spec_of(group.source.config), workload, group.data_type)
     shared = {"model": group.source.name, "data_type": group.data_type, **describe(workload)}
     rows = []
     for name, row in checked.items():

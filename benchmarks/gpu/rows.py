@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.timing import captured, interleave
+from benchmarks.libraries import load_parts
 from benchmarks.workloads import make_workload
 
 COPIES = 24
@@ -26,11 +27,12 @@ def measure(dtype: torch.dtype, copy_rate: float) -> dict[str, dict[str, float]]
     gamma, beta, wide = (torch.randn(n, device="cuda") for n in (hidden, hidden, 4 * hidden))
     rows = [(random(tokens, hidden), random(tokens, hidden)) for _ in range(COPIES)]
     intermediates = [random(tokens, 4 * hidden) for _ in range(COPIES)]
-    efft = torch.ops.efft
+    load_parts()
+    parts = torch.ops.efft_test
     cases: dict[str, tuple[Callable[[int], Tensor], int]] = {
-        "add_norm": (lambda i: efft.add_norm(*_norm_arguments(rows[i], gamma, beta)), 3 * tokens * hidden * bytes_of),
+        "add_norm": (lambda i: parts.add_norm(*_norm_arguments(rows[i], gamma, beta)), 3 * tokens * hidden * bytes_of),
         "bias_activation": (
-            lambda i: efft.bias_activation(intermediates[i], wide, "gelu"),
+            lambda i: parts.bias_activation(intermediates[i], wide, "gelu"),
             2 * tokens * 4 * hidden * bytes_of,
         ),
     }

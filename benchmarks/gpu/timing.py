@@ -39,12 +39,12 @@ def interleave(calls: Mapping[str, Call], milliseconds: float = 60.0, rounds: in
     for name, call in calls.items():
         for _ in range(3):
             call()
-        once = max(statistics.median(_intervals(call, 3)), 1e-3)
+        once = max(statistics.median(intervals(call, 3)), 1e-3)
         counts[name] = max(3, min(100, int(milliseconds / rounds / once)))
     samples: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name in random.sample(list(calls), len(calls)):
-            samples[name] += _intervals(calls[name], counts[name])
+            samples[name] += intervals(calls[name], counts[name])
     return {name: Timing.of([1e-3 * time for time in times]) for name, times in samples.items()}
 
 
@@ -60,7 +60,7 @@ def seconds(call: Callable[[], object]) -> float:
     return start.elapsed_time(stop) / 1e3
 
 
-def _intervals(call: Call, count: int) -> list[float]:
+def intervals(call: Call, count: int) -> list[float]:
     """Milliseconds of ``count`` calls enqueued without waiting, so that the host's work hides behind the device's."""
     events = [torch.cuda.Event(enable_timing=True) for _ in range(count + 1)]
     call()

@@ -6,24 +6,34 @@ what their authors called the same tensors. Names are those of transformers' ``s
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from builder.errors import BuildError
+from builder.families.spec import EncoderSpec
+
+__all__ = ["ACTIVATIONS", "FAMILIES", "EncoderSpec", "Family", "family_of", "max_positions", "spec_of"]
 
 
-@dataclass(frozen=True)
-class LayerNames:
-    """Names of one layer's modules, relative to the layer; each has ``.weight`` and ``.bias``."""
+Modules = Mapping[str, tuple[str, ...]]
+"""A weight slot's name (``kernels/include/efft/weights.h``) -> the modules stacked in it, each with ``.weight`` and,
+but for the tables, ``.bias``."""
 
-    query: str = "attention.self.query"
-    key: str = "attention.self.key"
-    value: str = "attention.self.value"
-    attention_output: str = "attention.output.dense"
-    attention_norm: str = "attention.output.LayerNorm"
-    intermediate: str = "intermediate.dense"
-    output: str = "output.dense"
-    output_norm: str = "output.LayerNorm"
+_BERT_LAYER: Modules = {
+    "qkv": ("attention.self.query", "attention.self.key", "attention.self.value"),
+    "attention_output": ("attention.output.dense",),
+    "attention_norm": ("attention.output.LayerNorm",),
+    "intermediate": ("intermediate.dense",),
+    "output": ("output.dense",),
+    "output_norm": ("output.LayerNorm",),
+}
+_BERT_OUTSIDE: Modules = {
+    "word": ("embeddings.word_embeddings",),
+    "position": ("embeddings.position_embeddings",),
+    "segment": ("embeddings.token_type_embeddings",),
+    "embedding_norm": ("embeddings.LayerNorm",),
+}
 
 
 @dataclass(frozen=True)
@@ -65,17 +75,23 @@ class Family:
     classification: ClassificationNames
     fill_mask: FillMaskNames
     layer_prefix: str = "encoder.layer"
-    layer: LayerNames = field(default_factory=LayerNames)
+    layer: Modules = field(default_factory=lambda: _BERT_LAYER)
+    """Names relative to a layer."""
+    outside: Modules = field(default_factory=lambda: _BERT_OUTSIDE)
+    """Names outside the layers."""
     config: ConfigNames = field(default_factory=ConfigNames)
-    embeddings: str = "embeddings"
     segments: bool = True
     """Whether the family has a segment (token type) table at all."""
-    projection: str = ""
-    """The linear layer between embedding and encoder where their sizes differ."""
-    positions_follow_padding: bool = False
-    """RoBERTa's scheme: positions count tokens and begin at padding id + 1."""
-    pre_norm: bool = False
-    final_norm: str = ""
+    norm: str = "post"
+    positions: str = "slot"
+    """As EncoderSpec has it; ``ids`` is RoBERTa's scheme, which counts from the padding id."""
+
+    def modules(self, slot: str, layer: int) -> tuple[str, ...]:
+        """The modules of a slot's weights; ``slot`` as in EncoderSpec's layout, less its part; layer -1: outside."""
+        if layer < 0:
+            return self.outside[slot]
+        local = slot.partition(".")[2]
+        return tuple(f"{self.layer_prefix}.{layer}.{name}" for name in self.layer[local])
 
 
 _BERT = Family(
@@ -89,23 +105,21 @@ _ROBERTA = Family(
     prefix="roberta",
     classification=ClassificationNames("classifier.dense", "tanh", "classifier.out_proj"),
     fill_mask=FillMaskNames("lm_head.dense", "lm_head.layer_norm", "lm_head.decoder", "gelu"),
-    positions_follow_padding=True,
+    positions="ids",
 )
 _DISTILBERT = Family(
     prefix="distilbert",
     classification=ClassificationNames("pre_classifier", "relu", "classifier"),
     fill_mask=FillMaskNames("vocab_transform", "vocab_layer_norm", "vocab_projector"),
     layer_prefix="transformer.layer",
-    layer=LayerNames(
-        query="attention.q_lin",
-        key="attention.k_lin",
-        value="attention.v_lin",
-        attention_output="attention.out_lin",
-        attention_norm="sa_layer_norm",
-        intermediate="ffn.lin1",
-        output="ffn.lin2",
-        output_norm="output_layer_norm",
-    ),
+    layer={
+        "qkv": ("attention.q_lin", "attention.k_lin", "attention.v_lin"),
+        "attention_output": ("attention.out_lin",),
+        "attention_norm": ("sa_layer_norm",),
+        "intermediate": ("ffn.lin1",),
+        "output": ("ffn.lin2",),
+        "output_norm": ("output_layer_norm",),
+    },
     config=ConfigNames("n_layers", "dim", "n_heads", "hidden_dim", "activation"),
     segments=False,
 )
@@ -115,7 +129,7 @@ _ELECTRA = Family(
     fill_mask=FillMaskNames(
         "generator_predictions.dense", "generator_predictions.LayerNorm", "generator_lm_head", "gelu"
     ),
-    projection="embeddings_project",
+    outside={**_BERT_OUTSIDE, "projection": ("embeddings_project",)},
 )
 FAMILIES: dict[str, Family] = {
     "bert": _BERT,
@@ -127,9 +141,13 @@ FAMILIES: dict[str, Family] = {
     "roberta-prelayernorm": replace(
         _ROBERTA,
         prefix="roberta_prelayernorm",
-        layer=replace(LayerNames(), attention_norm="attention.LayerNorm", output_norm="intermediate.LayerNorm"),
-        pre_norm=True,
-        final_norm="LayerNorm",
+        layer={
+            **_BERT_LAYER,
+            "attention_norm": ("attention.LayerNorm",),
+            "output_norm": ("intermediate.LayerNorm",),
+        },
+        outside={**_BERT_OUTSIDE, "final_norm": ("LayerNorm",)},
+        norm="pre",
     ),
 }
 """By ``config.model_type``."""
@@ -145,27 +163,6 @@ ACTIVATIONS = {
 """transformers' activation names to the operators'."""
 
 
-@dataclass(frozen=True)
-class EncoderShape:
-    """The sizes and options the encoder operator is called with; the twin of ``kernels/include/efft/encoder.h``."""
-
-    layers: int
-    hidden: int
-    embedding: int
-    heads: int
-    intermediate: int
-    activation: str
-    pre_norm: bool
-    epsilon: float
-    position_offset: int
-    count_positions: bool
-
-    @property
-    def projects(self) -> bool:
-        """Whether a projection stands between embedding and encoder."""
-        return self.embedding != self.hidden
-
-
 def family_of(config: Any) -> Family:
     """The row for a transformers config. Raises BuildError for a model type that is not in the table."""
     family = FAMILIES.get(config.model_type)
@@ -174,32 +171,44 @@ def family_of(config: Any) -> Family:
     return family
 
 
-def shape_of(config: Any) -> EncoderShape:
-    """Read the encoder's shape off a transformers config. Raises BuildError for what the kernels cannot run."""
+def spec_of(config: Any) -> EncoderSpec:
+    """Read the encoder off a transformers config. Raises BuildError for what the kernels cannot run."""
     family = family_of(config)
     hidden, heads = getattr(config, family.config.hidden), getattr(config, family.config.heads)
     activation = getattr(config, family.config.activation)
     if activation not in ACTIVATIONS:
         raise BuildError(f"activation {activation!r} is not supported; supported: {', '.join(sorted(ACTIVATIONS))}")
-    if hidden % heads or (hidden // heads) % 2 or hidden // heads > 128:
+    if heads < 1 or hidden % heads or (hidden // heads) % 2 or hidden // heads > 128:
         raise BuildError(f"head size {hidden}/{heads} is not supported; it must be even and at most 128")
     if getattr(config, "position_embedding_type", "absolute") != "absolute":
         raise BuildError(f"position embeddings of type {config.position_embedding_type!r} are not supported")
-    follows = family.positions_follow_padding
-    return EncoderShape(
+    spec = EncoderSpec(
         layers=getattr(config, family.config.layers),
         hidden=hidden,
-        embedding=getattr(config, "embedding_size", hidden) if family.projection else hidden,
         heads=heads,
         intermediate=getattr(config, family.config.intermediate),
+        embedding=getattr(config, "embedding_size", None) if "projection" in family.outside else None,
         activation=ACTIVATIONS[activation],
-        pre_norm=family.pre_norm,
+        norm=family.norm,
         epsilon=float(getattr(config, "layer_norm_eps", 1e-12)),
-        position_offset=config.pad_token_id + 1 if follows else 0,
-        count_positions=follows,
+        positions=family.positions,
+        pad=_pad_of(config) if family.positions == "ids" else None,
     )
+    if config.max_position_embeddings <= spec.first_position:
+        raise BuildError(
+            f"max_position_embeddings {config.max_position_embeddings} leaves no position for a token: "
+            f"{config.model_type} begins behind pad_token_id {spec.pad}"
+        )
+    return spec
+
+
+def _pad_of(config: Any) -> int:
+    """The id that positions are counted from. transformers itself cannot run such a model without one."""
+    if config.pad_token_id is None:
+        raise BuildError(f"pad_token_id is missing from config.json; {config.model_type} counts positions from it")
+    return int(config.pad_token_id)
 
 
 def max_positions(config: Any) -> int:
     """The longest sequence, in tokens with special ones, that the position table covers."""
-    return int(config.max_position_embeddings) - shape_of(config).position_offset
+    return int(config.max_position_embeddings) - spec_of(config).first_position

@@ -1,7 +1,8 @@
 """What an encoder is shown while its 8-bit form is chosen and judged: generated sequences, or texts of the user's.
 
-Static activation scales are not among the uses: the engine rounds each token with a range of its own (docs/cpu.md has
-the comparison). Inputs serve to measure how far activations reach and which matrices lose too much in 8 bits.
+Static activation scales are not among the uses: the engine rounds each token with a range of its own
+(docs/cpu-log.md has the comparison). Inputs serve to measure how far activations reach and which matrices lose too much
+in 8 bits.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from torch import Tensor, nn
 
 from builder.checkpoint import Checkpoint
 from builder.errors import BuildError
-from builder.families import shape_of
+from builder.families import spec_of
 from builder.gate.probes import Inputs
-from builder.quantisation.quantise import Matrix, MatrixName
+from builder.slots import matrices
 
 Text = tuple[str, str | None]
 """A text and, for pairs, the second one."""
@@ -161,24 +162,21 @@ def _given(text: Text) -> list[str]:
     return [part for part in text if part is not None]
 
 
-def measured_reach(checkpoint: Checkpoint, base: nn.Module, batches: Sequence[Inputs]) -> dict[Matrix, Tensor]:
-    """How far the inputs of the products behind a LayerNorm go: matrix -> largest magnitude, fp32 [inputs].
+def measured_reach(checkpoint: Checkpoint, base: nn.Module, batches: Sequence[Inputs]) -> dict[str, Tensor]:
+    """How far the inputs of products go: a matrix's slot name -> largest magnitude, fp32 [inputs].
 
-    ``base`` is the checkpoint's encoder as transformers has it. Inputs of the other products have no outliers that a
-    factor would have to move.
+    ``base`` is the checkpoint's encoder as transformers has it. Inputs that attention or an activation makes have no
+    outliers that a factor would have to move.
     """
-    family, shape = checkpoint.family, shape_of(checkpoint.config)
-    watched: dict[Matrix, str] = {(0, "projection"): family.projection} if shape.projects else {}
-    parts: tuple[tuple[MatrixName, str], ...] = (
-        ("qkv", family.layer.query),
-        ("intermediate", family.layer.intermediate),
-    )
-    for layer in range(shape.layers):
-        watched |= {(layer, name): f"{family.layer_prefix}.{layer}.{path}" for name, path in parts}
-    reach: dict[Matrix, Tensor] = {}
+    watched = {
+        slot.name: checkpoint.family.modules(slot.name, slot.layer)[0]
+        for slot in matrices(spec_of(checkpoint.config))
+        if slot.feed not in ("attention", "activation")
+    }
+    reach: dict[str, Tensor] = {}
     valid = torch.empty(0)
 
-    def watch(matrix: Matrix) -> Any:
+    def watch(matrix: str) -> Any:
         def hook(_module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
             largest = arguments[0][valid].abs().amax(0)
             reach[matrix] = torch.maximum(reach[matrix], largest) if matrix in reach else largest

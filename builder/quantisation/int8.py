@@ -18,12 +18,13 @@ from torch import Tensor, nn
 
 from builder.checkpoint import Checkpoint
 from builder.encoder import encode, pack, prepare
-from builder.families import shape_of
+from builder.families import spec_of
 from builder.gate.probes import Inputs, probes
 from builder.gate.verdict import HEAD_ERROR, POOLED_COSINE, TOKEN_COSINE, CosineVerdict
 from builder.models import PackedModel, assemble, encoder_of, output_of
 from builder.quantisation.calibration import Calibration, calibration, hidden_states, measured_reach
-from builder.quantisation.quantise import Matrix, matrices_of, most_sensitive, quantise
+from builder.quantisation.quantise import most_sensitive, quantise
+from builder.slots import matrices
 from handler.runtime import TracedModel
 
 _MARGIN = 0.9
@@ -102,47 +103,47 @@ def quantised_model(
     the cosines hold is for :func:`judge` to say: where not even bf16 does, every matrix is bf16. Raises BuildError for
     odd weights or unreadable texts.
     """
-    shape, output = shape_of(checkpoint.config), output_of(checkpoint, pooling)
+    spec, output = spec_of(checkpoint.config), output_of(checkpoint, pooling)
     model = checkpoint.load_model()
     base = encoder_of(checkpoint, model)
     chosen, inputs = gate_inputs(checkpoint, calibrate)
-    exact = pack(base.state_dict(), checkpoint.family, shape, torch.float32)
-    served = pack(base.state_dict(), checkpoint.family, shape, torch.bfloat16)
+    exact = pack(base.state_dict(), checkpoint.family, spec, torch.float32)
+    served = pack(base.state_dict(), checkpoint.family, spec, torch.bfloat16)
     cases = expected_states(checkpoint, base, inputs)
     reach = measured_reach(checkpoint, base, [batch for _, batch in chosen.inputs])
 
     def distance(arena: Tensor) -> float:
-        weights = replace(served, matrices=prepare(shape, arena, exact.vectors))
-        return measure(cases, lambda batch: encode(shape, weights, batch, "hidden").float(), output).distance
+        weights = prepare(spec, replace(served, matrices=arena))
+        return measure(cases, lambda batch: encode(spec, weights, batch, "hidden").float(), output).distance
 
-    keep = most_sensitive(exact.matrices, exact.vectors, shape, distance, _MARGIN, reach)
-    arena = quantise(exact.matrices, exact.vectors, shape, keep, reach)
+    keep = most_sensitive(exact.matrices, exact.vectors, spec, distance, _MARGIN, reach)
+    arena = quantise(exact.matrices, exact.vectors, spec, keep, reach)
     facts = {
         "calibrated_on": chosen.source,
-        "matrices": len(matrices_of(shape)),
-        "bf16": [_name(matrix) for matrix in sorted(keep)],
+        "matrices": len(matrices(spec)),
+        "bf16": [slot.name for slot in matrices(spec) if slot.name in keep],
     }
     return assemble(checkpoint, model, replace(served, matrices=arena), pooling), facts
 
 
 def judge(checkpoint: Checkpoint, model: TracedModel, pooling: str | None, calibrate: Path | None) -> CosineVerdict:
     """The gate: a loaded 8-bit archive's encoder and head against the checkpoint in fp32."""
-    shape, output = shape_of(checkpoint.config), output_of(checkpoint, pooling)
+    spec, output = spec_of(checkpoint.config), output_of(checkpoint, pooling)
     stock = checkpoint.load_model()
     base = encoder_of(checkpoint, stock)
     _, inputs = gate_inputs(checkpoint, calibrate)
     weights = model.module.encoder
 
     def hidden(batch: Inputs) -> Tensor:
-        return encode(shape, weights, batch, "hidden").float()
+        return encode(spec, weights, batch, "hidden").float()
 
     found = measure(expected_states(checkpoint, base, inputs), hidden, output)
-    exact = pack(base.state_dict(), checkpoint.family, shape, torch.float32)
+    exact = pack(base.state_dict(), checkpoint.family, spec, torch.float32)
     reference = assemble(checkpoint, stock, exact, pooling)
     squares = torch.zeros(2, dtype=torch.float64)
     for _, batch in inputs:
         with torch.inference_mode():
-            expected = reference.answer(encode(shape, weights, batch, output).float(), batch[2])
+            expected = reference.answer(encode(spec, weights, batch, output).float(), batch[2])
         actual = [torch.from_numpy(answer) for answer in model(*(tensor.numpy() for tensor in batch))]
         for ours, theirs in zip(actual, expected, strict=True):
             squares += torch.stack([(ours - theirs).double().square().sum(), theirs.double().square().sum()])
@@ -156,8 +157,3 @@ def judge(checkpoint: Checkpoint, model: TracedModel, pooling: str | None, calib
         probes=len(inputs),
         passed=found.distance <= 1 and head_error <= HEAD_ERROR,
     )
-
-
-def _name(matrix: Matrix) -> str:
-    layer, name = matrix
-    return name if name == "projection" else f"{layer}.{name}"

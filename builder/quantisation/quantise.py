@@ -1,4 +1,4 @@
-"""An encoder's matrices in 8 bits: the archived form that ``efft::prepare`` takes.
+"""An encoder's matrices in 8 bits: the archived form that ``efft::prepare_weights`` takes.
 
 Weights get one symmetric scale per output; activations are rounded at run time, with a scale per token. Outliers are
 moved from activations into weights as in SmoothQuant (Xiao et al., 2023), by how far each input reaches: measured
@@ -10,19 +10,17 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
+from builder import slots
 from builder.errors import BuildError
+from builder.families.spec import EncoderSpec
 
-MatrixName = Literal["projection", "qkv", "attention_output", "intermediate", "output"]
-Matrix = tuple[int, MatrixName]
-"""A layer (0 for the projection) and one of its matrices."""
-Reach = Mapping[Matrix, Tensor]
-"""The largest magnitude of each input [inputs] of a product; matrices that are absent keep their inputs as they are."""
+Reach = Mapping[str, Tensor]
+"""A matrix's slot name -> the largest magnitude of each input [inputs] of its product; matrices that are absent keep
+their inputs as they are."""
 
 _MAGIC = b"efft-q01"
 _BF16, _S8 = 1, 3
@@ -35,57 +33,26 @@ _DEVIATIONS = 3.0
 """A LayerNorm's output is taken to reach beta plus or minus this many gammas."""
 
 
-class Shape(Protocol):
-    """What must be known of an encoder."""
-
-    @property
-    def layers(self) -> int:
-        """Encoder layers."""
-
-    @property
-    def hidden(self) -> int:
-        """Width of the hidden states."""
-
-    @property
-    def embedding(self) -> int:
-        """Width of the embedding tables."""
-
-    @property
-    def intermediate(self) -> int:
-        """Width between a feed-forward block's products."""
-
-    @property
-    def pre_norm(self) -> bool:
-        """Whether LayerNorm stands before each block."""
-
-
-def matrices_of(shape: Shape) -> list[Matrix]:
-    """All matrices of an encoder in the arena's order."""
-    names: tuple[MatrixName, ...] = ("qkv", "attention_output", "intermediate", "output")
-    front: list[Matrix] = [(0, "projection")] if shape.embedding != shape.hidden else []
-    return front + [(layer, name) for layer in range(shape.layers) for name in names]
-
-
 def quantise(
-    matrices: Tensor, vectors: Tensor, shape: Shape, keep: Collection[Matrix] = (), reach: Reach | None = None
+    matrices: Tensor, vectors: Tensor, spec: EncoderSpec, keep: Collection[str] = (), reach: Reach | None = None
 ) -> Tensor:
-    """Round the arenas of ``kernels/include/efft/encoder.h`` to the form of ``kernels/include/efft/quantised.h``.
+    """Round the arenas of ``builder.slots`` to the form of ``kernels/include/efft/quantised.h``.
 
-    ``matrices`` and ``vectors`` are the flat arenas in any float type; those matrices named in ``keep`` stay bf16.
-    ``reach`` says how far the products' inputs go; without it that is estimated from the LayerNorms.
-    Returns uint8 [bytes]. Raises BuildError when the arenas do not fit the shape or a weight is not finite.
+    ``matrices`` and ``vectors`` are the flat arenas in any float type; those matrices whose slots are named in ``keep``
+    stay bf16. ``reach`` says how far the products' inputs go; without it that is estimated from the LayerNorms.
+    Returns uint8 [bytes]. Raises BuildError when the arenas do not fit the spec or a weight is not finite.
     """
-    return _Rounder(matrices, vectors, shape, reach).arena(keep)
+    return _Rounder(matrices, vectors, spec, reach).arena(keep)
 
 
 def most_sensitive(
     matrices: Tensor,
     vectors: Tensor,
-    shape: Shape,
+    spec: EncoderSpec,
     error: Callable[[Tensor], float],
     target: float,
     reach: Reach | None = None,
-) -> tuple[Matrix, ...]:
+) -> tuple[str, ...]:
     """Few matrices to ``keep`` so that ``error(quantise(...)) <= target``, found greedily.
 
     ``error`` takes a quantised arena and says how far the encoder strays with it. Matrices are ranked by the error
@@ -93,14 +60,14 @@ def most_sensitive(
     rounded after all, from the mildest on, where it holds without them too. Where the target does not even hold in
     bf16, that is all of them.
     """
-    rounder = _Rounder(matrices, vectors, shape, reach)
+    rounder = _Rounder(matrices, vectors, spec, reach)
 
-    def reached(keep: Collection[Matrix]) -> float:
+    def reached(keep: Collection[str]) -> float:
         return error(rounder.arena(keep))
 
     if reached(()) <= target:
         return ()
-    every = matrices_of(shape)
+    every = [slot.name for slot in rounder.slots]
     if reached(every) > target:
         return tuple(every)
     ranked = sorted(every, key=lambda matrix: reached([other for other in every if other != matrix]), reverse=True)
@@ -119,41 +86,28 @@ def most_sensitive(
 class _Rounder:
     """An encoder's matrices, each rounded at most once however many arenas are made of them."""
 
-    def __init__(self, matrices: Tensor, vectors: Tensor, shape: Shape, reach: Reach | None) -> None:
-        self.names = matrices_of(shape)
-        sizes = [_size(shape, name) for _, name in self.names]
-        if matrices.numel() != sum(outputs * inputs for outputs, inputs in sizes):
-            raise BuildError(f"the matrix arena holds {matrices.numel()} numbers, which is not what its shape asks for")
+    def __init__(self, matrices: Tensor, vectors: Tensor, spec: EncoderSpec, reach: Reach | None) -> None:
+        self.slots = slots.matrices(spec)
+        if matrices.numel() != sum(slot.elements for slot in self.slots):
+            raise BuildError(f"the matrix arena holds {matrices.numel()} numbers, which is not what its spec asks for")
         if not torch.isfinite(matrices).all():
             raise BuildError("the matrix arena holds numbers that are not finite")
-        self.shape = shape
-        flat = torch.split(matrices, [outputs * inputs for outputs, inputs in sizes])
-        self.weights = {m: piece.view(size) for m, piece, size in zip(self.names, flat, sizes, strict=True)}
-        self.reach = _Magnitudes(shape, vectors.float()).of if reach is None else reach.get
-        self.rounded: dict[Matrix, tuple[Tensor, Tensor, Tensor]] = {}
+        self.spec = spec
+        self.weights = {slot.name: slot.of(matrices) for slot in self.slots}
+        self.reach = _estimated_reach(spec, vectors.float()) if reach is None else reach
+        self.rounded: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
 
-    def arena(self, keep: Collection[Matrix]) -> Tensor:
+    def arena(self, keep: Collection[str]) -> Tensor:
         """The archived form with the matrices of ``keep`` in bf16, uint8 [bytes]."""
-        writer = _Writer(self.shape, len(self.names))
-        for matrix in self.names:
+        writer = _Writer(self.spec, len(self.slots))
+        for matrix, weight in self.weights.items():
             if matrix in keep:
-                writer.add_bf16(self.weights[matrix])
+                writer.add_bf16(weight)
                 continue
             if matrix not in self.rounded:
-                self.rounded[matrix] = _round(self.weights[matrix].float(), self.reach(matrix))
+                self.rounded[matrix] = _round(weight.float(), self.reach.get(matrix))
             writer.add_s8(*self.rounded[matrix])
         return writer.finish()
-
-
-def _size(shape: Shape, name: MatrixName) -> tuple[int, int]:
-    h, i = shape.hidden, shape.intermediate
-    return {
-        "projection": (h, shape.embedding),
-        "qkv": (3 * h, h),
-        "attention_output": (h, h),
-        "intermediate": (i, h),
-        "output": (h, i),
-    }[name]
 
 
 def _round(weight: Tensor, magnitude: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -170,47 +124,20 @@ def _round(weight: Tensor, magnitude: Tensor | None) -> tuple[Tensor, Tensor, Te
     return integers.to(torch.int8), scales, factors
 
 
-@dataclass(frozen=True)
-class _Magnitudes:
-    """How far each input of a product reaches, judged by the LayerNorm before it."""
+def _estimated_reach(spec: EncoderSpec, vectors: Tensor) -> dict[str, Tensor]:
+    """How far the inputs of the products behind a LayerNorm go, judged by that LayerNorm."""
+    every = {slot.name: slot for slot in slots.slots(spec)}
 
-    shape: Shape
-    vectors: Tensor
-
-    def of(self, matrix: Matrix) -> Tensor | None:
-        """Per input, or None where no LayerNorm stands directly before the product."""
-        layer, name = matrix
-        if name == "projection":
-            return self._reach(0, self.shape.embedding)
-        if name == "intermediate":
-            return self._after_attention(layer)
-        return self._before_attention(layer) if name == "qkv" else None
-
-    def _before_attention(self, layer: int) -> Tensor | None:
-        h, i = self.shape.hidden, self.shape.intermediate
-        if self.shape.pre_norm:
-            return self._reach(self._base(layer) + 4 * h, h)
-        if layer > 0:
-            return self._reach(self._base(layer - 1) + 7 * h + i, h)
-        return self._reach(0, h) if self.shape.embedding == h else None
-
-    def _after_attention(self, layer: int) -> Tensor:
-        h, i = self.shape.hidden, self.shape.intermediate
-        return self._reach(self._base(layer) + (7 * h + i if self.shape.pre_norm else 4 * h), h)
-
-    def _base(self, layer: int) -> int:
-        s = self.shape
-        front = 2 * s.embedding + (s.hidden if s.embedding != s.hidden else 0)
-        return front + layer * (9 * s.hidden + s.intermediate)
-
-    def _reach(self, offset: int, width: int) -> Tensor:
-        gamma, beta = self.vectors[offset : offset + width], self.vectors[offset + width : offset + 2 * width]
+    def reach(norm: str) -> Tensor:
+        gamma, beta = (every[f"{norm}.{part}"].of(vectors) for part in ("gamma", "beta"))
         return _DEVIATIONS * gamma.abs() + beta.abs()
+
+    return {name: reach(slot.fed_by) for name, slot in every.items() if slot.feed == "norm"}
 
 
 class _Writer:
-    def __init__(self, shape: Shape, entries: int) -> None:
-        numbers = (shape.layers, shape.hidden, shape.embedding, shape.intermediate, entries)
+    def __init__(self, spec: EncoderSpec, entries: int) -> None:
+        numbers = (spec.layers, spec.hidden, spec.width, spec.intermediate, entries)
         self.header = _MAGIC + struct.pack("<5q", *numbers)
         self.used = len(self.header) + entries * _ENTRY.size
         self.entries: list[bytes] = []

@@ -97,15 +97,15 @@ def _tune_products(options: argparse.Namespace) -> None:
     from builder import ops
     from builder.checkpoint import load
     from builder.compile import compile_cpu, compile_cuda
-    from builder.families import shape_of
+    from builder.families import spec_of
     from builder.models import DTYPES
     from builder.tune import gemm as tune
 
     if not torch.cuda.is_available():
         raise BuildError("tuning cuBLASLt needs a GPU and a CUDA build of torch; torch sees none here")
-    shape = shape_of(load(SetupConfig(model_name=options.model)).config)
+    spec = spec_of(load(SetupConfig(model_name=options.model)).config)
     ops.load(compile_cpu())
     torch.ops.load_library(str(compile_cuda()))
     output = options.output or Path("gemm_config.json")
-    tune.write(tune.tune(shape, DTYPES[options.data_type or "fp16"], tf32=options.tf32), output)
+    tune.write(tune.tune(spec, DTYPES[options.data_type or "fp16"], tf32=options.tf32), output)
     print(output)

@@ -8,17 +8,17 @@ Hopper, and on Hopper those of many tokens for which the library's own kernels a
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from builder.families import EncoderShape
+from builder.families import EncoderSpec
+from builder.slots import matrices
 from handler.gemm_config import COLUMNS, TYPES, environment
 
 EIGHTHS = 8
-"""Buckets between two powers of two, as ``kernels/cuda/engine.cu`` rounds tokens."""
+"""Buckets between two powers of two, as ``kernels/cuda/engine/path.cu`` rounds tokens."""
 
 TOKENS = (
     *(32, 64, 128, 256, 512),
@@ -29,7 +29,7 @@ TOKENS = (
 
 
 def tune(
-    shape: EncoderShape,
+    spec: EncoderSpec,
     dtype: torch.dtype,
     *,
     tf32: bool = False,
@@ -41,9 +41,10 @@ def tune(
     Needs the CUDA library loaded and a GPU. Takes about a tenth of a second a product.
     """
     like = torch.empty(0, dtype=dtype, device="cuda")
+    products = dict.fromkeys((slot.rows, slot.columns) for slot in matrices(spec))
     plans = []
     for rows in tokens:
-        for outputs, inputs in _products(shape):
+        for outputs, inputs in products:
             plan = torch.ops.efft.tune_product(like, tf32, rows, outputs, inputs, candidates).tolist()
             plans.append({**dict(zip(COLUMNS, plan, strict=True)), "type": TYPES[plan[0]]})
     return {"environment": environment(), "plans": plans}
@@ -53,12 +54,3 @@ def write(config: dict[str, Any], path: Path) -> None:
     """Write a config with one line a plan."""
     lines = ",\n  ".join(json.dumps(plan) for plan in config["plans"])
     path.write_text(f'{{"environment": {json.dumps(config["environment"])},\n "plans": [\n  {lines}\n]}}\n')
-
-
-def _products(shape: EncoderShape) -> Iterator[tuple[int, int]]:
-    if shape.projects:
-        yield shape.hidden, shape.embedding
-    yield 3 * shape.hidden, shape.hidden
-    yield shape.hidden, shape.hidden
-    yield shape.intermediate, shape.hidden
-    yield shape.hidden, shape.intermediate

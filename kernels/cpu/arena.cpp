@@ -5,60 +5,76 @@
 #include <stdexcept>
 #include <string>
 
+#include "efft/cpu/parallel.h"
 #include "efft/cpu/workspace.h"
 
 namespace efft::cpu {
 
 namespace {
 
-constexpr char kMagic[9] = "efftcpu1";
+constexpr char kMagic[9] = "efftcpu2";
+
+// The pieces in which matrices are stored: queries and others, of which one may be empty.
+std::vector<WeightView> parts_of(const std::vector<Slot>& slots, const std::vector<WeightView>& matrices) {
+  std::vector<WeightView> parts;
+  for (const Slot& slot : slots) {
+    if (slot.kind != SlotKind::matrix) continue;
+    const WeightView& whole = matrices[slot.index];
+    parts.push_back(whole.rows(0, slot.queries));
+    parts.push_back(whole.rows(slot.queries, whole.outputs - slot.queries));
+  }
+  return parts;
+}
 
 struct Plan {
   std::vector<ArenaEntry> entries;
   int64_t bytes;
 };
 
-Plan plan(const std::vector<MatrixSource>& sources) {
+Plan plan(const std::vector<WeightView>& parts) {
   Carver carver;
-  carver.take(sizeof(ArenaHeader) + sources.size() * sizeof(ArenaEntry));
+  carver.take(sizeof(ArenaHeader) + parts.size() * sizeof(ArenaEntry));
   std::vector<ArenaEntry> entries;
-  for (const MatrixSource& s : sources) {
-    const Format& format = format_of(s.type);
-    const int64_t panels = format.panels(s.outputs);
-    ArenaEntry entry{format.type, 0, s.outputs, s.depth, carver.take(panels * format.panel_bytes(s.depth)), 0, 0, 0};
-    if (format.type == Type::s8) {
-      entry.scales = carver.take(panels * format.columns * 4);
-      entry.corrections = carver.take(panels * format.columns * 4);
-      entry.factors = carver.take(s.depth * 4);
+  for (const WeightView& part : parts) {
+    const Format& format = format_of(part.type);
+    const int64_t panels = format.panels(part.outputs);
+    ArenaEntry entry{format.type, 0, part.outputs, part.inputs, 0, 0, 0, 0};
+    if (part.outputs > 0) {
+      entry.data = carver.take(panels * format.panel_bytes(part.inputs));
+      if (format.type == Type::s8) {
+        entry.scales = carver.take(panels * format.columns * 4);
+        entry.corrections = carver.take(panels * format.columns * 4);
+        entry.factors = carver.take(part.inputs * 4);
+      }
     }
     entries.push_back(entry);
   }
   return {entries, carver.used()};
 }
 
-void write_scales(const MatrixSource& s, const ArenaEntry& entry, char* block) {
+void write_scales(const WeightView& s, const ArenaEntry& entry, char* block) {
   auto* scales = reinterpret_cast<float*>(block + entry.scales);
   auto* corrections = reinterpret_cast<float*>(block + entry.corrections);
   const int64_t padded = (entry.corrections - entry.scales) / 4;
   std::fill(scales, scales + padded, 0.0f);
   std::fill(corrections, corrections + padded, 0.0f);
   for (int64_t n = 0; n < s.outputs; ++n) {
-    const auto* row = static_cast<const int8_t*>(s.data) + n * s.depth;
+    const auto* row = static_cast<const int8_t*>(s.data) + n * s.inputs;
     int64_t sum = 0;
-    for (int64_t k = 0; k < s.depth; ++k) sum += row[k];
+    for (int64_t k = 0; k < s.inputs; ++k) sum += row[k];
     scales[n] = s.scales[n];
     corrections[n] = s.scales[n] * static_cast<float>(sum);
   }
-  std::memcpy(block + entry.factors, s.factors, s.depth * 4);
+  std::memcpy(block + entry.factors, s.factors, s.inputs * 4);
 }
 
 // The weights that 8-bit integers stand for, for processors that cannot multiply those.
-std::vector<float> dequantised(const MatrixSource& s) {
-  std::vector<float> weights(s.outputs * s.depth);
+std::vector<float> dequantised(const WeightView& s) {
+  std::vector<float> weights(s.outputs * s.inputs);
   const auto* integers = static_cast<const int8_t*>(s.data);
   for (int64_t n = 0; n < s.outputs; ++n) {
-    for (int64_t k = 0; k < s.depth; ++k) {
-      weights[n * s.depth + k] = s.scales[n] * static_cast<float>(integers[n * s.depth + k]) * s.factors[k];
+    for (int64_t k = 0; k < s.inputs; ++k) {
+      weights[n * s.inputs + k] = s.scales[n] * static_cast<float>(integers[n * s.inputs + k]) * s.factors[k];
     }
   }
   return weights;
@@ -72,48 +88,42 @@ const Format& format_of(Type type) {
   return type == Type::s8 && kernels().s8.rows ? kernels().s8 : kernels().f32;
 }
 
-std::vector<MatrixSource> plain_sources(const ArenaShape& s, const void* matrices, Type type) {
-  EncoderShape shape{};
-  shape.layers = s.layers;
-  shape.hidden = s.hidden;
-  shape.embedding = s.embedding;
-  shape.intermediate = s.intermediate;
-  const MatrixLayout layout(shape);
-  const int64_t element = type == Type::f32 ? 4 : 2;
-  std::vector<MatrixSource> all;
-  const auto add = [&](int64_t offset, int64_t outputs, int64_t depth) {
-    all.push_back({static_cast<const char*>(matrices) + offset * element, type, outputs, depth, nullptr, nullptr});
-  };
-  if (s.projects()) add(layout.projection(), s.hidden, s.embedding);
-  for (int64_t l = 0; l < s.layers; ++l) {
-    add(layout.qkv(l), s.hidden, s.hidden);
-    add(layout.qkv(l) + s.hidden * s.hidden, 2 * s.hidden, s.hidden);
-    add(layout.attention_output(l), s.hidden, s.hidden);
-    add(layout.intermediate(l), s.intermediate, s.hidden);
-    add(layout.output(l), s.hidden, s.intermediate);
+std::vector<WeightView> plain_matrices(const std::vector<Slot>& slots, const void* arena, Type type) {
+  std::vector<WeightView> all;
+  for (const Slot& slot : slots) {
+    if (slot.kind != SlotKind::matrix) continue;
+    WeightView view;
+    view.data = static_cast<const char*>(arena) + slot.offset * bytes_of(type);
+    view.type = type;
+    view.outputs = slot.rows;
+    view.inputs = slot.columns;
+    all.push_back(view);
   }
   return all;
 }
 
-int64_t prepared_bytes(const std::vector<MatrixSource>& sources) { return plan(sources).bytes; }
+int64_t prepared_bytes(const std::vector<Slot>& slots, const std::vector<WeightView>& matrices) {
+  return plan(parts_of(slots, matrices)).bytes;
+}
 
-void prepare(const ArenaShape& shape, const std::vector<MatrixSource>& sources, void* block, int threads) {
-  const Plan layout = plan(sources);
+void prepare(const std::vector<Slot>& slots, const std::vector<WeightView>& matrices, void* block, int threads) {
+  const auto parts = parts_of(slots, matrices);
+  const Plan layout = plan(parts);
   advise_huge_pages(block, layout.bytes);
 
   ArenaHeader header{};
   std::memcpy(header.magic, kMagic, sizeof header.magic);
   std::strncpy(header.instruction_set, kernels().name, sizeof header.instruction_set - 1);
-  header.shape = shape;
   header.bytes = layout.bytes;
-  header.entries = static_cast<int64_t>(sources.size());
+  header.entries = static_cast<int64_t>(parts.size());
   char* to = static_cast<char*>(block);
   std::memcpy(to, &header, sizeof header);
   std::memcpy(to + sizeof header, layout.entries.data(), layout.entries.size() * sizeof(ArenaEntry));
 
-  for (size_t i = 0; i < sources.size(); ++i) {
+  for (size_t i = 0; i < parts.size(); ++i) {
     const ArenaEntry& entry = layout.entries[i];
-    MatrixSource s = sources[i];
+    WeightView s = parts[i];
+    if (s.outputs == 0) continue;
     const Format& format = format_of(s.type);
     std::vector<float> widened;
     if (entry.type == Type::s8) {
@@ -123,36 +133,44 @@ void prepare(const ArenaShape& shape, const std::vector<MatrixSource>& sources, 
       s.data = widened.data();
       s.type = Type::f32;
     }
-    const int64_t panels = format.panels(s.outputs), bytes = format.panel_bytes(s.depth);
-#pragma omp parallel for num_threads(threads)
-    for (int64_t panel = 0; panel < panels; ++panel) {
-      format.pack(s.data, s.type, s.outputs, s.depth, panel, to + entry.data + panel * bytes);
-    }
+    const int64_t panels = format.panels(s.outputs), bytes = format.panel_bytes(s.inputs);
+    Team::run(threads, 1, [&](Member& member) {
+      member.phase(panels, [&](int64_t panel) {
+        format.pack(s.data, s.type, s.outputs, s.inputs, panel, to + entry.data + panel * bytes);
+      });
+    });
   }
 }
 
-Arena Arena::checked(const void* block, int64_t bytes, const ArenaShape& shape) {
+Prepared Prepared::checked(const void* block, int64_t bytes, const std::vector<Slot>& slots) {
   ArenaHeader header;
   if (bytes < int64_t{sizeof header}) throw std::runtime_error("matrices: too short to be a prepared arena");
   std::memcpy(&header, block, sizeof header);
   if (std::memcmp(header.magic, kMagic, sizeof header.magic) != 0) {
-    throw std::runtime_error("matrices: bytes that efft::prepare did not make for the CPU");
+    throw std::runtime_error("matrices: bytes that were not prepared for the CPU");
   }
   const std::string made_for(header.instruction_set, strnlen(header.instruction_set, sizeof header.instruction_set));
   if (made_for != kernels().name) {
     throw std::runtime_error("matrices: prepared for " + made_for + ", this process runs " + kernels().name);
   }
-  const ArenaShape& s = header.shape;
-  if (s.layers != shape.layers || s.hidden != shape.hidden || s.embedding != shape.embedding ||
-      s.intermediate != shape.intermediate || header.bytes != bytes) {
-    throw std::runtime_error("matrices: prepared for another encoder shape");
+  const Prepared found(block);
+  int64_t expected = 0;
+  bool same = header.bytes == bytes && bytes >= int64_t{sizeof header} + header.entries * int64_t{sizeof(ArenaEntry)};
+  for (const Slot& slot : slots) {
+    if (slot.kind != SlotKind::matrix) continue;
+    expected += 2;
+    if (!same || expected > header.entries) continue;
+    const Panels queries = found.panels(slot, Part::queries), others = found.panels(slot);
+    same = queries.outputs == slot.queries && queries.outputs + others.outputs == slot.rows &&
+           others.depth == slot.columns;
   }
-  return Arena(block);
+  if (!same || expected != header.entries) throw std::runtime_error("matrices: prepared for another encoder");
+  return found;
 }
 
-Type Arena::activation_type() const {
+Type Prepared::activation_type() const {
   for (int64_t i = 0; i < header().entries; ++i) {
-    if (entries()[i].type == Type::f32) return Type::f32;
+    if (entries()[i].outputs > 0 && entries()[i].type == Type::f32) return Type::f32;
   }
   return Type::bf16;
 }

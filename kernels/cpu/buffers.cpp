@@ -1,7 +1,7 @@
 #include "efft/cpu/buffers.h"
 
 #include <algorithm>
-#include <cstring>
+#include <stdexcept>
 #include <vector>
 
 #include "efft/cpu/schedule.h"
@@ -10,87 +10,134 @@ namespace efft::cpu {
 
 namespace {
 
-// Collects what is wanted, then places it all.
-class Layout {
+// In which forms a value is wanted.
+struct Form {
+  bool stream = false;  // it is normalised, added or handed back: fp32
+  bool rows = false;
+  bool operand = false;
+  Type operand_type = Type::f32;
+  const float* factors = nullptr;
+};
+
+class Forms {
  public:
-  void rows(Rows* rows, int64_t width, Type type, int64_t count) {
-    // One line more than the rows: attention reads whole vectors of the last row's last head.
-    const int64_t bytes = count * padded_stride(width, type) * bytes_of(type) + 64;
-    rows_.push_back({rows, width, type, count, carver_.take(bytes)});
+  Forms(const Call& call, const Program& program)
+      : call_(call), program_(program), activation_(call.matrices.activation_type()), forms_(program.values.size()) {
+    // From the end, so that what a gather copies is known before its source is asked for.
+    for (size_t i = program.steps.size(); i-- > 0;) read(program.steps[i]);
+    for (size_t v = 0; v < forms_.size(); ++v) settle(static_cast<int>(v));
   }
 
-  void operand(OperandMemory* memory, int64_t width, Type widest, int64_t count) {
-    const int64_t bytes = count * padded_stride(width, widest) * bytes_of(widest);
-    operands_.push_back({memory, width, carver_.take(bytes), carver_.take(count * sizeof(RowScale)), bytes});
-  }
-
-  int64_t bytes(int64_t count) { return carver_.take(count); }
-
-  char* place(Workspace& workspace) const {
-    char* base = workspace.reserve(carver_.used());
-    for (const RowsRequest& r : rows_) {
-      *r.rows = {base + r.at, padded_stride(r.width, r.type), r.type, nullptr};
-      clear_padding(r);
-    }
-    for (const OperandRequest& o : operands_) {
-      *o.memory = {base + o.at, o.width, reinterpret_cast<RowScale*>(base + o.scales_at)};
-      // bf16 products run over an even depth.
-      if (o.width % 2) std::memset(base + o.at, 0, o.bytes);
-    }
-    return base;
-  }
+  const Form& operator[](int value) const { return forms_[value]; }
+  Type rows_type(int value) const { return forms_[value].stream ? Type::f32 : activation_; }
 
  private:
-  struct RowsRequest {
-    Rows* rows;
-    int64_t width;
-    Type type;
-    int64_t count, at;
-  };
-  struct OperandRequest {
-    OperandMemory* memory;
-    int64_t width, at, scales_at, bytes;
-  };
-
-  // The weights that meet the padding are zero; it only has to be finite.
-  static void clear_padding(const RowsRequest& r) {
-    if (r.width % 2 == 0 || r.type == Type::f32) return;
-    for (int64_t row = 0; row < r.count; ++row) std::memset(r.rows->at(row, r.width), 0, bytes_of(r.type));
+  void read(const Step& step) {
+    if (step.residual >= 0) forms_[step.residual].stream = forms_[step.residual].rows = true;
+    if (step.op == Op::linear) {
+      const Slot& slot = call_.encoder.slots[step.weight];
+      const Panels weights = call_.matrices.panels(slot);
+      for (const int value : {step.input, step.queries}) {
+        if (value >= 0) want_operand(value, weights.type, weights.factors);
+      }
+    } else if (step.op == Op::gather) {
+      merge(step.output, step.input);
+    } else if (step.input >= 0) {
+      forms_[step.input].rows = true;
+      if (step.op != Op::attend) forms_[step.input].stream = true;
+    }
+    // These write fp32 whatever their readers want.
+    if (step.op == Op::embed || step.op == Op::norm || step.op == Op::gather) forms_[step.output].stream = true;
   }
 
-  Carver carver_;
-  std::vector<RowsRequest> rows_;
-  std::vector<OperandRequest> operands_;
+  // Whatever is wanted of a gathered value is copied, form by form.
+  void merge(int gathered, int source) {
+    const Form& from = forms_[gathered];
+    Form& to = forms_[source];
+    to.stream = true;
+    to.rows = to.rows || from.rows;
+    if (from.operand) want_operand(source, from.operand_type, from.factors);
+  }
+
+  void want_operand(int value, Type type, const float* factors) {
+    Form& form = forms_[value];
+    if (form.operand && (form.operand_type != type)) {
+      throw std::logic_error("one value as the operand of two types");
+    }
+    form.operand = true;
+    form.operand_type = type;
+    form.factors = factors;
+  }
+
+  void settle(int value) {
+    Form& form = forms_[value];
+    const Step& maker = program_.steps[program_.values[value].made];
+    const bool only_rows = maker.op == Op::linear || maker.op == Op::attend;  // whoever makes it writes no operands
+    // A norm may write over its input, which lies where its own rows would.
+    const bool over_input =
+        maker.op == Op::norm && program_.values[maker.input].last_read == program_.values[value].made;
+    if (form.operand && form.operand_type == rows_type(value)) {
+      form.operand = false;
+      form.rows = true;
+    }
+    form.rows = form.rows || only_rows || over_input;
+  }
+
+  const Call& call_;
+  const Program& program_;
+  const Type activation_;
+  std::vector<Form> forms_;
 };
+
+int64_t scratch_bytes(const EncoderSpec& spec, int64_t longest) {
+  const Kernels& k = kernels();
+  const int64_t bytes =
+      std::max({product_scratch_bytes(k.f32), product_scratch_bytes(k.bf16), product_scratch_bytes(k.s8),
+                k.attend_scratch(longest, spec.head_size()), std::max(spec.hidden, spec.embedding) * 4 + 64});
+  return (bytes + 4095) / 4096 * 4096;
+}
 
 }  // namespace
 
-Buffers::Buffers(const Call& call, int64_t count, int64_t longest, Workspace& workspace) {
-  const EncoderShape& s = call.shape;
-  const Type type = call.arena.activation_type();
-  const int64_t first_count = call.output == Output::first ? call.batch.batch : 0;
-  const int64_t most = std::max(count, first_count), embedded_count = s.projects() ? count : 0;
-
-  Layout layout;
-  layout.rows(&all.hidden, s.hidden, Type::f32, count);
-  layout.operand(&all.operand, s.hidden, type, count);
-  layout.rows(&firsts.hidden, s.hidden, Type::f32, first_count);
-  layout.operand(&firsts.operand, s.hidden, type, first_count);
-  layout.rows(&embedded, s.embedding, Type::f32, embedded_count);
-  layout.operand(&embedded_operand, s.embedding, type, embedded_count);
-  layout.rows(&qkv, 3 * s.hidden, type, most);
-  layout.rows(&context, s.hidden, type, most);
-  layout.rows(&inner, s.intermediate, type, most);
-  layout.operand(&quantised_inner, s.intermediate, Type::s8, type == Type::f32 ? 0 : most);
-  scratch_bytes_ = std::max({product_scratch_bytes(kernels().f32), product_scratch_bytes(kernels().bf16),
-                             product_scratch_bytes(kernels().s8), kernels().attend_scratch(longest, s.head_size()),
-                             s.hidden * 4 + 64});
-  scratch_bytes_ = (scratch_bytes_ + 4095) / 4096 * 4096;
-  const int64_t scratch_at = layout.bytes(call.threads * scratch_bytes_);
-
-  scratch_ = layout.place(workspace) + scratch_at;
-  all.count = count;
-  firsts.count = first_count;
+Buffers::Buffers(const Call& call, const Program& program, const Tokens& tokens, Workspace& workspace)
+    : values_(program.values.size()) {
+  const Forms forms(call, program);
+  std::vector<int64_t> operand_at(values_.size()), scales_at(values_.size());
+  const auto bytes = [&](int v) {
+    const Value& value = program.values[v];
+    const Form& form = forms[v];
+    Stored& stored = values_[v];
+    stored.count = value.rows == Rows::tokens      ? tokens.count
+                   : value.rows == Rows::sequences ? call.batch.batch
+                                                   : std::max(tokens.count, call.batch.batch);
+    Carver carver;
+    const auto rows_of = [&](Type type) {
+      return RowBlock{nullptr, padded_stride(value.width, type), value.width, type, nullptr};
+    };
+    if (form.rows) {
+      stored.rows = rows_of(forms.rows_type(v));
+      carver.take(stored.count * stored.rows.row_bytes() + 64);  // attention reads whole vectors of the last head
+    }
+    if (form.operand) {
+      stored.operand = rows_of(form.operand_type);
+      stored.factors = form.factors;
+      operand_at[v] = carver.take(stored.count * stored.operand.row_bytes());
+      scales_at[v] = form.operand_type == Type::s8 ? carver.take(stored.count * int64_t{sizeof(RowScale)}) : 0;
+    }
+    return carver.used();
+  };
+  const Placement placement = place(program, bytes, {true, true}, 64);
+  scratch_bytes_ = scratch_bytes(call.encoder.spec, tokens.longest);
+  char* base = workspace.reserve(placement.bytes + call.threads * scratch_bytes_);
+  scratch_ = base + placement.bytes;
+  for (size_t v = 0; v < values_.size(); ++v) {
+    char* at = base + placement.at[v];
+    Stored& stored = values_[v];
+    if (forms[static_cast<int>(v)].rows) stored.rows.data = at;
+    if (!forms[static_cast<int>(v)].operand) continue;
+    stored.operand.data = at + operand_at[v];
+    if (stored.operand.type == Type::s8) stored.operand.scales = reinterpret_cast<RowScale*>(at + scales_at[v]);
+  }
 }
 
 }  // namespace efft::cpu

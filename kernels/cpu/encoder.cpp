@@ -1,7 +1,7 @@
-// The encoder as a sequence of phases that one team of threads runs through, from ids to hidden states.
+// Walks an encoder's program with a team of threads, from ids to hidden states.
 //
-// Every phase cuts its work into tasks that any thread may take; a barrier ends it. Nothing between the first phase
-// and the last allocates, locks or calls the framework.
+// Every step is a phase or a few: it cuts its work into tasks that any thread may take, and a barrier ends it. Nothing
+// between the first phase and the last allocates, locks or calls the framework.
 #include "efft/cpu/encoder.h"
 
 #include <algorithm>
@@ -19,45 +19,18 @@ namespace {
 
 constexpr int64_t kRowGrain = 4;         // rows per task of row-wise phases
 constexpr int64_t kQueriesPerTask = 48;  // at least, where a sequence's queries are split
+constexpr int64_t kPhasesPerStep = 3;    // at most: clearing tails, the step, converting its result
 
-Step step_of(Activation activation) {
-  switch (activation) {
-    case Activation::gelu:
-      return Step::gelu;
-    case Activation::gelu_tanh:
-      return Step::gelu_tanh;
-    case Activation::relu:
-      return Step::relu;
-  }
-  return Step::none;
+const Program& program_of(const Call& call) {
+  return call.output == Output::first ? call.encoder.first_rows : call.encoder.program;
 }
 
-void set_out(Product& p, const Rows& out, int64_t column) {
-  p.out = out.at(0, column);
-  p.out_stride = out.stride;
-  p.out_type = out.type;
-}
-
-Product product(const Rows& a, const Panels& b, const float* bias) {
-  Product p{};
-  p.a = a.data;
-  p.a_stride = a.stride;
-  p.a_scales = a.scales;
-  p.b = b;
-  p.bias = bias;
-  return p;
-}
-
-// At most this many: four before and after the layers, ten in each.
-int64_t phases(const EncoderShape& shape) { return 4 + 10 * shape.layers; }
-
-// One thread's walk through the phases; all threads of the team walk the same way.
+// One thread's walk through the program; all threads of the team walk the same way.
 class Walk {
  public:
   Walk(const Call& call, const Tokens& tokens, const int32_t* positions, const Buffers& buffers, Member& member)
       : call_(call),
-        shape_(call.shape),
-        layout_(call.shape),
+        spec_(call.encoder.spec),
         k_(kernels()),
         tokens_(tokens),
         positions_(positions),
@@ -66,147 +39,137 @@ class Walk {
         scratch_(buffers.scratch(member.thread())) {}
 
   void run() {
-    embed();
-    Stream stream = buffers_.all;
-    for (int64_t l = 0; l < shape_.layers; ++l) {
-      const bool last = l + 1 == shape_.layers;
-      if (shape_.pre_norm) normalize(stream, attention_norm(l), false, panels(l, Matrix::q));
-      const Stream queries = last && call_.output == Output::first ? first_tokens(stream) : stream;
-      project(l, stream, queries);
-      attend(stream, queries);
-      attention_output(l, queries);
-      feed_forward(l, queries);
-      stream = queries;
-    }
-    deliver(stream);
+    for (const Step& step : program_of(call_).steps) take(step);
   }
 
  private:
-  const float* vector(int64_t offset) const { return call_.vectors + offset; }
-  Norm norm(int64_t gamma, int64_t beta) const { return {vector(gamma), vector(beta), shape_.hidden, shape_.epsilon}; }
-  Norm attention_norm(int64_t l) const { return norm(layout_.attention_gamma(l), layout_.attention_beta(l)); }
-  Norm output_norm(int64_t l) const { return norm(layout_.output_gamma(l), layout_.output_beta(l)); }
-
-  Panels panels(int64_t l, Matrix matrix) const { return call_.arena.panels(l, matrix); }
-
-  // The stream as the operand of products with `weights`. In fp32 the residual stream itself serves.
-  Rows operand(const Stream& stream, const Panels& weights) const {
-    if (weights.type == Type::f32 && !shape_.pre_norm) return stream.hidden;
-    return stream.operand.as(weights.type);
+  void take(const Step& step) {
+    switch (step.op) {
+      case Op::embed:
+        return embed(step);
+      case Op::linear:
+        return linear(step);
+      case Op::attend:
+        return attend(step);
+      case Op::norm:
+        return normalize(step);
+      case Op::gather:
+        return gather(buffers_[step.input], buffers_[step.output]);
+      case Op::pool:
+        return pool(buffers_[step.input]);
+    }
   }
 
-  // Where row `t` goes: into `hidden` if that is to be kept, and into `operand` unless they are one.
-  Results results(const Rows& hidden, const Rows& operand, const float* factors, int64_t t, bool keep) const {
+  const float* vector(int slot) const { return call_.vectors + call_.encoder.slots[slot].offset; }
+  Norm norm(const NormSlots& slots) const {
+    const int64_t width = call_.encoder.slots[slots.gamma].rows;
+    return {vector(slots.gamma), vector(slots.beta), width, static_cast<float>(spec_.epsilon)};
+  }
+
+  // Where row `t` of a LayerNorm goes.
+  Results results(const Stored& to, int64_t t) const {
     Results r{};
-    const bool rounded = operand.type == Type::s8;
-    r.values = keep ? hidden.floats(t) : rounded ? reinterpret_cast<float*>(scratch_) : nullptr;
-    r.operand_type = operand.type;
-    if (operand.data == hidden.data) return r;
-    r.operand = operand.at(t, 0);
-    r.scale = rounded ? operand.scales + t : nullptr;
-    r.factors = factors;
+    r.values = to.rows ? to.rows.floats(t) : nullptr;
+    r.operand_type = to.operand.type;
+    if (!to.operand) return r;
+    r.operand = to.operand.at(t, 0);
+    if (to.operand.type != Type::s8) return r;
+    if (!r.values) r.values = reinterpret_cast<float*>(scratch_);
+    r.scale = to.operand.scales + t;
+    r.factors = to.factors;
     return r;
   }
 
-  Results kept(const Rows& hidden, int64_t t) const { return results(hidden, hidden, nullptr, t, true); }
-
-  void multiply(const Product& p, int64_t rows) {
-    const Grid grid(format_of(p.b.type), p, rows, member_.team_size());
-    member_.phase(grid.tasks(), [&](int64_t task) { grid.run(task, scratch_); });
-  }
-
-  // hidden += product: the sum that the next LayerNorm takes.
-  void multiply_onto(Product p, const Stream& stream) {
-    p.residual = stream.hidden.floats(0);
-    p.residual_stride = stream.hidden.stride;
-    set_out(p, stream.hidden, 0);
-    multiply(p, stream.count);
-  }
-
-  // LayerNorm of the stream, kept in it or not, as the operand of products with `next`.
-  void normalize(const Stream& stream, const Norm& norm, bool keep, const Panels& next) {
-    const Rows target = operand(stream, next);
-    member_.ranges(stream.count, kRowGrain, [&](int64_t begin, int64_t end) {
+  // f(row) for all rows of a value, whose operand's tails are cleared.
+  template <typename F>
+  void each_row(const Stored& to, F f) {
+    member_.ranges(to.count, kRowGrain, [&](int64_t begin, int64_t end) {
       for (int64_t t = begin; t < end; ++t) {
-        k_.normalize(stream.hidden.floats(t), norm, results(stream.hidden, target, next.factors, t, keep));
+        if (to.operand) to.operand.clear_tail(t);
+        f(t);
       }
     });
   }
 
-  // The last LayerNorm: no product follows.
-  void normalize_last(const Stream& stream, const Norm& norm) {
-    member_.ranges(stream.count, kRowGrain, [&](int64_t begin, int64_t end) {
-      for (int64_t t = begin; t < end; ++t) k_.normalize(stream.hidden.floats(t), norm, kept(stream.hidden, t));
+  void embed(const Step& step) {
+    const Stored& to = buffers_[step.output];
+    const Norm n = norm(step.norm);
+    each_row(to, [&](int64_t t) {
+      const int64_t at = tokens_.rows[t];
+      Results r = results(to, t);
+      if (!r.values) r.values = reinterpret_cast<float*>(scratch_);
+      k_.embed(call_.tables.rows, call_.batch.ids[at], positions_[t], call_.batch.segments[at], n, r);
     });
   }
 
-  // `from` as the operand of products with `weights`, rounded into `memory` where they are 8-bit.
-  Rows converted(const Rows& from, const OperandMemory& memory, const Panels& weights, int64_t count) {
-    if (from.type == weights.type) return from;
-    const Rows to = memory.as(weights.type);
-    member_.ranges(count, kRowGrain, [&](int64_t begin, int64_t end) {
-      for (int64_t t = begin; t < end; ++t) {
-        Results r{};
-        r.operand = to.at(t, 0);
-        r.operand_type = to.type;
-        r.scale = to.scales + t;
-        r.factors = weights.factors;
-        k_.convert(from.at(t, 0), from.type, weights.depth, r);
-      }
-    });
-    return to;
+  void normalize(const Step& step) {
+    const Stored &from = buffers_[step.input], &to = buffers_[step.output];
+    const Norm n = norm(step.norm);
+    each_row(to, [&](int64_t t) { k_.normalize(from.rows.floats(t), n, results(to, t)); });
   }
 
-  void embed() {
-    const bool projects = shape_.projects();
-    const Rows& hidden = projects ? buffers_.embedded : buffers_.all.hidden;
-    const Panels next = projects ? call_.arena.projection() : panels(0, Matrix::q);
-    const Rows target = projects                                    ? buffers_.embedded_operand.as(next.type)
-                        : shape_.pre_norm || next.type == Type::f32 ? hidden
-                                                                    : buffers_.all.operand.as(next.type);
-    const Norm norm{vector(layout_.embedding_gamma()), vector(layout_.embedding_beta()), shape_.embedding,
-                    shape_.epsilon};
-    member_.ranges(tokens_.count, kRowGrain, [&](int64_t begin, int64_t end) {
-      for (int64_t t = begin; t < end; ++t) {
-        const int64_t at = tokens_.rows[t];
-        k_.embed(call_.tables.rows, call_.batch.ids[at], positions_[t], call_.batch.segments[at], norm,
-                 results(hidden, target, next.factors, t, true));
-      }
-    });
-    if (projects) project_embedding(target);
+  Product product(const Step& step, const Stored& input, Part part) const {
+    const Slot& slot = call_.encoder.slots[step.weight];
+    const Stored& output = buffers_[step.output];
+    const int64_t column = part == Part::others ? slot.queries : 0;
+    Product p{};
+    p.b = call_.matrices.panels(slot, part);
+    const RowBlock& a = input.operand_of(p.b.type);
+    p.a = a.data;
+    p.a_stride = a.stride;
+    p.a_scales = a.scales;
+    p.bias = vector(step.bias) + column;
+    p.pointwise = step.activates ? pointwise(spec_.activation) : Pointwise::none;
+    if (step.residual >= 0) {
+      const RowBlock& residual = buffers_[step.residual].rows;
+      p.residual = residual.floats(0) + column;
+      p.residual_stride = residual.stride;
+    }
+    p.out = output.rows.at(0, column);
+    p.out_stride = output.rows.stride;
+    p.out_type = output.rows.type;
+    return p;
   }
 
-  void project_embedding(const Rows& embedded) {
-    const Stream& all = buffers_.all;
-    Product p = product(embedded, call_.arena.projection(), vector(layout_.projection_bias()));
-    set_out(p, all.hidden, 0);
-    multiply(p, all.count);
-    if (!shape_.pre_norm) converted(all.hidden, all.operand, panels(0, Matrix::q), all.count);
-  }
-
-  // Keys and values of all rows, queries of those whose output is wanted.
-  void project(int64_t l, const Stream& stream, const Stream& queries) {
-    const float* bias = vector(layout_.qkv_bias(l));
-    const Panels q_weights = panels(l, Matrix::q), kv_weights = panels(l, Matrix::kv);
-    Product q = product(operand(queries, q_weights), q_weights, bias);
-    Product kv = product(operand(stream, kv_weights), kv_weights, bias + shape_.hidden);
-    set_out(q, buffers_.qkv, 0);
-    set_out(kv, buffers_.qkv, shape_.hidden);
-    const Format& format = format_of(q_weights.type);
-    const Grid q_grid(format, q, queries.count, member_.team_size());
-    const Grid kv_grid(format, kv, stream.count, member_.team_size());
-    member_.phase(q_grid.tasks() + kv_grid.tasks(), [&](int64_t task) {
-      if (task < kv_grid.tasks()) {
-        kv_grid.run(task, scratch_);
+  // Queries may be wanted of fewer rows than the rest; both are tasks of one phase.
+  void linear(const Step& step) {
+    const Stored &input = buffers_[step.input], &output = buffers_[step.output];
+    const Stored& queries = step.queries >= 0 ? buffers_[step.queries] : input;
+    if (output.rows.has_tail()) {
+      member_.ranges(output.count, kRowGrain, [&](int64_t begin, int64_t end) {
+        for (int64_t t = begin; t < end; ++t) output.rows.clear_tail(t);
+      });
+    }
+    const Product rest = product(step, input, Part::others), q = product(step, queries, Part::queries);
+    const Grid rest_grid(format_of(rest.b.type), rest, input.count, member_.team_size());
+    const Grid q_grid(format_of(q.b.type), q, queries.count, member_.team_size());
+    member_.phase(rest_grid.tasks() + q_grid.tasks(), [&](int64_t task) {
+      if (task < rest_grid.tasks()) {
+        rest_grid.run(task, scratch_);
       } else {
-        q_grid.run(task - kv_grid.tasks(), scratch_);
+        q_grid.run(task - rest_grid.tasks(), scratch_);
       }
+    });
+    convert(output);
+  }
+
+  // A product's or attention's result as an operand, where the next weights want another type.
+  void convert(const Stored& value) {
+    if (!value.operand) return;
+    each_row(value, [&](int64_t t) {
+      Results r{};
+      r.operand = value.operand.at(t, 0);
+      r.operand_type = value.operand.type;
+      r.scale = value.operand.scales + t;
+      r.factors = value.factors;
+      k_.convert(value.rows.at(t, 0), value.rows.type, value.rows.width, r);
     });
   }
 
-  void attend(const Stream& stream, const Stream& queries) {
-    const int64_t heads = shape_.heads, batch = call_.batch.batch;
-    const bool firsts = queries.hidden.data != stream.hidden.data;
+  void attend(const Step& step) {
+    const Stored &qkv = buffers_[step.input], &context = buffers_[step.output];
+    const int64_t heads = spec_.heads, batch = call_.batch.batch;
+    const bool firsts = program_of(call_).values[step.output].rows == Rows::sequences;
     // Enough tasks that one long sequence occupies every thread.
     const int64_t wanted = (3 * member_.team_size() + batch * heads - 1) / (batch * heads);
     const int64_t longest = (tokens_.longest + kQueriesPerTask - 1) / kQueriesPerTask;
@@ -216,66 +179,41 @@ class Walk {
       const int64_t begin = tokens_.cu_seqlens[b], keys = tokens_.cu_seqlens[b + 1] - begin;
       const int64_t count = firsts ? std::min<int64_t>(keys, 1) : keys;
       const int64_t first = part * count / parts, last = (part + 1) * count / parts;
-      if (first < last) attend_head(head, begin, keys, (firsts ? b : begin) + first, last - first);
+      if (first == last) return;
+      Attend a = head_of(qkv.rows, context.rows, head, begin, (firsts ? b : begin) + first);
+      a.keys = keys;
+      a.queries = last - first;
+      a.first_query = first;
+      (qkv.rows.type == Type::bf16 ? k_.attend_bf16 : k_.attend_f32)(a, scratch_);
     });
+    convert(context);
   }
 
-  void attend_head(int64_t head, int64_t key_row, int64_t keys, int64_t query_row, int64_t queries) {
-    const Rows &qkv = buffers_.qkv, &context = buffers_.context;
-    const int64_t size = shape_.head_size();
+  // One head's pointers: keys from `key_row` on, queries and results from `query_row` on.
+  Attend head_of(const RowBlock& qkv, const RowBlock& context, int64_t head, int64_t key_row, int64_t query_row) const {
+    const int64_t size = spec_.head_size();
     Attend a{};
     a.query = qkv.at(query_row, head * size);
     a.query_stride = qkv.stride;
-    a.key = qkv.at(key_row, shape_.hidden + head * size);
-    a.value = qkv.at(key_row, 2 * shape_.hidden + head * size);
+    a.key = qkv.at(key_row, spec_.hidden + head * size);
+    a.value = qkv.at(key_row, 2 * spec_.hidden + head * size);
     a.key_stride = qkv.stride;
     a.out = context.at(query_row, head * size);
     a.out_stride = context.stride;
-    a.queries = queries;
-    a.keys = keys;
     a.head_size = size;
     a.scale = 1.0f / std::sqrt(static_cast<float>(size));
-    (qkv.type == Type::bf16 ? k_.attend_bf16 : k_.attend_f32)(a, scratch_);
+    return a;
   }
 
-  void attention_output(int64_t l, const Stream& stream) {
-    const Panels weights = panels(l, Matrix::attention_output);
-    // The stream's own operand has been read; its memory serves the context.
-    const Rows context = converted(buffers_.context, stream.operand, weights, stream.count);
-    multiply_onto(product(context, weights, vector(layout_.attention_output_bias(l))), stream);
-    const Norm norm = shape_.pre_norm ? output_norm(l) : attention_norm(l);
-    normalize(stream, norm, !shape_.pre_norm, panels(l, Matrix::intermediate));
-  }
-
-  void feed_forward(int64_t l, const Stream& stream) {
-    const Panels up = panels(l, Matrix::intermediate), down = panels(l, Matrix::output);
-    Product p = product(operand(stream, up), up, vector(layout_.intermediate_bias(l)));
-    p.step = step_of(shape_.activation);
-    set_out(p, buffers_.inner, 0);
-    multiply(p, stream.count);
-    const Rows inner = converted(buffers_.inner, buffers_.quantised_inner, down, stream.count);
-    multiply_onto(product(inner, down, vector(layout_.output_bias(l))), stream);
-    const bool last = l + 1 == shape_.layers;
-    if (last) {
-      normalize_last(stream, shape_.pre_norm ? norm(layout_.final_gamma(), layout_.final_beta()) : output_norm(l));
-    } else if (!shape_.pre_norm) {
-      normalize(stream, output_norm(l), true, panels(l + 1, Matrix::q));
-    }
-  }
-
-  // The first token of every sequence, copied together; zeros stand for the first token of an empty one.
-  Stream first_tokens(const Stream& all) {
-    const Stream& firsts = buffers_.firsts;
-    const Panels next = panels(shape_.layers - 1, Matrix::q);
-    const Rows from = operand(all, next), to = operand(firsts, next);
-    member_.phase(call_.batch.batch, [&](int64_t b) {
-      copy_row(all.hidden, firsts.hidden, b);
-      if (to.data != firsts.hidden.data) copy_row(from, to, b);
+  // The first token of every sequence; zeros stand for that of an empty one.
+  void gather(const Stored& from, const Stored& to) {
+    member_.phase(to.count, [&](int64_t b) {
+      if (to.rows) copy_row(from.rows, to.rows, b);
+      if (to.operand) copy_row(from.operand, to.operand, b);
     });
-    return firsts;
   }
 
-  void copy_row(const Rows& from, const Rows& to, int64_t b) const {
+  void copy_row(const RowBlock& from, const RowBlock& to, int64_t b) const {
     const int64_t begin = tokens_.cu_seqlens[b];
     const bool empty = begin == tokens_.cu_seqlens[b + 1];
     if (empty) {
@@ -287,48 +225,48 @@ class Walk {
   }
 
   char* out_row(int64_t row) const {
-    return static_cast<char*>(call_.out) + row * shape_.hidden * bytes_of(call_.out_type);
+    return static_cast<char*>(call_.out) + row * spec_.hidden * bytes_of(call_.out_type);
   }
 
-  void deliver(const Stream& stream) {
+  void write(const Stored& stream, int64_t from, int64_t row) const {
+    k_.cast(stream.rows.at(from, 0), Type::f32, out_row(row), call_.out_type, spec_.hidden);
+  }
+  void write_zeros(int64_t row) const { std::memset(out_row(row), 0, spec_.hidden * bytes_of(call_.out_type)); }
+
+  void pool(const Stored& stream) {
     const int64_t batch = call_.batch.batch, length = call_.batch.length;
     member_.phase(batch, [&](int64_t b) {
       const int64_t begin = tokens_.cu_seqlens[b], end = tokens_.cu_seqlens[b + 1];
-      if (call_.output == Output::hidden) return deliver_sequence(stream, b * length, (b + 1) * length, begin, end);
-      if (begin == end) {
-        std::memset(out_row(b), 0, shape_.hidden * bytes_of(call_.out_type));
-      } else if (call_.output == Output::mean) {
-        deliver_mean(stream, b, begin, end);
-      } else {
-        k_.cast(stream.hidden.at(b, 0), Type::f32, out_row(b), call_.out_type, shape_.hidden);
-      }
+      if (call_.output == Output::hidden) return pad(stream, b * length, (b + 1) * length, begin, end);
+      if (begin == end) return write_zeros(b);
+      if (call_.output == Output::mean) return mean(stream, b, begin, end);
+      write(stream, b, b);
     });
   }
 
-  void deliver_sequence(const Stream& stream, int64_t first, int64_t last, int64_t begin, int64_t end) const {
+  void pad(const Stored& stream, int64_t first, int64_t last, int64_t begin, int64_t end) const {
     for (int64_t row = first; row < last; ++row) {
       if (begin < end && tokens_.rows[begin] == row) {
-        k_.cast(stream.hidden.at(begin++, 0), Type::f32, out_row(row), call_.out_type, shape_.hidden);
+        write(stream, begin++, row);
       } else {
-        std::memset(out_row(row), 0, shape_.hidden * bytes_of(call_.out_type));
+        write_zeros(row);
       }
     }
   }
 
   // The sum is built in the sequence's first row, which nobody needs afterwards.
-  void deliver_mean(const Stream& stream, int64_t b, int64_t begin, int64_t end) const {
-    auto* sum = reinterpret_cast<float*>(stream.hidden.at(begin, 0));
+  void mean(const Stored& stream, int64_t b, int64_t begin, int64_t end) const {
+    float* sum = stream.rows.floats(begin);
     for (int64_t t = begin + 1; t < end; ++t) {
-      const auto* row = reinterpret_cast<const float*>(stream.hidden.at(t, 0));
-      for (int64_t i = 0; i < shape_.hidden; ++i) sum[i] += row[i];
+      const float* row = stream.rows.floats(t);
+      for (int64_t i = 0; i < spec_.hidden; ++i) sum[i] += row[i];
     }
-    for (int64_t i = 0; i < shape_.hidden; ++i) sum[i] /= static_cast<float>(end - begin);
-    k_.cast(sum, Type::f32, out_row(b), call_.out_type, shape_.hidden);
+    for (int64_t i = 0; i < spec_.hidden; ++i) sum[i] /= static_cast<float>(end - begin);
+    write(stream, begin, b);
   }
 
   const Call& call_;
-  const EncoderShape& shape_;
-  const VectorLayout layout_;
+  const EncoderSpec& spec_;
   const Kernels& k_;
   const Tokens& tokens_;
   const int32_t* positions_;
@@ -346,10 +284,12 @@ void encode(const Call& call) {
   int32_t* rows = integers.data() + batch.batch + 1;
   int32_t* positions = rows + batch.batch * batch.length;
   const Tokens tokens = unpad(batch.mask, batch.batch, batch.length, integers.data(), rows);
-  positions_of(tokens, batch.batch, batch.length, call.shape.position_offset, call.shape.count_positions, positions);
+  positions_of(call.encoder.spec, batch, tokens, positions);
   check_indices(batch, call.tables, tokens, positions);
-  const Buffers buffers(call, tokens.count, tokens.longest, Workspace::mine());
-  Team::run(call.threads, phases(call.shape),
+  const Program& program = program_of(call);
+  ThreadWorkspace workspace;
+  const Buffers buffers(call, program, tokens, workspace);
+  Team::run(call.threads, kPhasesPerStep * static_cast<int64_t>(program.steps.size()),
             [&](Member& member) { Walk(call, tokens, positions, buffers, member).run(); });
 }
 

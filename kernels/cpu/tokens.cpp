@@ -1,5 +1,6 @@
 // Which tokens are valid, where they lie, and whether their ids exist.
 #include <algorithm>
+#include <limits>
 #include <stdexcept>
 #include <string>
 
@@ -21,12 +22,28 @@ Tokens unpad(const int64_t* mask, int64_t batch, int64_t length, int32_t* cu_seq
   return {cu_seqlens, rows, count, longest};
 }
 
-void positions_of(const Tokens& tokens, int64_t batch, int64_t length, int64_t offset, bool count_positions,
-                  int32_t* positions) {
-  for (int64_t b = 0; b < batch; ++b) {
-    for (int32_t t = tokens.cu_seqlens[b]; t < tokens.cu_seqlens[b + 1]; ++t) {
-      const int64_t index = count_positions ? t - tokens.cu_seqlens[b] : tokens.rows[t] - b * length;
-      positions[t] = static_cast<int32_t>(offset + index);
+void positions_of(const EncoderSpec& spec, const Batch& batch, const Tokens& tokens, int32_t* positions) {
+  const auto set = [positions](int64_t token, int64_t row) {
+    // No table has so many rows; check_indices says so.
+    positions[token] = static_cast<int32_t>(std::min<int64_t>(row, std::numeric_limits<int32_t>::max()));
+  };
+  for (int64_t b = 0; b < batch.batch; ++b) {
+    const int64_t begin = tokens.cu_seqlens[b], end = tokens.cu_seqlens[b + 1], row = b * batch.length;
+    int64_t rank = 0, column = 0;  // of ids that are not the pad id, before `column`
+    for (int64_t t = begin; t < end; ++t) {
+      const int64_t slot = tokens.rows[t] - row;
+      switch (spec.positions) {
+        case PositionCount::slot:
+          set(t, spec.offset + slot);
+          break;
+        case PositionCount::mask:
+          set(t, spec.offset + t - begin);
+          break;
+        case PositionCount::ids:
+          for (; column <= slot; ++column) rank += batch.ids[row + column] != spec.pad;
+          set(t, batch.ids[row + slot] == spec.pad ? spec.pad : spec.pad + rank);
+          break;
+      }
     }
   }
 }

@@ -8,8 +8,9 @@
 
 #include <initializer_list>
 #include <string>
+#include <vector>
 
-#include "efft/encoder.h"
+#include "efft/program.h"
 
 namespace efft {
 
@@ -47,31 +48,6 @@ inline void check_vector(const char* name, const Tensor& tensor, int64_t size) {
   check_shape(name, tensor, {size});
 }
 
-inline Activation activation_of(const std::string& name) {
-  if (name == "gelu") return Activation::gelu;
-  if (name == "gelu_tanh") return Activation::gelu_tanh;
-  STD_TORCH_CHECK(name == "relu", "activation: expected gelu, gelu_tanh or relu, got '", name, "'");
-  return Activation::relu;
-}
-
-inline Output output_of(const std::string& name) {
-  if (name == "hidden") return Output::hidden;
-  if (name == "first") return Output::first;
-  STD_TORCH_CHECK(name == "mean", "output: expected hidden, first or mean, got '", name, "'");
-  return Output::mean;
-}
-
-inline void check_encoder_shape(const EncoderShape& s) {
-  STD_TORCH_CHECK(s.layers >= 1, "layers: expected at least 1, got ", s.layers);
-  STD_TORCH_CHECK(s.hidden >= 1 && s.embedding >= 1, "hidden: expected at least 1, got ", s.hidden);
-  STD_TORCH_CHECK(s.intermediate >= 1, "intermediate: expected at least 1, got ", s.intermediate);
-  STD_TORCH_CHECK(s.heads >= 1 && s.hidden % s.heads == 0, "heads: ", s.heads, " do not divide hidden ", s.hidden);
-  STD_TORCH_CHECK(s.head_size() % 2 == 0 && s.head_size() <= 128,
-                  "heads: the head size must be even and at most 128, got ", s.head_size());
-  STD_TORCH_CHECK(s.epsilon >= 0, "epsilon: must not be negative");
-  STD_TORCH_CHECK(s.position_offset >= 0, "position_offset: must not be negative, got ", s.position_offset);
-}
-
 // ids, segments and mask: int64, one common shape [B, S].
 inline void check_inputs(const Tensor& ids, const Tensor& segments, const Tensor& mask) {
   check_type("ids", ids, ScalarType::Long);
@@ -83,14 +59,91 @@ inline void check_inputs(const Tensor& ids, const Tensor& segments, const Tensor
   STD_TORCH_CHECK(ids.size(0) * ids.size(1) < (int64_t{1} << 31), "ids: more than 2^31 tokens in one batch");
 }
 
-// word, position, segment: one float type, one width.
-inline void check_tables(const Tensor& word, const Tensor& position, const Tensor& segment) {
+// One device: what the dispatcher picked the implementation by may have been either.
+inline void check_device(const char* name, const Tensor& tensor, const char* other_name, const Tensor& other) {
+  const auto text = [](const Tensor& t) {
+    return t.is_cpu() ? std::string("cpu") : "device " + std::to_string(t.get_device_index());
+  };
+  const bool same = tensor.is_cpu() == other.is_cpu() && tensor.is_cuda() == other.is_cuda() &&
+                    (other.is_cpu() || tensor.get_device_index() == other.get_device_index());
+  STD_TORCH_CHECK(same, name, ": on ", text(tensor), ", but ", other_name, " is on ", text(other));
+}
+
+// word, position, segment: one float type, `width` columns.
+inline void check_tables(const Tensor& word, const Tensor& position, const Tensor& segment, int64_t width) {
   check_float_type("word", word);
   check_type("position", position, word.scalar_type());
   check_type("segment", segment, word.scalar_type());
-  check_shape("word", word, {kAnySize, kAnySize});
-  check_shape("position", position, {kAnySize, word.size(1)});
-  check_shape("segment", segment, {kAnySize, word.size(1)});
+  check_shape("word", word, {kAnySize, width});
+  check_shape("position", position, {kAnySize, width});
+  check_shape("segment", segment, {kAnySize, width});
+}
+
+// The tensors that hold an encoder's slots, by name.
+struct Weights {
+  Tensor word, position, segment, matrices, vectors;
+};
+
+// Their number. What they hold check_weights looks at.
+inline Weights weights_of(const std::vector<Tensor>& tensors) {
+  STD_TORCH_CHECK(tensors.size() == kArenas, "weights: expected ", int{kArenas},
+                  " tensors (word, position, segment, matrices, vectors), got ", tensors.size());
+  return {tensors[kWord], tensors[kPosition], tensors[kSegment], tensors[kMatrices], tensors[kVectors]};
+}
+
+// All but the matrices, whose form is the device's affair (see check_matrices); one device.
+inline void check_weights(const Weights& weights, const Lowered& encoder) {
+  check_device("position", weights.position, "word", weights.word);
+  check_device("segment", weights.segment, "word", weights.word);
+  check_device("matrices", weights.matrices, "word", weights.word);
+  check_device("vectors", weights.vectors, "word", weights.word);
+  check_tables(weights.word, weights.position, weights.segment, encoder.spec.embedding);
+  check_vector("vectors", weights.vectors, arena_elements(encoder.slots, SlotKind::vector));
+}
+
+// The plain arena: a float type, all matrices without gaps.
+inline void check_matrices(const Tensor& matrices, const Lowered& encoder) {
+  check_float_type("matrices", matrices);
+  check_shape("matrices", matrices, {arena_elements(encoder.slots, SlotKind::matrix)});
+}
+
+// Everything an encoder is called with, but the matrices' form: one device, types, shapes.
+inline void check_call(const Tensor& ids, const Tensor& segments, const Tensor& mask, const Weights& weights,
+                       const Lowered& encoder) {
+  check_inputs(ids, segments, mask);
+  check_device("segments", segments, "ids", ids);
+  check_device("mask", mask, "ids", ids);
+  check_device("word", weights.word, "ids", ids);
+  check_weights(weights, encoder);
+}
+
+// The result's sizes.
+inline std::vector<int64_t> result_sizes(const Tensor& ids, const EncoderSpec& spec, Output output) {
+  if (output == Output::hidden) return {ids.size(0), ids.size(1), spec.hidden};
+  return {ids.size(0), spec.hidden};
+}
+
+// The arguments of efft::encoder, the operator of archives built by 0.1.0.
+inline EncoderSpec spec_of(int64_t layers, int64_t hidden, int64_t embedding, int64_t heads, int64_t intermediate,
+                           const std::string& activation, bool pre_norm, double epsilon, int64_t position_offset,
+                           bool count_positions) {
+  EncoderSpec spec;
+  spec.layers = layers;
+  spec.hidden = hidden;
+  spec.embedding = embedding;
+  spec.heads = heads;
+  spec.intermediate = intermediate;
+  spec.activation = activation_of(activation);
+  spec.norm = pre_norm ? NormPlace::pre : NormPlace::post;
+  spec.epsilon = epsilon;
+  spec.positions = count_positions ? PositionCount::mask : PositionCount::slot;
+  spec.offset = position_offset;
+  return spec;
+}
+
+// The arguments of efft::prepare, of the same archives: what decides neither order nor size is as good as any.
+inline EncoderSpec spec_of(int64_t layers, int64_t hidden, int64_t embedding, int64_t intermediate, bool pre_norm) {
+  return spec_of(layers, hidden, embedding, hidden / 2, intermediate, "gelu", pre_norm, 0, 0, false);
 }
 
 }  // namespace efft

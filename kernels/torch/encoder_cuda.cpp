@@ -1,4 +1,4 @@
-// The whole encoder for CUDA tensors: checks the arguments and hands raw pointers to the engine.
+// The encoder's operators for CUDA tensors: check, hand raw pointers to the engine.
 #include <cublas_v2.h>
 #include <dlfcn.h>
 #include <torch/csrc/stable/library.h>
@@ -8,21 +8,12 @@
 #include <optional>
 #include <type_traits>
 
-#include "../cuda/lanes.h"
-#include "efft/cuda/small.cuh"
+#include "../cuda/engine/fold.h"
+#include "../cuda/engine/lanes.h"
 #include "tensors_cuda.h"
 
 namespace efft::cuda {
 namespace {
-
-constexpr const char* kName = "encoder";
-
-Output parse_output(const std::string& text) {
-  if (text == "hidden") return Output::hidden;
-  if (text == "first") return Output::first;
-  require(text == "mean", kName, "output must be hidden, first or mean, not " + text);
-  return Output::mean;
-}
 
 // torch.backends.cuda.matmul.allow_tf32: torch sets its cuBLAS handle's math mode by it whenever the handle is taken.
 bool torch_allows_tf32() {
@@ -34,68 +25,44 @@ bool torch_allows_tf32() {
   }();
   if (get_math_mode == nullptr) return false;
   void* handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_get_current_cuda_blas_handle(&handle));
+  check_shim(torch_get_current_cuda_blas_handle(&handle), "asking for the cuBLAS handle");
   cublasMath_t mode = CUBLAS_DEFAULT_MATH;
   return get_math_mode(static_cast<cublasHandle_t>(handle), &mode) == CUBLAS_STATUS_SUCCESS &&
          (mode & CUBLAS_TF32_TENSOR_OP_MATH) != 0;
 }
 
 // A prepared arena of two-byte elements: the plain one, then, on 256 bytes, its folded twin. Its size tells it apart.
-int64_t folded_at(const EncoderShape& shape) { return (2 * MatrixLayout(shape).size() + 255) / 256 * 256; }
-int64_t prepared_elements(const EncoderShape& shape) {
-  return (folded_at(shape) + static_cast<int64_t>(small_folded_bytes(shape))) / 2;
+int64_t folded_at(const Lowered& encoder) {
+  return (2 * arena_elements(encoder.slots, SlotKind::matrix) + 255) / 256 * 256;
+}
+int64_t prepared_elements(const Lowered& encoder) {
+  return (folded_at(encoder) + static_cast<int64_t>(folded_bytes(encoder))) / 2;
+}
+bool is_prepared(const Tensor& matrices, const Lowered& encoder) {
+  return matrices.dim() == 1 && matrices.element_size() == 2 && encoder.spec.norm == NormPlace::post &&
+         matrices.numel() == prepared_elements(encoder);
 }
 
-void check_shape(const EncoderShape& shape) {
-  const auto positive = [](int64_t value, const char* what) {
-    require(value > 0 && value <= INT_MAX, kName, std::string(what) + " must be positive");
-  };
-  positive(shape.layers, "layers");
-  positive(shape.hidden, "hidden");
-  positive(shape.embedding, "the word table's width");
-  positive(shape.heads, "heads");
-  positive(shape.intermediate, "intermediate");
-  require(shape.hidden % shape.heads == 0, kName, "hidden is not a multiple of heads");
-  require(shape.head_size() % 2 == 0 && shape.head_size() <= 128, kName, "head size must be even and at most 128");
-}
+Tensor run_encoder(const Tensor& ids_in, const Tensor& segments_in, const Tensor& mask_in, const Weights& weights,
+                   const std::shared_ptr<const Lowered>& encoder, const std::string& output) {
+  const Output wanted = output_of(output);
+  check_call(ids_in, segments_in, mask_in, weights, *encoder);
+  check_cuda("ids", ids_in);
+  const bool prepared = is_prepared(weights.matrices, *encoder);
+  if (!prepared) check_matrices(weights.matrices, *encoder);
+  check_type("matrices", weights.matrices, weights.word.scalar_type());
+  const DeviceGuard guard(ids_in.get_device_index());
+  const Tensor ids = dense(ids_in), segments = dense(segments_in), mask = dense(mask_in);
+  const Tensor word = dense(weights.word), position = dense(weights.position);
+  const Tensor segment = dense(weights.segment), vectors = dense(weights.vectors);
+  const Tensor matrices = dense(weights.matrices);
+  const Tensor result = empty(word, result_sizes(ids, encoder->spec, wanted), word.scalar_type());
+  if (ids.numel() == 0) return torch::stable::fill_(result, 0);
 
-Tensor encoder(const Tensor& ids_in, const Tensor& segments_in, const Tensor& mask_in, const Tensor& word_in,
-               const Tensor& position_in, const Tensor& segment_in, const Tensor& matrices_in, const Tensor& vectors_in,
-               int64_t layers, int64_t hidden, int64_t heads, int64_t intermediate, std::string activation,
-               bool pre_norm, double epsilon, int64_t position_offset, bool count_positions, std::string output) {
-  require(ids_in.dim() == 2, kName, "ids must be [batch, length]");
-  require(word_in.dim() == 2, kName, "word must be [words, width]");
-  const int64_t batch = ids_in.size(0), length = ids_in.size(1), width = word_in.size(1);
-  const auto type = word_in.scalar_type();
-  const auto ids = checked(ids_in, ScalarType::Long, {batch, length}, kName, "ids");
-  const auto segments = checked(segments_in, ScalarType::Long, {batch, length}, kName, "segments");
-  const auto mask = checked(mask_in, ScalarType::Long, {batch, length}, kName, "mask");
-  const auto word = checked(word_in, type, {-1, width}, kName, "word");
-  const auto position = checked(position_in, type, {-1, width}, kName, "position");
-  const auto segment = checked(segment_in, type, {-1, width}, kName, "segment");
-
-  const EncoderShape shape{layers,          hidden,
-                           width,           heads,
-                           intermediate,    parse_activation(activation, kName),
-                           pre_norm,        static_cast<float>(epsilon),
-                           position_offset, count_positions};
-  check_shape(shape);
-  const DataType number = data_type(word, kName, "word");
-  const bool prepared = number != DataType::fp32 && matrices_in.numel() == prepared_elements(shape);
-  const auto matrices =
-      checked(matrices_in, type, {prepared ? prepared_elements(shape) : MatrixLayout(shape).size()}, kName, "matrices");
-  const auto vectors = checked(vectors_in, ScalarType::Float, {VectorLayout(shape).size()}, kName, "vectors");
-  require(batch * length <= INT_MAX, kName, "batch times length must fit 31 bits");
-
-  const Output kind = parse_output(output);
-  const torch::stable::accelerator::DeviceGuard guard(ids.get_device_index());
-  std::vector<int64_t> sizes{batch, length, hidden};
-  if (kind != Output::hidden) sizes = {batch, hidden};
-  const Tensor result = empty(word, sizes, type);
-  if (batch == 0 || length == 0) return torch::stable::fill_(result, 0);
-
-  const Model model{number,
-                    number == DataType::fp32 && torch_allows_tf32(),
+  const Type type = type_of(word);
+  const Model model{encoder,
+                    type,
+                    type == Type::f32 && torch_allows_tf32(),
                     word.data_ptr(),
                     position.data_ptr(),
                     segment.data_ptr(),
@@ -104,60 +71,88 @@ Tensor encoder(const Tensor& ids_in, const Tensor& segments_in, const Tensor& ma
                     static_cast<int>(segment.size(0)),
                     matrices.data_ptr(),
                     data<const float>(vectors),
-                    prepared ? data<const char>(matrices) + folded_at(shape) : nullptr,
-                    shape,
-                    kind};
+                    prepared ? data<const char>(matrices) + folded_at(*encoder) : nullptr,
+                    wanted};
   const Call call{data<const int64_t>(ids), data<const int64_t>(segments), data<const int64_t>(mask),
-                  result.data_ptr(),        static_cast<int>(batch),       static_cast<int>(length)};
-  const Request request{model, call};
+                  result.data_ptr(),        static_cast<int>(ids.size(0)), static_cast<int>(ids.size(1))};
   const auto allocate = [&word](size_t bytes) -> std::shared_ptr<void> {
     auto tensor = std::make_shared<Tensor>(empty(word, {static_cast<int64_t>(bytes)}, ScalarType::Byte));
     void* memory = tensor->data_ptr();
     return {std::move(tensor), memory};
   };
-  run(request, allocate, current_stream(ids));
+  run({model, call}, allocate, current_stream(ids));
   return result;
 }
 
-// The arena with what small_fold makes of it behind, where the type has that path; a plain copy otherwise (an operator
-// must not return its own argument).
-Tensor prepare(const Tensor& matrices_in, int64_t layers, int64_t hidden, int64_t embedding, int64_t intermediate,
-               std::optional<Tensor> vectors_in) {
-  constexpr const char* kPrepare = "prepare";
-  EncoderShape shape{};
-  shape.layers = layers;
-  shape.hidden = hidden;
-  shape.embedding = embedding;
-  shape.intermediate = intermediate;
-  shape.heads = 1;
-  const auto type = matrices_in.scalar_type();
-  const DataType number = data_type(matrices_in, kPrepare, "matrices");
-  const auto matrices = checked(matrices_in, type, {MatrixLayout(shape).size()}, kPrepare, "matrices");
-  const bool folds = vectors_in.has_value() && number != DataType::fp32 &&
-                     vectors_in->numel() == VectorLayout(shape).size();  // a pre-norm arena is longer
-  if (!folds) return torch::stable::clone(matrices);
-  const auto vectors = checked(*vectors_in, ScalarType::Float, {VectorLayout(shape).size()}, kPrepare, "vectors");
-  const torch::stable::accelerator::DeviceGuard guard(matrices.get_device_index());
+Tensor encode(const Tensor& ids, const Tensor& segments, const Tensor& mask, const std::vector<Tensor>& weights,
+              const std::string& spec, const std::string& output) {
+  return run_encoder(ids, segments, mask, weights_of(weights), lowered(spec), output);
+}
+
+// The arena with what fold_weights makes of it behind.
+Tensor folded(const Tensor& matrices_in, const Tensor& vectors_in, const Lowered& encoder) {
+  const DeviceGuard guard(matrices_in.get_device_index());
+  const Tensor matrices = dense(matrices_in), vectors = dense(vectors_in);
   const auto stream = current_stream(matrices);
-  const auto out = empty(matrices, {prepared_elements(shape)}, type);
-  check(cudaMemcpyAsync(out.data_ptr(), matrices.data_ptr(), MatrixLayout(shape).size() * element_size(number),
-                        cudaMemcpyDeviceToDevice, stream),
-        kPrepare);
-  for_type(number, [&](auto zero) {
+  const Tensor out = empty(matrices, {prepared_elements(encoder)}, matrices.scalar_type());
+  check(cudaMemcpyAsync(out.data_ptr(), matrices.data_ptr(), 2 * matrices.numel(), cudaMemcpyDeviceToDevice, stream),
+        "copying the weights");
+  for_type(type_of(matrices), [&](auto zero) {
     using T = decltype(zero);
-    if constexpr (!std::is_same_v<T, float>) {
-      check(small_fold(shape, data<const T>(matrices), data<const float>(vectors), data<char>(out) + folded_at(shape),
-                       stream),
-            kPrepare);
+    if constexpr (sizeof(T) == 2) {
+      check(fold_weights(encoder, data<const T>(matrices), data<const float>(vectors),
+                         data<char>(out) + folded_at(encoder), stream),
+            "folding the weights");
     }
   });
   return out;
+}
+
+// The tables and the vectors stay as they are; the matrices, too, where folding them is of no use.
+std::vector<Tensor> prepare_weights(std::vector<Tensor> tensors, const std::string& spec) {
+  const auto encoder = lowered(spec);
+  const Weights weights = weights_of(tensors);
+  check_weights(weights, *encoder);
+  check_cuda("word", weights.word);
+  if (is_prepared(weights.matrices, *encoder)) return tensors;
+  check_matrices(weights.matrices, *encoder);
+  const DeviceGuard guard(weights.word.get_device_index());
+  if (weights.matrices.element_size() == 2 && folds(DeviceInfo::current(), encoder->spec))
+    tensors[kMatrices] = folded(weights.matrices, weights.vectors, *encoder);
+  return tensors;
+}
+
+Tensor encoder_0_1(const Tensor& ids, const Tensor& segments, const Tensor& mask, const Tensor& word,
+                   const Tensor& position, const Tensor& segment, const Tensor& matrices, const Tensor& vectors,
+                   int64_t layers, int64_t hidden, int64_t heads, int64_t intermediate, const std::string& activation,
+                   bool pre_norm, double epsilon, int64_t position_offset, bool count_positions,
+                   const std::string& output) {
+  check_shape("word", word, {kAnySize, kAnySize});
+  const auto encoder = lowered(spec_of(layers, hidden, word.size(1), heads, intermediate, activation, pre_norm, epsilon,
+                                       position_offset, count_positions));
+  return run_encoder(ids, segments, mask, {word, position, segment, matrices, vectors}, encoder, output);
+}
+
+// A copy where nothing is folded, since that schema knows of no alias.
+Tensor prepare_0_1(const Tensor& matrices, int64_t layers, int64_t hidden, int64_t embedding, int64_t intermediate,
+                   std::optional<Tensor> vectors) {
+  const auto encoder = lowered(spec_of(layers, hidden, embedding, intermediate, false));
+  check_cuda("matrices", matrices);
+  check_matrices(matrices, *encoder);
+  // A pre-norm arena of vectors is longer.
+  const bool post = vectors.has_value() && vectors->numel() == arena_elements(encoder->slots, SlotKind::vector);
+  if (!post || matrices.element_size() != 2) return torch::stable::clone(matrices);
+  check_device("vectors", *vectors, "matrices", matrices);
+  check_type("vectors", *vectors, ScalarType::Float);
+  return folded(matrices, *vectors, *encoder);
 }
 
 }  // namespace
 }  // namespace efft::cuda
 
 STABLE_TORCH_LIBRARY_IMPL(efft, CUDA, m) {
-  m.impl("encoder", TORCH_BOX(&efft::cuda::encoder));
-  m.impl("prepare", TORCH_BOX(&efft::cuda::prepare));
+  m.impl("encode", TORCH_BOX(&efft::cuda::encode));
+  m.impl("prepare_weights", TORCH_BOX(&efft::cuda::prepare_weights));
+  m.impl("encoder", TORCH_BOX(&efft::cuda::encoder_0_1));
+  m.impl("prepare", TORCH_BOX(&efft::cuda::prepare_0_1));
 }

@@ -1,18 +1,14 @@
-// The operators' CPU implementations: check, pick the type, call the engine.
+// The encoder's operators on the CPU: check, pick the types, call the engine.
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
-#include <cmath>
-#include <cstring>
 #include <optional>
 #include <string>
-#include <tuple>
 #include <vector>
 
 #include "checks.h"
-#include "efft/cpu/encoder.h"
-#include "efft/cpu/parallel.h"
 #include "efft/cpu/workspace.h"
+#include "tensors_cpu.h"
 
 namespace efft {
 
@@ -21,83 +17,54 @@ namespace {
 using torch::stable::contiguous;
 using torch::stable::new_empty;
 
-int threads() { return std::max<int>(1, static_cast<int>(torch::stable::get_num_threads())); }
-
-cpu::Type type_of(const Tensor& tensor) {
-  if (tensor.scalar_type() == ScalarType::BFloat16) return cpu::Type::bf16;
-  return tensor.scalar_type() == ScalarType::Half ? cpu::Type::f16 : cpu::Type::f32;
-}
-
-const int64_t* integers(const Tensor& tensor) { return static_cast<const int64_t*>(tensor.data_ptr()); }
-const float* floats(const Tensor& tensor) { return static_cast<const float*>(tensor.data_ptr()); }
-
-char* row_of(const Tensor& tensor, int64_t row) {
-  return static_cast<char*>(tensor.data_ptr()) + row * tensor.size(1) * static_cast<int64_t>(tensor.element_size());
-}
-
-cpu::Step step_of(Activation activation) {
-  if (activation == Activation::gelu) return cpu::Step::gelu;
-  return activation == Activation::gelu_tanh ? cpu::Step::gelu_tanh : cpu::Step::relu;
-}
-
 // Plain matrices, or the bytes of the archived 8-bit form.
-std::vector<cpu::MatrixSource> sources_of(const Tensor& matrices, const cpu::ArenaShape& arena, int64_t expected) {
+std::vector<WeightView> matrices_of(const Tensor& matrices, const Lowered& encoder) {
   if (matrices.scalar_type() == ScalarType::Byte) {
-    return cpu::quantised_sources(arena, matrices.data_ptr(), matrices.numel());
+    return cpu::quantised_matrices(encoder, matrices.data_ptr(), matrices.numel());
   }
-  check_float_type("matrices", matrices);
-  check_shape("matrices", matrices, {expected});
-  return cpu::plain_sources(arena, matrices.data_ptr(), type_of(matrices));
+  check_matrices(matrices, encoder);
+  return cpu::plain_matrices(encoder.slots, matrices.data_ptr(), type_of(matrices));
 }
 
-// A matrix arena in the engine's own form. Any other is packed anew for every call, into memory that the thread keeps:
-// correct, slow, and meant for tests and tracing; who serves a model prepares it once.
-cpu::Arena arena_of(const Tensor& matrices, const cpu::ArenaShape& shape, int64_t expected) {
-  if (matrices.scalar_type() == ScalarType::Byte && !cpu::is_quantised(matrices.data_ptr(), matrices.numel())) {
-    return cpu::Arena::checked(matrices.data_ptr(), matrices.numel(), shape);
-  }
-  thread_local cpu::Workspace packed;
+// Whether the bytes can only be what prepare_weights made.
+bool is_prepared(const Tensor& matrices) {
+  return matrices.scalar_type() == ScalarType::Byte && !cpu::is_quantised(matrices.data_ptr(), matrices.numel());
+}
+
+// Matrices in the engine's own form. Any other is packed anew for every call, into `packed`: correct, slow, and meant
+// for tests and tracing; who serves a model prepares it once.
+cpu::Prepared prepared_of(const Tensor& matrices, const Lowered& encoder, cpu::Workspace& packed) {
+  if (is_prepared(matrices)) return cpu::Prepared::checked(matrices.data_ptr(), matrices.numel(), encoder.slots);
   const Tensor plain = contiguous(matrices);
-  const auto sources = sources_of(plain, shape, expected);
-  char* block = packed.reserve(cpu::prepared_bytes(sources));
-  cpu::prepare(shape, sources, block, threads());
-  return cpu::Arena(block);
+  const auto views = matrices_of(plain, encoder);
+  char* block = packed.reserve(cpu::prepared_bytes(encoder.slots, views));
+  cpu::prepare(encoder.slots, views, block, threads());
+  return cpu::Prepared(block);
 }
 
-cpu::Tables tables_of(const Tensor& word, const Tensor& position, const Tensor& segment) {
-  return {{word.data_ptr(), position.data_ptr(), segment.data_ptr(), type_of(word), word.size(1)},
-          word.size(0),
-          position.size(0),
-          segment.size(0)};
+Tensor prepared(const Tensor& matrices, const Lowered& encoder) {
+  const Tensor plain = contiguous(matrices);
+  const auto views = matrices_of(plain, encoder);
+  Tensor out = new_empty(matrices, {cpu::prepared_bytes(encoder.slots, views)}, ScalarType::Byte);
+  cpu::prepare(encoder.slots, views, out.data_ptr(), threads());
+  return out;
 }
 
-Tensor encoder(const Tensor& ids, const Tensor& segments, const Tensor& mask, const Tensor& word,
-               const Tensor& position, const Tensor& segment, const Tensor& matrices, const Tensor& vectors,
-               int64_t layers, int64_t hidden, int64_t heads, int64_t intermediate, const std::string& activation,
-               bool pre_norm, double epsilon, int64_t position_offset, bool count_positions,
-               const std::string& output) {
-  check_inputs(ids, segments, mask);
-  check_tables(word, position, segment);
-  const EncoderShape shape{layers,          hidden,
-                           word.size(1),    heads,
-                           intermediate,    activation_of(activation),
-                           pre_norm,        static_cast<float>(epsilon),
-                           position_offset, count_positions};
-  check_encoder_shape(shape);
-  check_vector("vectors", vectors, VectorLayout(shape).size());
-  const cpu::Arena arena =
-      arena_of(matrices, {layers, hidden, shape.embedding, intermediate}, MatrixLayout(shape).size());
-
-  const Tensor i = contiguous(ids), s = contiguous(segments), m = contiguous(mask);
-  const Tensor w = contiguous(word), p = contiguous(position), g = contiguous(segment), v = contiguous(vectors);
+Tensor run(const Tensor& ids, const Tensor& segments, const Tensor& mask, const Weights& weights,
+           const Lowered& encoder, const std::string& output) {
   const Output wanted = output_of(output);
-  Tensor out = wanted == Output::hidden ? new_empty(word, {ids.size(0), ids.size(1), hidden})
-                                        : new_empty(word, {ids.size(0), hidden});
-  cpu::encode({shape,
+  check_call(ids, segments, mask, weights, encoder);
+  const Tensor i = contiguous(ids), s = contiguous(segments), m = contiguous(mask);
+  const Tensor word = contiguous(weights.word), position = contiguous(weights.position);
+  const Tensor segment = contiguous(weights.segment), vectors = contiguous(weights.vectors);
+  cpu::Workspace packed;
+  const cpu::Prepared matrices = prepared_of(weights.matrices, encoder, packed);
+  Tensor out = new_empty(word, result_sizes(ids, encoder.spec, wanted));
+  cpu::encode({encoder,
                {integers(i), integers(s), integers(m), ids.size(0), ids.size(1)},
-               tables_of(w, p, g),
-               arena,
-               floats(v),
+               tables_of(word, position, segment),
+               matrices,
+               floats(vectors),
                wanted,
                out.data_ptr(),
                type_of(word),
@@ -105,204 +72,41 @@ Tensor encoder(const Tensor& ids, const Tensor& segments, const Tensor& mask, co
   return out;
 }
 
-// The vectors stay as they are: the CPU's norms run on their own.
-Tensor prepare(const Tensor& matrices, int64_t layers, int64_t hidden, int64_t embedding, int64_t intermediate,
-               std::optional<Tensor> /*vectors*/) {
-  EncoderShape shape{};
-  shape.layers = layers;
-  shape.hidden = hidden;
-  shape.embedding = embedding;
-  shape.intermediate = intermediate;
-  shape.heads = hidden / 2;  // any number that passes: the matrices do not depend on it
-  check_encoder_shape(shape);
-  const Tensor plain = contiguous(matrices);
-  const cpu::ArenaShape arena{layers, hidden, embedding, intermediate};
-  const auto sources = sources_of(plain, arena, MatrixLayout(shape).size());
-  Tensor out = new_empty(matrices, {cpu::prepared_bytes(sources)}, ScalarType::Byte);
-  cpu::prepare(arena, sources, out.data_ptr(), threads());
-  return out;
+Tensor encode(const Tensor& ids, const Tensor& segments, const Tensor& mask, const std::vector<Tensor>& weights,
+              const std::string& spec, const std::string& output) {
+  return run(ids, segments, mask, weights_of(weights), *lowered(spec), output);
 }
 
-std::tuple<Tensor, Tensor> unpad(const Tensor& mask) {
-  check_type("mask", mask, ScalarType::Long);
-  check_shape("mask", mask, {kAnySize, kAnySize});
-  const Tensor m = contiguous(mask);
-  const int64_t batch = mask.size(0), length = mask.size(1);
-  Tensor cu_seqlens = new_empty(mask, {batch + 1}, ScalarType::Int);
-  Tensor rows = new_empty(mask, {batch * length}, ScalarType::Int);
-  auto* indices = static_cast<int32_t*>(rows.data_ptr());
-  const cpu::Tokens tokens =
-      cpu::unpad(integers(m), batch, length, static_cast<int32_t*>(cu_seqlens.data_ptr()), indices);
-  std::fill(indices + tokens.count, indices + batch * length, -1);
-  return {cu_seqlens, rows};
-}
-
-Tensor embed_norm(const Tensor& ids, const Tensor& segments, const Tensor& mask, const Tensor& word,
-                  const Tensor& position, const Tensor& segment, const Tensor& gamma, const Tensor& beta,
-                  double epsilon, int64_t position_offset, bool count_positions) {
-  check_inputs(ids, segments, mask);
-  check_tables(word, position, segment);
-  const int64_t width = word.size(1), batch = ids.size(0), length = ids.size(1);
-  check_vector("gamma", gamma, width);
-  check_vector("beta", beta, width);
-  STD_TORCH_CHECK(position_offset >= 0, "position_offset: must not be negative, got ", position_offset);
-  const Tensor i = contiguous(ids), s = contiguous(segments), m = contiguous(mask);
-  const Tensor w = contiguous(word), p = contiguous(position), g = contiguous(segment);
-  const Tensor scale = contiguous(gamma), shift = contiguous(beta);
-
-  std::vector<int32_t> memory(batch + 1 + 2 * batch * length);
-  int32_t *rows = memory.data() + batch + 1, *positions = rows + batch * length;
-  const cpu::Tokens tokens = cpu::unpad(integers(m), batch, length, memory.data(), rows);
-  cpu::positions_of(tokens, batch, length, position_offset, count_positions, positions);
-  const cpu::Tables tables = tables_of(w, p, g);
-  cpu::check_indices({integers(i), integers(s), integers(m), batch, length}, tables, tokens, positions);
-
-  Tensor out = new_empty(word, {tokens.count, width});
-  const cpu::Norm norm{floats(scale), floats(shift), width, static_cast<float>(epsilon)};
-  const cpu::Kernels& k = cpu::kernels();
-  const int team = threads();
-  const int64_t stride = (width + 15) / 16 * 16;
-  auto* sums = reinterpret_cast<float*>(cpu::Workspace::mine().reserve(team * stride * sizeof(float)));
-  cpu::Team::run(team, 3, [&](cpu::Member& member) {
-    const int thread = member.thread();
-    cpu::Results to{};
-    to.values = sums + thread * stride;
-    member.phase(tokens.count, [&](int64_t t) {
-      const int64_t at = tokens.rows[t];
-      k.embed(tables.rows, integers(i)[at], positions[t], integers(s)[at], norm, to);
-      k.cast(to.values, cpu::Type::f32, row_of(out, t), type_of(out), width);
-    });
-  });
-  return out;
-}
-
-void check_sequences(const Tensor& cu_seqlens, int64_t tokens, int64_t max_length) {
-  check_type("cu_seqlens", cu_seqlens, ScalarType::Int);
-  check_shape("cu_seqlens", cu_seqlens, {kAnySize});
-  const auto* ends = static_cast<const int32_t*>(cu_seqlens.data_ptr());
-  const int64_t batch = cu_seqlens.size(0) - 1;
-  STD_TORCH_CHECK(batch >= 0 && ends[0] == 0, "cu_seqlens: must start with 0");
-  for (int64_t b = 0; b < batch; ++b) {
-    const int64_t length = int64_t{ends[b + 1]} - ends[b];
-    STD_TORCH_CHECK(length >= 0 && length <= max_length, "cu_seqlens: sequence ", b, " has ", length,
-                    " tokens, max_length is ", max_length);
+// The tables and the vectors stay as they are.
+std::vector<Tensor> prepare_weights(std::vector<Tensor> tensors, const std::string& spec) {
+  const auto encoder = lowered(spec);
+  const Weights weights = weights_of(tensors);
+  check_weights(weights, *encoder);
+  if (is_prepared(weights.matrices)) {
+    cpu::Prepared::checked(weights.matrices.data_ptr(), weights.matrices.numel(), encoder->slots);
+  } else {
+    tensors[kMatrices] = prepared(weights.matrices, *encoder);
   }
-  STD_TORCH_CHECK(ends[batch] == tokens, "cu_seqlens: ends at ", ends[batch], ", qkv has ", tokens, " rows");
+  return tensors;
 }
 
-Tensor attention(const Tensor& qkv, const Tensor& bias, const Tensor& cu_seqlens, int64_t heads, int64_t max_length) {
-  check_float_type("qkv", qkv);
-  check_shape("qkv", qkv, {kAnySize, kAnySize});
-  const int64_t tokens = qkv.size(0), width = qkv.size(1), hidden = width / 3;
-  STD_TORCH_CHECK(width % 3 == 0, "qkv: the width must be three times the hidden size, got ", width);
-  STD_TORCH_CHECK(heads >= 1 && hidden % heads == 0, "heads: ", heads, " do not divide hidden ", hidden);
-  const int64_t size = hidden / heads;
-  STD_TORCH_CHECK(size % 2 == 0 && size >= 2 && size <= 128, "heads: the head size must be even and at most 128, got ",
-                  size);
-  check_vector("bias", bias, width);
-  const Tensor ends = contiguous(cu_seqlens);
-  check_sequences(ends, tokens, max_length);
-
-  const cpu::Kernels& k = cpu::kernels();
-  const cpu::Type type = type_of(qkv);
-  const cpu::Type compute = type == cpu::Type::bf16 && k.attend_bf16 ? type : cpu::Type::f32;
-  const int64_t element = compute == cpu::Type::f32 ? 4 : 2;
-  const Tensor source = contiguous(qkv), added = contiguous(bias);
-  Tensor out = new_empty(qkv, {tokens, hidden});
-  const int team = threads();
-  const int64_t batch = ends.size(0) - 1;
-  const auto* starts = static_cast<const int32_t*>(ends.data_ptr());
-  int64_t longest = 0;
-  for (int64_t b = 0; b < batch; ++b) longest = std::max<int64_t>(longest, starts[b + 1] - starts[b]);
-
-  cpu::Carver carver;
-  const int64_t biased_at = carver.take((tokens * width + 16) * element);
-  const int64_t context_at = carver.take(tokens * hidden * element);
-  const int64_t row_at = carver.take(team * width * 4);
-  const int64_t scratch_bytes = (k.attend_scratch(longest, size) + 63) / 64 * 64;
-  const int64_t scratch_at = carver.take(team * scratch_bytes);
-  char* base = cpu::Workspace::mine().reserve(carver.used());
-  char *biased = base + biased_at, *context = base + context_at;
-  cpu::Team::run(team, 3, [&](cpu::Member& member) {
-    const int thread = member.thread();
-    auto* row = reinterpret_cast<float*>(base + row_at) + thread * width;
-    member.phase(tokens, [&](int64_t t) {
-      k.cast(row_of(source, t), type, row, cpu::Type::f32, width);
-      k.bias_step(row, cpu::Type::f32, floats(added), cpu::Step::none, width, row);
-      k.cast(row, cpu::Type::f32, biased + t * width * element, compute, width);
-    });
-    member.phase(batch * heads, [&](int64_t task) {
-      const int64_t begin = starts[task / heads], length = starts[task / heads + 1] - begin, head = task % heads;
-      if (length == 0) return;
-      const char* query = biased + (begin * width + head * size) * element;
-      const cpu::Attend a{query,
-                          width,
-                          query + hidden * element,
-                          query + 2 * hidden * element,
-                          width,
-                          context + (begin * hidden + head * size) * element,
-                          hidden,
-                          length,
-                          length,
-                          size,
-                          1.0f / std::sqrt(static_cast<float>(size))};
-      (compute == cpu::Type::bf16 ? k.attend_bf16 : k.attend_f32)(a, base + scratch_at + thread * scratch_bytes);
-    });
-    member.phase(tokens,
-                 [&](int64_t t) { k.cast(context + t * hidden * element, compute, row_of(out, t), type, hidden); });
-  });
-  return out;
+Tensor encoder_0_1(const Tensor& ids, const Tensor& segments, const Tensor& mask, const Tensor& word,
+                   const Tensor& position, const Tensor& segment, const Tensor& matrices, const Tensor& vectors,
+                   int64_t layers, int64_t hidden, int64_t heads, int64_t intermediate, const std::string& activation,
+                   bool pre_norm, double epsilon, int64_t position_offset, bool count_positions,
+                   const std::string& output) {
+  check_shape("word", word, {kAnySize, kAnySize});
+  const auto encoder = lowered(spec_of(layers, hidden, word.size(1), heads, intermediate, activation, pre_norm, epsilon,
+                                       position_offset, count_positions));
+  return run(ids, segments, mask, {word, position, segment, matrices, vectors}, *encoder, output);
 }
 
-Tensor add_norm(const Tensor& x, const Tensor& bias, const Tensor& residual, const Tensor& gamma, const Tensor& beta,
-                double epsilon, bool /*overlap*/) {
-  check_float_type("x", x);
-  check_shape("x", x, {kAnySize, kAnySize});
-  const int64_t rows = x.size(0), width = x.size(1);
-  check_type("residual", residual, x.scalar_type());
-  check_shape("residual", residual, {rows, width});
-  check_vector("bias", bias, width);
-  check_vector("gamma", gamma, width);
-  check_vector("beta", beta, width);
-  const Tensor source = contiguous(x), other = contiguous(residual);
-  const Tensor shift = contiguous(bias), scale = contiguous(gamma), offset = contiguous(beta);
-  Tensor out = new_empty(x, {rows, width});
-  const cpu::Norm norm{floats(scale), floats(offset), width, static_cast<float>(epsilon)};
-  const cpu::Kernels& k = cpu::kernels();
-  const cpu::Type type = type_of(x);
-  const int team = threads();
-  auto* memory = reinterpret_cast<float*>(cpu::Workspace::mine().reserve(team * 2 * width * sizeof(float)));
-  cpu::Team::run(team, 3, [&](cpu::Member& member) {
-    const int thread = member.thread();
-    float *sum = memory + thread * 2 * width, *addend = sum + width;
-    member.phase(rows, [&](int64_t t) {
-      k.cast(row_of(source, t), type, sum, cpu::Type::f32, width);
-      k.cast(row_of(other, t), type, addend, cpu::Type::f32, width);
-      k.bias_step(sum, cpu::Type::f32, floats(shift), cpu::Step::none, width, sum);
-      k.bias_step(sum, cpu::Type::f32, addend, cpu::Step::none, width, sum);
-      cpu::Results to{};
-      to.values = sum;
-      k.normalize(sum, norm, to);
-      k.cast(sum, cpu::Type::f32, row_of(out, t), type, width);
-    });
-  });
-  return out;
+Tensor prepare_0_1(const Tensor& matrices, int64_t layers, int64_t hidden, int64_t embedding, int64_t intermediate,
+                   std::optional<Tensor> /*vectors*/) {
+  return prepared(matrices, *lowered(spec_of(layers, hidden, embedding, intermediate, false)));
 }
 
-Tensor bias_activation(const Tensor& x, const Tensor& bias, const std::string& activation) {
-  check_float_type("x", x);
-  check_shape("x", x, {kAnySize, kAnySize});
-  check_vector("bias", bias, x.size(1));
-  const cpu::Step step = step_of(activation_of(activation));
-  const Tensor source = contiguous(x), added = contiguous(bias);
-  Tensor out = new_empty(x, {x.size(0), x.size(1)});
-  cpu::Team::run(threads(), 1, [&](cpu::Member& member) {
-    member.phase(x.size(0), [&](int64_t t) {
-      cpu::kernels().bias_step(row_of(source, t), type_of(x), floats(added), step, x.size(1), row_of(out, t));
-    });
-  });
-  return out;
-}
+std::string slots_text(const std::string& spec) { return text(lowered(spec)->slots); }
 
 std::string describe() {
   const cpu::Kernels& k = cpu::kernels();
@@ -315,14 +119,14 @@ std::string describe() {
 }  // namespace efft
 
 STABLE_TORCH_LIBRARY_IMPL(efft, CPU, m) {
-  m.impl("encoder", TORCH_BOX(&efft::encoder));
-  m.impl("prepare", TORCH_BOX(&efft::prepare));
-  m.impl("unpad", TORCH_BOX(&efft::unpad));
-  m.impl("embed_norm", TORCH_BOX(&efft::embed_norm));
-  m.impl("attention", TORCH_BOX(&efft::attention));
-  m.impl("add_norm", TORCH_BOX(&efft::add_norm));
-  m.impl("bias_activation", TORCH_BOX(&efft::bias_activation));
+  m.impl("encode", TORCH_BOX(&efft::encode));
+  m.impl("prepare_weights", TORCH_BOX(&efft::prepare_weights));
+  m.impl("encoder", TORCH_BOX(&efft::encoder_0_1));
+  m.impl("prepare", TORCH_BOX(&efft::prepare_0_1));
 }
 
-// It takes no tensor, so no device's key would ever be chosen.
-STABLE_TORCH_LIBRARY_IMPL(efft, CompositeExplicitAutograd, m) { m.impl("describe", TORCH_BOX(&efft::describe)); }
+// They take no tensor, so no device's key would ever be chosen.
+STABLE_TORCH_LIBRARY_IMPL(efft, CompositeExplicitAutograd, m) {
+  m.impl("slots", TORCH_BOX(&efft::slots_text));
+  m.impl("describe", TORCH_BOX(&efft::describe));
+}

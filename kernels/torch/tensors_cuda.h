@@ -1,66 +1,37 @@
-// Between torch's stable tensors and the engine's raw pointers: checks, allocation, the current stream.
+// Between torch's stable tensors and the CUDA engine's raw pointers: allocation, the current stream.
+//
+// What is used of torch's headers must be in every release from 2.10 on: tests/unit/test_torch_headers.py compiles the
+// bindings against the oldest's and the newest's.
 #pragma once
 
 #include <cuda_runtime.h>
 #include <torch/csrc/stable/accelerator.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
 
-#include <initializer_list>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
-#include "../cuda/engine.h"
-#include "efft/encoder.h"
+#include "../cuda/engine/engine.h"
+#include "checks.h"
+#include "efft/cuda/for_type.cuh"
 
 namespace efft::cuda {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
+using torch::stable::accelerator::DeviceGuard;
 
-// Throws std::runtime_error "efft::OPERATOR: MESSAGE" unless the condition holds.
-inline void require(bool condition, const char* name, const std::string& message) {
-  if (!condition) throw std::runtime_error(std::string("efft::") + name + ": " + message);
-}
-
-// A tensor on the device as a kernel wants it: contiguous, of the type and the sizes (-1: any) given.
-inline Tensor checked(const Tensor& tensor, ScalarType type, std::initializer_list<int64_t> sizes, const char* name,
-                      const char* argument) {
-  const std::string text(argument);
-  require(tensor.is_cuda(), name, text + " is not on a CUDA device");
-  require(tensor.scalar_type() == type, name, text + " has the wrong type");
-  require(tensor.dim() == static_cast<int64_t>(sizes.size()), name,
-          text + " has " + std::to_string(tensor.dim()) + " dimensions instead of " + std::to_string(sizes.size()));
-  int64_t dimension = 0;
-  for (const int64_t size : sizes) {
-    require(size < 0 || tensor.size(dimension) == size, name,
-            text + " has size " + std::to_string(tensor.size(dimension)) + " instead of " + std::to_string(size) +
-                " in dimension " + std::to_string(dimension));
-    ++dimension;
-  }
+// Contiguous, as kernels want it.
+inline Tensor dense(const Tensor& tensor) {
   return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
 }
 
-inline DataType data_type(const Tensor& tensor, const char* name, const char* argument) {
-  switch (tensor.scalar_type()) {
-    case ScalarType::Float:
-      return DataType::fp32;
-    case ScalarType::Half:
-      return DataType::fp16;
-    case ScalarType::BFloat16:
-      return DataType::bf16;
-    default:
-      require(false, name, std::string(argument) + " must be float32, float16 or bfloat16");
-      return {};
-  }
+inline void check_cuda(const char* name, const Tensor& tensor) {
+  STD_TORCH_CHECK(tensor.is_cuda(), name, ": not on a CUDA device");
 }
 
-inline Activation parse_activation(const std::string& text, const char* name) {
-  if (text == "gelu") return Activation::gelu;
-  if (text == "gelu_tanh") return Activation::gelu_tanh;
-  require(text == "relu", name, "activation must be gelu, gelu_tanh or relu, not " + text);
-  return Activation::relu;
+// Of a tensor that check_float_type lets pass.
+inline Type type_of(const Tensor& tensor) {
+  if (tensor.scalar_type() == ScalarType::BFloat16) return Type::bf16;
+  return tensor.scalar_type() == ScalarType::Half ? Type::f16 : Type::f32;
 }
 
 template <typename T>
@@ -81,9 +52,14 @@ inline Tensor empty(const Tensor& like, const std::vector<int64_t>& sizes, Scala
   }
 }
 
+// A call of torch's C shims, whose own macro for this has another name from release to release.
+inline void check_shim(int32_t error, const char* what) {
+  if (error != 0) throw std::runtime_error(std::string("efft: ") + what + " failed");
+}
+
 inline cudaStream_t current_stream(const Tensor& tensor) {
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
+  check_shim(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream), "asking for the stream");
   return static_cast<cudaStream_t>(stream);
 }
 

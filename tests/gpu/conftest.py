@@ -23,14 +23,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def gpu_libraries() -> None:
-    """``$EFFT_CPU_LIBRARY`` and ``$EFFT_CUDA_LIBRARY`` may name libraries built elsewhere."""
+    """``$EFFT_CPU_LIBRARY``, ``$EFFT_CUDA_LIBRARY`` and the like for tests may name libraries built elsewhere."""
     if not torch.cuda.is_available():
         return
     major, minor = torch.cuda.get_device_capability()
     target = "90a" if (major, minor) == (9, 0) else f"{major}{minor}"
-    cpu, cuda = os.environ.get("EFFT_CPU_LIBRARY"), os.environ.get("EFFT_CUDA_LIBRARY")
-    ops.load(Path(cpu) if cpu else compile_cpu())
-    torch.ops.load_library(cuda or str(compile_cuda([target])))
+    ops.load(Path(os.environ.get("EFFT_CPU_LIBRARY") or compile_cpu()))
+    torch.ops.load_library(os.environ.get("EFFT_CUDA_LIBRARY") or str(compile_cuda([target])))
+    torch.ops.load_library(os.environ.get("EFFT_CPU_TEST_LIBRARY") or str(compile_cpu(tests=True)))
+    torch.ops.load_library(os.environ.get("EFFT_CUDA_TEST_LIBRARY") or str(compile_cuda([target], tests=True)))
 
 
 @pytest.fixture(autouse=True)

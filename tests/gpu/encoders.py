@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from builder.encoder import PackedEncoder, pack
-from builder.families import family_of, shape_of
+from builder.encoder import PackedEncoder, pack, prepare
+from builder.families import family_of, spec_of
 from tests.checkpoints import random_model
 from tests.kernels.criterion import assert_close
 
@@ -37,19 +37,11 @@ def make_pair(family: str, data_type: str, output: str = "hidden", prepared: boo
     """``sizes`` override the config by BERT's names."""
     model: Any = random_model(family, "embedding", **sizes)
     dtype = DTYPES[data_type]
-    shape = shape_of(model.config)
-    weights = pack(model.state_dict(), family_of(model.config), shape, dtype)
-    packed = PackedEncoder(shape, weights, output).cuda()
-    return Pair(model, prepare(packed) if prepared else packed, dtype, model.config.pad_token_id)
-
-
-def prepare(packed: PackedEncoder) -> PackedEncoder:
-    """The encoder with its matrices in the device's own form, as a worker serves it."""
-    s = packed.shape
-    packed.matrices = torch.ops.efft.prepare(
-        packed.matrices, s.layers, s.hidden, s.embedding, s.intermediate, packed.vectors
-    )
-    return packed
+    spec = spec_of(model.config)
+    packed = PackedEncoder(spec, pack(model.state_dict(), family_of(model.config), spec, dtype), output).cuda()
+    if prepared:  # as a worker serves it
+        packed.matrices = prepare(spec, packed).matrices
+    return Pair(model, packed, dtype, model.config.pad_token_id)
 
 
 def with_output(pair: Pair, output: str) -> Pair:

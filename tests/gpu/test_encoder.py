@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from builder.encoder import prepare
 from tests.checkpoints import FAMILIES
 from tests.gpu.encoders import DTYPES, batch, check, encode, make_pair, with_output
 from tests.kernels.criterion import assert_close
@@ -109,6 +110,36 @@ def test_an_id_outside_the_table_gives_nan_and_nothing_worse() -> None:
     got = encode(pair, ids, mask)
     assert torch.isnan(got[0]).any()
     assert torch.equal(got[1], expected[1])
+
+
+@pytest.mark.parametrize("data_type", DTYPES)
+@pytest.mark.parametrize("pad", [1, 0, 199])
+def test_pad_ids_within_a_text(data_type: str, pad: int) -> None:
+    """Positions are transformers' own: counted by the pad id, whatever the mask says. Pad 1, 0 and the table's last."""
+    pair = make_pair("roberta", data_type, pad_token_id=pad, max_position_embeddings=300)
+    ids, mask = batch(pair, [40, 17, 9], columns=48)
+    drawn = torch.rand(ids.shape, generator=torch.Generator().manual_seed(0)).cuda() < 0.2
+    ids = torch.where(drawn & mask.bool(), pair.pad, ids)
+    mask[0, 11] = 0  # a hole, which positions do not see
+    valid = mask.bool()
+    reference, plain = pair.reference(ids, mask, torch.float64), pair.reference(ids, mask, pair.dtype)
+    assert_close(encode(pair, ids, mask)[valid], plain[valid], reference[valid].cpu())
+
+
+def test_archives_of_0_1_0_get_the_same_bits() -> None:
+    """Through the operators that their traces hold."""
+    pair = make_pair("bert", "fp16", prepared=False)
+    ids, mask = batch(pair, [40, 17, 9])
+    packed, spec = pair.packed, pair.packed.spec
+    sizes = (spec.layers, spec.hidden, spec.width, spec.intermediate)
+    matrices = torch.ops.efft.prepare(packed.matrices, *sizes, packed.vectors)
+    tables = (packed.word, packed.position, packed.segment)
+    options = (spec.layers, spec.hidden, spec.heads, spec.intermediate, spec.activation, False, spec.epsilon, 0, False)
+    got = torch.ops.efft.encoder(
+        ids, torch.zeros_like(ids), mask, *tables, matrices, packed.vectors, *options, "hidden"
+    )
+    packed.matrices = prepare(spec, packed).matrices
+    assert torch.equal(got, encode(pair, ids, mask))
 
 
 def test_bad_arguments_raise() -> None:

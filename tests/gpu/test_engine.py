@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import random
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -157,6 +158,87 @@ def test_streams_are_bounded() -> None:
         with torch.cuda.stream(stream):
             assert torch.equal(encode(pair, *inputs), expected)
     assert _facts()["streams"] == 32
+
+
+def test_graphs_and_workspaces_go_with_their_weights() -> None:
+    pair = _pair()
+    inputs = batch(pair, [30, 7])
+    expected = encode(pair, *inputs)
+    torch.cuda.synchronize()
+    with torch.cuda.stream(_new_stream()):
+        before = _facts()["graphs"]
+        for _ in range(2):
+            encode(pair, *inputs)
+        assert _facts()["graphs"] == before + 1
+        torch.cuda.synchronize()
+        held = torch.cuda.memory_allocated()
+        assert torch.ops.efft.forget_weights(pair.packed.matrices.data_ptr()) >= 1
+        assert _facts()["graphs"] == before
+        assert torch.cuda.memory_allocated() < held
+        assert torch.equal(encode(pair, *inputs), expected)
+
+
+def test_asking_what_is_held_waits_for_nobody() -> None:
+    """A thread keeps its stream's lock while it waits for the device to count tokens."""
+    pair = _pair()
+    inputs = batch(pair, [128, 5, 127, 90] * 2)  # more than the small path takes uncounted
+    encode(pair, *inputs)
+    torch.cuda.synchronize()
+    with ThreadPoolExecutor(1) as pool:
+        torch.cuda._sleep(2_000_000_000)  # cycles: a second
+        call = pool.submit(lambda: encode(pair, *inputs))
+        time.sleep(0.2)
+        start = time.monotonic()
+        _facts()
+        took = time.monotonic() - start
+        waiting = not call.done()
+        call.result()
+    assert waiting, "the call did not wait: nothing was tried"
+    assert took < 0.1
+
+
+@pytest.mark.alone
+def test_a_device_without_memory_answers_all_the_same() -> None:
+    """A real shortage: a ballast leaves little of the device. What fits is right, what does not says so."""
+    pair = _pair(max_position_embeddings=512)
+    sizes = [[30, 7], [512] * 2, [512] * 64, [100, 3, 77], [512] * 256, [30, 7], [512] * 16]
+    inputs = [batch(pair, lengths) for lengths in sizes]
+    expected = [encode(pair, *one).cpu() for one in inputs]
+    torch.ops.efft.forget_weights(pair.packed.matrices.data_ptr())
+    torch.cuda.empty_cache()
+    free = torch.cuda.mem_get_info()[0]
+    ballast = [_ballast(free - (192 << 20))]
+    try:
+        answered = 0
+        for _ in range(3):
+            for one, right in zip(inputs, expected, strict=True):
+                try:
+                    got = encode(pair, *one).cpu()
+                except RuntimeError as error:
+                    if not out_of_memory(error):
+                        raise
+                    torch.cuda.empty_cache()
+                    continue
+                assert torch.equal(got, right)
+                answered += 1
+        assert 0 < answered < 3 * len(inputs), "the ballast was too small or too large to try anything"
+    finally:
+        for pointer in ballast:
+            _cudart().cudaFree(ctypes.c_void_p(pointer))
+    for one, right in zip(inputs, expected, strict=True):
+        assert torch.equal(encode(pair, *one).cpu(), right)
+
+
+def _cudart() -> ctypes.CDLL:
+    return ctypes.CDLL(next(line.split()[-1] for line in open("/proc/self/maps") if "libcudart" in line))
+
+
+def _ballast(size: int) -> int:
+    """Device memory taken from outside torch, as another process would."""
+    pointer = ctypes.c_void_p()
+    assert _cudart().cudaMalloc(ctypes.byref(pointer), ctypes.c_size_t(size)) == 0
+    assert pointer.value is not None
+    return pointer.value
 
 
 def test_without_memory_a_call_says_so_and_the_next_one_works() -> None:

@@ -14,7 +14,7 @@ from tests.gpu.encoders import check, make_pair
 
 def test_tuned_plans_are_used_and_right(tmp_path: Path) -> None:
     pair = make_pair("bert", "fp32", hidden_size=128, num_attention_heads=2, intermediate_size=512)
-    config = tune.tune(pair.packed.shape, torch.float32, tokens=(32, 64), candidates=8)
+    config = tune.tune(pair.packed.spec, torch.float32, tokens=(32, 64), candidates=8)
     assert len(config["plans"]) == 8
     assert all(plan["nanoseconds"] > 0 for plan in config["plans"])
     tune.write(config, tmp_path / gemm_config.NAME)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
+from functools import cache
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from builder import ops
 from builder.compile import compile_cpu, compile_cuda
 
 
 @pytest.fixture(scope="session")
 def _cpu_library() -> None:
-    torch.ops.load_library(os.environ.get("EFFT_CPU_LIBRARY") or str(compile_cpu()))
+    ops.load(Path(os.environ.get("EFFT_CPU_LIBRARY") or compile_cpu()))
 
 
 @pytest.fixture(scope="session")
@@ -35,6 +38,20 @@ def device(request: pytest.FixtureRequest, _cpu_library: None) -> str:
 def efft(device: str) -> SimpleNamespace:
     """``torch.ops.efft``."""
     return torch.ops.efft
+
+
+@pytest.fixture
+def efft_test(device: str) -> SimpleNamespace:
+    """``torch.ops.efft_test``: the engines' parts, from libraries that do not ship."""
+    _load_once(os.environ.get("EFFT_CPU_TEST_LIBRARY") or str(compile_cpu(tests=True)))
+    if device == "cuda":
+        _load_once(os.environ.get("EFFT_CUDA_TEST_LIBRARY") or str(compile_cuda(tests=True)))
+    return torch.ops.efft_test
+
+
+@cache
+def _load_once(library: str) -> None:
+    torch.ops.load_library(library)
 
 
 @pytest.fixture(params=[torch.float32, torch.bfloat16, torch.float16], ids=["fp32", "bf16", "fp16"])

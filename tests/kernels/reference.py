@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from builder.families import EncoderSpec
+
 STEPS = {
     "gelu": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
@@ -19,7 +21,7 @@ STEPS = {
 
 @dataclass(frozen=True)
 class Shape:
-    """An encoder's shape and options, named as in the operator's schema."""
+    """An encoder's shape and options; ``positions`` and what goes with them as in ``efft/spec.h``."""
 
     layers: int = 2
     hidden: int = 64
@@ -29,13 +31,21 @@ class Shape:
     activation: str = "gelu"
     pre_norm: bool = False
     epsilon: float = 1e-12
-    position_offset: int = 0
-    count_positions: bool = False
+    positions: str = "slot"
+    offset: int = 0
+    pad: int | None = None
 
     @property
     def width(self) -> int:
         """Width of the embedding tables."""
         return self.embedding or self.hidden
+
+    @property
+    def spec(self) -> EncoderSpec:
+        """What the operators take."""
+        options = {name: getattr(self, name) for name in ("activation", "epsilon", "positions", "offset", "pad")}
+        sizes = (self.layers, self.hidden, self.heads, self.intermediate, self.width)
+        return EncoderSpec(*sizes, norm="pre" if self.pre_norm else "post", **options)
 
     def matrix_sizes(self) -> list[tuple[int, int]]:
         """The matrices in the arena's order, (outputs, inputs)."""
@@ -88,14 +98,21 @@ def random_weights(shape: Shape, generator: torch.Generator, words: int = 50, po
     return Weights(*tables, torch.cat(matrices), torch.cat(vectors))
 
 
+def position_rows(ids: Tensor, mask: Tensor, shape: Shape) -> Tensor:
+    """The row of the position table for each token, int64 [B, S]."""
+    if shape.positions == "ids":
+        counted = (ids != shape.pad).long()
+        return counted.cumsum(1) * counted + shape.pad
+    columns = torch.arange(ids.shape[1]).expand_as(ids)
+    rank = ((mask != 0).cumsum(1) - 1).clamp(min=0)
+    return shape.offset + (rank if shape.positions == "mask" else columns)
+
+
 def embed_norm(
     ids: Tensor, segments: Tensor, mask: Tensor, weights: Weights, gamma: Tensor, beta: Tensor, shape: Shape
 ) -> Tensor:
     """[B, S, E], in the tables' type."""
-    valid = mask != 0
-    columns = torch.arange(ids.shape[1]).expand_as(ids)
-    rank = (valid.cumsum(1) - 1).clamp(min=0)
-    positions = shape.position_offset + (rank if shape.count_positions else columns)
+    positions = position_rows(ids, mask, shape)
     total = weights.word[ids] + weights.position[positions] + weights.segment[segments]
     dtype = total.dtype
     return F.layer_norm(total, (shape.width,), gamma.to(dtype), beta.to(dtype), shape.epsilon)
@@ -119,7 +136,7 @@ def encoder(
     output: str = "hidden",
     operand: Callable[[int, Tensor], Tensor] = lambda index, x: x,
 ) -> Tensor:
-    """What ``torch.ops.efft.encoder`` should return, computed padded in the tables' type.
+    """What ``torch.ops.efft.encode`` should return, computed padded in the tables' type.
 
     ``operand(i, x)`` stands for what becomes of x, the input of the arena's i-th matrix, before the product.
     """

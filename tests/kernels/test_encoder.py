@@ -25,7 +25,8 @@ SHAPES = {
     "pre_norm": Shape(hidden=96, heads=3, intermediate=192, pre_norm=True, activation="relu", epsilon=1e-5),
     "pre_norm_projection": Shape(hidden=96, heads=3, embedding=64, pre_norm=True),
     "fewer_steps_than_slices": Shape(hidden=2, heads=1, intermediate=3),
-    "roberta": Shape(position_offset=2, count_positions=True),
+    "roberta": Shape(positions="ids", pad=1),
+    "roberta_0_1": Shape(positions="mask", offset=2),
 }
 LENGTHS = {
     "one_token": [1],
@@ -38,11 +39,12 @@ LENGTHS = {
 
 def run(efft: SimpleNamespace, batch: Batch, weights: Weights, shape: Shape, output: str = "hidden") -> Tensor:
     """The operator on the tensors' device."""
-    return efft.encoder(
-        *batch, weights.word, weights.position, weights.segment, weights.matrices, weights.vectors,
-        shape.layers, shape.hidden, shape.heads, shape.intermediate, shape.activation, shape.pre_norm, shape.epsilon,
-        shape.position_offset, shape.count_positions, output,
-    )  # fmt: skip
+    return efft.encode(*batch, tensors(weights), shape.spec.text(), output)
+
+
+def tensors(weights: Weights) -> list[Tensor]:
+    """The weights in the operators' order."""
+    return [getattr(weights, name) for name in Weights.__dataclass_fields__]
 
 
 def on(device: str, weights: Weights) -> Weights:
@@ -52,9 +54,7 @@ def on(device: str, weights: Weights) -> Weights:
 
 def prepared(efft: SimpleNamespace, weights: Weights, shape: Shape) -> Weights:
     """The weights with the matrices in the device's own form."""
-    sizes = shape.layers, shape.hidden, shape.width, shape.intermediate
-    matrices = efft.prepare(weights.matrices, *sizes, weights.vectors)
-    return replace(weights, matrices=matrices)
+    return Weights(*efft.prepare_weights(tensors(weights), shape.spec.text()))
 
 
 def compare(efft, device, dtype, shape, lengths, generator, output="hidden") -> None:
@@ -74,7 +74,7 @@ def test_hidden_states(efft, device, dtype, generator, shape, lengths) -> None:
 
 
 @pytest.mark.parametrize("output", ["first", "mean"])
-@pytest.mark.parametrize("name", ["bert", "hidden_312", "projection", "pre_norm", "roberta"])
+@pytest.mark.parametrize("name", ["bert", "hidden_312", "projection", "pre_norm", "roberta", "roberta_0_1"])
 def test_reduced_outputs(efft, device, dtype, generator, name, output) -> None:
     compare(efft, device, dtype, SHAPES[name], LENGTHS["ragged"], generator, output)
 
@@ -115,8 +115,9 @@ def test_pads_are_zero_and_their_ids_never_read(efft, device, dtype, generator) 
     assert not out[0, 4:].any()
 
 
-def test_holes_in_the_mask(efft, device, dtype, generator) -> None:
-    shape = SHAPES["roberta"]
+@pytest.mark.parametrize("name", ["bert", "roberta", "roberta_0_1"])
+def test_holes_in_the_mask(efft, device, dtype, generator, name) -> None:
+    shape = SHAPES[name]
     weights = reference.random_weights(shape, generator).to(dtype)
     batch = ragged([12, 12], generator)
     batch.mask[0, [0, 3, 4]] = 0
@@ -169,12 +170,30 @@ def test_several_threads_at_once(efft, device, generator) -> None:
     assert not failures
 
 
+@pytest.mark.parametrize("pad", [-1, 0, 1, 49])
+def test_positions_by_pad_id(efft, device, dtype, generator, pad) -> None:
+    """Pad ids within texts take the pad's row, and pads that the mask hides count as well where they are other ids."""
+    shape = Shape(positions="ids", pad=pad)
+    weights = reference.random_weights(shape, generator).to(dtype)
+    batch = ragged([12, 9, 12, 1], generator)
+    batch.ids[0, [0, 5, 6]] = max(pad, 0)
+    batch.ids[1, 9:] = max(pad, 0)
+    batch.mask[2, :4] = 0  # pads on the left, of which two are other ids
+    batch.ids[2, :2] = max(pad, 0)
+    for output in ("hidden", "first", "mean"):
+        truth = reference.encoder(*batch, weights.to(torch.float64), shape, output)
+        plain = reference.encoder(*batch, weights, shape, output)
+        assert_close(run(efft, batch.to(device), on(device, weights), shape, output).cpu(), plain, truth)
+
+
 BAD = {
     "ids": lambda a: a["batch"].ids.__setitem__((0, 0), 50),
     "segments": lambda a: a["batch"].segments.__setitem__((0, 0), -1),
-    "position": lambda a: a.update(shape=replace(a["shape"], position_offset=599)),
+    "position": lambda a: a.update(shape=replace(a["shape"], offset=599)),
     "heads": lambda a: a.update(shape=replace(a["shape"], heads=5)),
     "activation": lambda a: a.update(shape=replace(a["shape"], activation="swish")),
+    "offset": lambda a: a.update(shape=replace(a["shape"], offset=2**32)),
+    "layers": lambda a: a.update(shape=replace(a["shape"], layers=10**6)),
     "output": lambda a: a.update(output="last"),
     "matrices": lambda a: a.update(weights=replace(a["weights"], matrices=a["weights"].matrices[1:])),
     "vectors": lambda a: a.update(weights=replace(a["weights"], vectors=a["weights"].vectors[1:])),
@@ -197,6 +216,51 @@ def test_bad_arguments_are_named(efft, device, generator, argument) -> None:
     weights, batch = on(device, arguments["weights"]), arguments["batch"].to(device)
     with pytest.raises(RuntimeError, match=rf"\b{argument}\b"):
         run(efft, batch, weights, arguments["shape"], arguments["output"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("encoder/2 layers=2", "spec: must begin with 'encoder/1', begins with 'encoder/2'"),
+        ("", "spec: must begin with 'encoder/1', begins with ''"),
+        ("+ colour=red", "spec: unknown key 'colour'"),
+        ("+ layers=2", "spec: layers is given twice"),
+        ("+ activation", "spec: expected key=value, got 'activation'"),
+        ("encoder/1 layers=2 hidden=64 heads=2", "spec: intermediate is missing"),
+        ("+ norm=rms", "norm: expected post or pre, got 'rms'"),
+        ("+ positions=rotary", "positions: expected slot, mask or ids, got 'rotary'"),
+        ("+ positions=ids", "pad: positions=ids count from it; it is missing"),
+        ("+ positions=ids pad=1 offset=2", "offset: positions=ids begin behind the pad id; leave it out"),
+        ("+ positions=ids pad=-2", "pad: expected -1 to 2147483646, got -2"),
+        ("+ pad=1", "pad: only positions=ids count from it; leave it out"),
+        ("+ offset=4294967296", "offset: expected 0 to 2147483647, got 4294967296"),
+        ("+ offset=1e3", "offset: expected a whole number, got '1e3'"),
+        ("+ epsilon=-1", "epsilon: must not be negative, got -1"),
+        ("+ epsilon=nan", "epsilon: must not be negative, got nan"),
+        ("encoder/1 layers=100000 hidden=64 heads=2 intermediate=8", "layers: expected 1 to 4096, got 100000"),
+        ("encoder/1 layers=4096 hidden=131072 heads=1024 intermediate=131072", "more than any memory holds"),
+        ("encoder/1 layers=99999999999999999999 hidden=64 heads=2 intermediate=8", "layers: expected a whole number"),
+    ],
+)
+@pytest.mark.usefixtures("_cpu_library")
+def test_a_spec_that_cannot_be_is_refused_in_one_line(change, message) -> None:
+    text = Shape().spec.text() + change[1:] if change.startswith("+") else change
+    with pytest.raises(RuntimeError) as caught:
+        torch.ops.efft.slots(text)
+    assert message in str(caught.value).splitlines()[0]
+
+
+def test_a_number_of_weights_is_said(efft, device, generator) -> None:
+    weights = tensors(reference.random_weights(Shape(), generator))[:4]
+    with pytest.raises(RuntimeError, match="weights: expected 5 tensors"):
+        efft.encode(*ragged([3], generator), weights, Shape().spec.text(), "hidden")
+
+
+def test_prepared_weights_are_prepared_already(efft, device, dtype, generator) -> None:
+    shape = SHAPES["bert"]
+    once = prepared(efft, on(device, reference.random_weights(shape, generator).to(dtype)), shape)
+    twice = prepared(efft, once, shape)
+    assert all(a is b or a.data_ptr() == b.data_ptr() for a, b in zip(tensors(once), tensors(twice), strict=True))
 
 
 def test_prepared_for_another_shape_is_refused(efft, device, generator) -> None:

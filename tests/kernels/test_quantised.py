@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from builder.encoder import pack
-from builder.families import family_of, shape_of
+from builder.families import family_of, spec_of
 from builder.quantisation import quantise
 from tests.kernels import reference
 from tests.kernels.batches import Batch, ragged
@@ -70,18 +70,9 @@ def emulated(arena: Arena) -> Callable[[int, Tensor], Tensor]:
     return operand
 
 
-def quantised(weights: Weights, shape: Shape, keep: tuple[quantise.Matrix, ...] = ()) -> Weights:
+def quantised(weights: Weights, shape: Shape, keep: tuple[str, ...] = ()) -> Weights:
     """The weights with their matrices in the archived 8-bit form."""
-    dims = _Dims(shape)
-    return replace(weights, matrices=quantise.quantise(weights.matrices, weights.vectors, dims, keep))
-
-
-class _Dims:
-    """A test's shape, named as the builder names it."""
-
-    def __init__(self, shape: Shape) -> None:
-        self.layers, self.hidden, self.embedding = shape.layers, shape.hidden, shape.width
-        self.intermediate, self.pre_norm = shape.intermediate, shape.pre_norm
+    return replace(weights, matrices=quantise.quantise(weights.matrices, weights.vectors, shape.spec, keep))
 
 
 @pytest.fixture
@@ -96,7 +87,7 @@ def device(request: pytest.FixtureRequest, _cpu_library: None) -> str:
 def test_error_is_that_of_the_scheme(efft, device, generator, name, output, lengths) -> None:
     shape = SHAPES[name]
     weights = reference.random_weights(shape, generator)
-    served = quantised(weights, shape, keep=((1, "qkv"), (0, "output")))
+    served = quantised(weights, shape, keep=("1.qkv", "0.output"))
     arena = Arena(served.matrices)
     batch = ragged(lengths, generator)
     truth = reference.encoder(*batch, weights.to(torch.float64), shape, output)
@@ -120,8 +111,10 @@ def test_truncated_and_foreign_arenas_are_refused(efft, device, generator) -> No
     cut = replace(weights, matrices=weights.matrices[:-64])
     with pytest.raises(RuntimeError, match="matrices"):
         prepared(efft, cut, shape)
+    wider = replace(shape, intermediate=128)
+    misfit = replace(weights, vectors=reference.random_weights(wider, generator).vectors)
     with pytest.raises(RuntimeError, match="matrices"):
-        prepared(efft, weights, replace(shape, intermediate=128))
+        prepared(efft, misfit, wider)
     foreign = replace(weights, matrices=torch.zeros(4096, dtype=torch.uint8))
     with pytest.raises(RuntimeError, match="matrices"):
         prepared(efft, foreign, shape)
@@ -155,7 +148,7 @@ def test_real_weights(efft, device, dtype) -> None:
     inputs = transformers.AutoTokenizer.from_pretrained(str(folder))(SENTENCES, padding=True, return_tensors="pt")
     with torch.no_grad():
         truth = model(**inputs).last_hidden_state
-    dims = shape_of(model.config)
+    dims = spec_of(model.config)
     packed = pack(model.state_dict(), family_of(model.config), dims, torch.float32)
     weights = Weights(packed.word, packed.position, packed.segment, packed.matrices, packed.vectors)
     shape = Shape(

@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from builder.checkpoint import Checkpoint, load
-from builder.families import shape_of
+from builder.families import spec_of
 from builder.gate.verdict import CosineVerdict
 from builder.models import PackedModel
 from builder.quantisation.int8 import judge, quantised_model
-from builder.quantisation.quantise import matrices_of
+from builder.slots import matrices
 from handler.config import SetupConfig
 from handler.runtime import TracedModel
 from tests.checkpoints import FAMILIES, HEADS, make_checkpoint
@@ -43,7 +43,7 @@ def test_family_and_task(tmp_path: Path, family: str, task: str) -> None:
     checkpoint = _checkpoint(tmp_path, family, task)
     model, facts = quantised_model(checkpoint, _pooling(task), None)
     assert model.encoder.matrices.dtype == torch.uint8
-    assert facts["matrices"] == len(matrices_of(shape_of(checkpoint.config)))
+    assert facts["matrices"] == len(matrices(spec_of(checkpoint.config)))
     verdict = _verdict(checkpoint, model)
     assert verdict.passed, verdict.line()
     assert verdict.token_cosine < 1 - 1e-6, "8 bits that change nothing are no 8 bits"

@@ -17,6 +17,7 @@ import pytest
 
 from builder.archive import LibraryFile, write_files
 from builder.checkpoint import load
+from handler.characters import whole
 from handler.config import SetupConfig
 from handler.predictor import Predictor
 from tests.parity import pipeline_cases as cases
@@ -101,6 +102,8 @@ def test_token_classification(tagger: Predictor, strategy: str) -> None:
         texts, answers(tagger, bodies), expected("token_classification")[strategy], strict=True
     ):
         ours = [[e["label"], e["score"], e["start"], e["end"]] for e in answer["entities"]]
+        if strategy != "none":  # the pipeline cuts the mark off the last letter of "cafe\u0301"
+            theirs = [[*entity[:2], *whole(text, *entity[2:])] for entity in theirs]
         assert [[e[0], *e[2:]] for e in ours] == [[e[0], *e[2:]] for e in theirs], ascii(text)
         assert [e[1] for e in ours] == pytest.approx([e[1] for e in theirs], abs=TOLERANCE)
 

@@ -30,11 +30,11 @@ SENTENCES = [*TEXTS, *(text.upper() for text in TEXTS), "x", "Where?  \n", "🙂
 
 @pytest.fixture(scope="module")
 def stage(cpu_library: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """An archive's files, staged by the builder."""
+    """An archive's files, staged by the builder; one thread, as two wait for each other on busy cores."""
 
     def make(folder: Path, **settings: Any) -> Path:
         staged = tmp_path_factory.mktemp("stage")
-        config = SetupConfig.model_validate({"model_name": str(folder), "warm_up": False, **settings})
+        config = SetupConfig.model_validate({"model_name": str(folder), "warm_up": False, "threads": 1, **settings})
         libraries = [LibraryFile(cpu_library, "cpu", [])]
         write_files(staged, "small", config, load(config), libraries, lambda _: None)
         return staged

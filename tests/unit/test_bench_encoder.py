@@ -18,7 +18,7 @@ from benchmarks.measuring import Group, Setting
 from benchmarks.models import Reference, Source
 from benchmarks.timing import Turns
 from benchmarks.workloads import Batch, Workload, make_batch, make_workload
-from builder.families import shape_of
+from builder.families import spec_of
 
 
 @pytest.fixture(scope="module")
@@ -211,7 +211,7 @@ def test_processor_time_is_for_one_thread(tmp_path: Path) -> None:
 
 
 def test_floor_counts_valid_tokens_only(source: Source) -> None:
-    shape = shape_of(source.config)
+    shape = spec_of(source.config)
     one = Workload((10,), 10, "full")
     padded = Workload((10, 10), 64, "half")
     assert operations(shape, padded) == 2 * operations(shape, one)

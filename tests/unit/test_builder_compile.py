@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from builder import compile as compiling
+from builder import objects
 from builder.errors import BuildError
 
 
@@ -21,24 +22,66 @@ def test_the_library_is_cached(cpu_library: Path) -> None:
     assert cpu_library.stat().st_mtime_ns == modified
 
 
-def test_a_changed_source_changes_the_key(tmp_path: Path) -> None:
-    source = tmp_path / "a.cpp"
-    source.write_text("int a;")
-    step = compiling.Step(source, ("g++", "-O3"))
-    before = compiling._digest(step, "headers")
-    source.write_text("int b;")
-    after = compiling._digest(step, "headers")
-    assert before != after
-    assert compiling._digest(step, "other headers") != after
-    assert compiling._digest(compiling.Step(source, ("g++", "-O2")), "headers") != after
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """Two sources; a.cpp reaches far.h through near.h, b.cpp includes neither."""
+    (tmp_path / "include").mkdir()
+    (tmp_path / "include" / "far.h").write_text("int far();")
+    (tmp_path / "near.h").write_text('  #  include "far.h"')
+    (tmp_path / "a.cpp").write_text('#include "near.h"\n#include <vector>\nint a;')
+    (tmp_path / "b.cpp").write_text("#include <torch/csrc/stable/library.h>\nint b;")
+    return tmp_path
+
+
+def _keys(tree: Path, *flags: str) -> tuple[str, str]:
+    steps = [objects.Step(tree / name, ("g++", *flags)) for name in ("a.cpp", "b.cpp")]
+    a, b = (objects.digest(step, tree / "include") for step in steps)
+    return a, b
+
+
+def test_a_changed_source_or_flag_changes_the_key(tree: Path) -> None:
+    before = _keys(tree)
+    assert _keys(tree) == before
+    assert all(new != old for new, old in zip(_keys(tree, "-O2"), before, strict=True))
+    (tree / "a.cpp").write_text("int c;")
+    assert _keys(tree)[0] != before[0]
+    assert _keys(tree)[1] == before[1]
+
+
+@pytest.mark.parametrize("header", ["near.h", "include/far.h"])
+def test_a_touched_header_changes_its_users_keys_only(tree: Path, header: str) -> None:
+    before = _keys(tree)
+    with (tree / header).open("a") as file:
+        file.write(" // touched")
+    assert _keys(tree)[0] != before[0]
+    assert _keys(tree)[1] == before[1]
+
+
+def test_torch_counts_where_it_is_included(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = _keys(tree)
+    monkeypatch.setattr("torch.__version__", "9.9.9")
+    assert _keys(tree)[0] == before[0]
+    assert _keys(tree)[1] != before[1]
+
+
+def test_every_include_in_quotes_is_followed() -> None:
+    """One that is not found where the scan looks would be left out of the key."""
+    sources = [path for path in sorted(compiling.KERNELS.rglob("*.c*")) if path.parent.name != "lab"]
+    for source in sources:
+        headers, _ = objects.reached(source, compiling.KERNELS / "include")
+        for path in (source, *headers):
+            for line in path.read_text().splitlines():
+                if line.startswith('#include "'):
+                    name = line.split('"')[1]
+                    assert any(header.as_posix().endswith(name.replace("../", "")) for header in headers), (path, name)
 
 
 def test_a_compiler_error_names_the_source(tmp_path: Path) -> None:
     source = tmp_path / "broken.cpp"
     source.write_text("int main( {")
     with pytest.raises(BuildError, match=r"compiling broken.cpp failed:\n.*error"):
-        compiling._compile_one(compiling.Step(source, ("g++",)), tmp_path / "broken.o")
-    assert not (tmp_path / "broken.o").exists()
+        objects.compile_one(objects.Step(source, ("g++",)), tmp_path / "broken.o")
+    assert not list(tmp_path.glob("broken.*o*"))
 
 
 def test_a_target_without_hopper_features_is_refused() -> None:

@@ -16,11 +16,12 @@ from builder.archive import LibraryFile, build
 from builder.checkpoint import load
 from builder.cli import main
 from builder.errors import BuildError
-from builder.families import EncoderShape
+from builder.families import EncoderSpec
 from builder.inspection import describe, read_facts
 from builder.quantisation import int8
 from builder.quantisation.calibration import MOST_TEXTS, calibration, read_texts
-from builder.quantisation.quantise import Matrix, matrices_of, most_sensitive
+from builder.quantisation.quantise import most_sensitive
+from builder.slots import matrices
 from handler.config import SetupConfig
 from tests.checkpoints import TEXTS, make_checkpoint
 
@@ -139,7 +140,8 @@ def test_a_long_file_is_thinned_evenly(tmp_path: Path, checkpoint: Path) -> None
     assert sum(len(mask) for _, (_, _, mask) in chosen.inputs) == MOST_TEXTS
 
 
-SHAPE = EncoderShape(3, 32, 32, 2, 48, "gelu", False, 1e-12, 0, False)
+SPEC = EncoderSpec(layers=3, hidden=32, heads=2, intermediate=48)
+ALL = [f"{layer}.{name}" for layer in range(3) for name in ("qkv", "attention_output", "intermediate", "output")]
 
 
 def _entries(arena: Tensor) -> list[tuple[int, ...]]:
@@ -152,32 +154,33 @@ def _entries(arena: Tensor) -> list[tuple[int, ...]]:
     "costs",
     [
         {},
-        {(1, "output"): 5.0},
-        {(0, "qkv"): 0.6, (1, "qkv"): 0.7, (2, "output"): 0.8},
-        {(layer, "qkv"): 1.0 for layer in range(3)},
-        dict.fromkeys(matrices_of(SHAPE), 2.0),
+        {"1.output": 5.0},
+        {"0.qkv": 0.6, "1.qkv": 0.7, "2.output": 0.8},
+        {f"{layer}.qkv": 1.0 for layer in range(3)},
+        dict.fromkeys(ALL, 2.0),
     ],
     ids=["none", "one", "sum", "several", "all"],
 )
-def test_as_few_matrices_are_kept_as_the_target_allows(costs: dict[Matrix, float]) -> None:
-    h, i = SHAPE.hidden, SHAPE.intermediate
-    matrices = torch.randn(SHAPE.layers * (4 * h * h + 2 * h * i))
-    vectors = torch.ones(2 * h + SHAPE.layers * (9 * h + i))
+def test_as_few_matrices_are_kept_as_the_target_allows(costs: dict[str, float], cpu_library: Path) -> None:
+    weights, vectors = _arenas()
 
     def error(arena: Tensor) -> float:
-        rounded = [m for m, entry in zip(matrices_of(SHAPE), _entries(arena), strict=True) if entry[0] == 3]
+        rounded = [matrix for matrix, entry in zip(ALL, _entries(arena), strict=True) if entry[0] == 3]
         return sum(costs.get(matrix, 0.0) for matrix in rounded)
 
-    def left(keep: Collection[Matrix]) -> float:
+    def left(keep: Collection[str]) -> float:
         return sum(cost for matrix, cost in costs.items() if matrix not in keep)
 
-    keep = most_sensitive(matrices, vectors, SHAPE, error, 0.9)
+    keep = most_sensitive(weights, vectors, SPEC, error, 0.9)
     assert left(keep) <= 0.9
     assert all(left([other for other in keep if other != matrix]) > 0.9 for matrix in keep)
 
 
-def test_where_bf16_misses_the_target_all_are_kept() -> None:
-    h, i = SHAPE.hidden, SHAPE.intermediate
-    matrices = torch.randn(SHAPE.layers * (4 * h * h + 2 * h * i))
-    vectors = torch.ones(2 * h + SHAPE.layers * (9 * h + i))
-    assert most_sensitive(matrices, vectors, SHAPE, lambda arena: 2.0, 1.0) == tuple(matrices_of(SHAPE))
+def test_where_bf16_misses_the_target_all_are_kept(cpu_library: Path) -> None:
+    assert [slot.name for slot in matrices(SPEC)] == ALL
+    assert most_sensitive(*_arenas(), SPEC, lambda arena: 2.0, 1.0) == tuple(ALL)
+
+
+def _arenas() -> tuple[Tensor, Tensor]:
+    h, i = SPEC.hidden, SPEC.intermediate
+    return torch.randn(SPEC.layers * (4 * h * h + 2 * h * i)), torch.ones(2 * h + SPEC.layers * (9 * h + i))

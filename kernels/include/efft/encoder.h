@@ -9,13 +9,9 @@
 
 #include <cstdint>
 
+#include "efft/spec.h"
+
 namespace efft {
-
-enum class Activation { gelu, gelu_tanh, relu };
-
-// What the encoder hands back: every token's last hidden state in the padded shape (zeros on pads), the first
-// token's only, or the mean over a sequence's valid tokens.
-enum class Output { hidden, first, mean };
 
 struct EncoderShape {
   int64_t layers;

@@ -2,9 +2,8 @@
 //
 //   QuantisedHeader | one QuantisedEntry per matrix | the matrices' data
 //
-// The matrices are those of MatrixLayout, in its order: the projection where there is one, then per layer qkv,
-// attention output, intermediate, output. All numbers are little-endian; offsets are bytes from the block's start and
-// multiples of 64. A matrix that would lose too much in 8 bits is stored in bf16.
+// The matrices are those of efft/weights.h, in its order. All numbers are little-endian; offsets are bytes from the
+// block's start and multiples of 64. A matrix that would lose too much in 8 bits is stored in bf16.
 #pragma once
 
 #include <cstdint>

@@ -1,25 +1,19 @@
-// The matrix arena as the CPU engine reads it: one block of bytes that says itself what it holds.
+// The matrices as the CPU engine reads them: one block of bytes that says itself what it holds.
 //
-//   header | one entry per matrix | panels, each matrix at a multiple of 64 bytes
+//   header | two entries per matrix | panels, each at a multiple of 64 bytes
 //
-// qkv is stored as two matrices, q [H, H] and kv [2H, H], so that the last layer can compute queries for fewer rows.
-// The block fits the instruction set that made it and no other; it is made when a model is loaded, never archived.
+// A matrix whose first outputs are queries is stored as two, so that the last layer can compute queries for fewer rows;
+// of any other the second entry is empty. The block fits the instruction set that made it and no other; it is made when
+// a model is loaded, never archived.
 #pragma once
 
 #include <cstdint>
 #include <vector>
 
 #include "efft/cpu/kernels.h"
+#include "efft/program.h"
 
 namespace efft::cpu {
-
-struct ArenaShape {
-  int64_t layers, hidden, embedding, intermediate;
-  bool projects() const { return embedding != hidden; }
-};
-
-enum class Matrix { q, kv, attention_output, intermediate, output };
-constexpr int64_t kMatricesPerLayer = 5;
 
 struct ArenaEntry {
   Type type;
@@ -31,30 +25,30 @@ struct ArenaEntry {
 struct ArenaHeader {
   char magic[8];
   char instruction_set[24];
-  ArenaShape shape;
   int64_t bytes;
   int64_t entries;
 };
 
+// Which outputs of a matrix: its queries or the others.
+enum class Part { queries, others };
+
 // Read access to a prepared block; the block must outlive it.
-class Arena {
+class Prepared {
  public:
-  explicit Arena(const void* block) : block_(static_cast<const char*>(block)) {}
+  explicit Prepared(const void* block) : block_(static_cast<const char*>(block)) {}
 
-  // Throws std::runtime_error naming `matrices` unless the block was prepared here for this shape.
-  static Arena checked(const void* block, int64_t bytes, const ArenaShape& shape);
+  // Throws std::runtime_error naming `matrices` unless the block was prepared here for these slots.
+  static Prepared checked(const void* block, int64_t bytes, const std::vector<Slot>& slots);
 
-  Panels panels(int64_t layer, Matrix matrix) const { return panels(entry(layer, matrix)); }
-  Panels projection() const { return panels(entries()[0]); }
+  Panels panels(const Slot& matrix, Part part = Part::others) const {
+    return panels(entries()[2 * matrix.index + static_cast<int>(part)]);
+  }
   // fp32 as soon as one matrix wants its operands so, else bf16: the type between products, also around 8-bit ones.
   Type activation_type() const;
 
  private:
   const ArenaHeader& header() const { return *reinterpret_cast<const ArenaHeader*>(block_); }
   const ArenaEntry* entries() const { return reinterpret_cast<const ArenaEntry*>(block_ + sizeof(ArenaHeader)); }
-  const ArenaEntry& entry(int64_t layer, Matrix matrix) const {
-    return entries()[header().shape.projects() + layer * kMatricesPerLayer + static_cast<int64_t>(matrix)];
-  }
   Panels panels(const ArenaEntry& e) const {
     return {e.type,
             block_ + e.data,
@@ -68,31 +62,22 @@ class Arena {
   const char* block_;
 };
 
-// One row-major matrix on its way into a block.
-struct MatrixSource {
-  const void* data;
-  Type type;  // as stored; f16 is widened, and so is what the processor cannot multiply
-  int64_t outputs, depth;
-  const float* scales;   // s8: one per output
-  const float* factors;  // s8: one per input; see Panels
-};
-
-// The matrices of the plain arena of efft/encoder.h, in the order of the block's entries.
-std::vector<MatrixSource> plain_sources(const ArenaShape& shape, const void* matrices, Type type);
+// The matrices of a plain arena (efft/weights.h), a view per matrix slot.
+std::vector<WeightView> plain_matrices(const std::vector<Slot>& slots, const void* arena, Type type);
 
 // The same of the archived 8-bit form (efft/quantised.h). Throws std::runtime_error naming `matrices` when the bytes
-// are not that form or hold another shape.
-std::vector<MatrixSource> quantised_sources(const ArenaShape& shape, const void* bytes, int64_t size);
+// are not that form or hold another encoder's.
+std::vector<WeightView> quantised_matrices(const Lowered& encoder, const void* bytes, int64_t size);
 
 // Whether the bytes claim to be the archived 8-bit form.
 bool is_quantised(const void* bytes, int64_t size);
 
-int64_t prepared_bytes(const std::vector<MatrixSource>& sources);
+int64_t prepared_bytes(const std::vector<Slot>& slots, const std::vector<WeightView>& matrices);
 
 // Writes the block on `threads` threads.
-void prepare(const ArenaShape& shape, const std::vector<MatrixSource>& sources, void* block, int threads);
+void prepare(const std::vector<Slot>& slots, const std::vector<WeightView>& matrices, void* block, int threads);
 
-// How matrices of a stored type are multiplied here.
+// How matrices of a stored type are multiplied here; f16 is widened, and so is what the processor cannot multiply.
 const Format& format_of(Type type);
 
 }  // namespace efft::cpu

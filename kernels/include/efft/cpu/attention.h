@@ -10,6 +10,7 @@
 #include "efft/cpu/math.h"
 #include "efft/cpu/microkernel_bf16.h"
 #include "efft/cpu/microkernel_f32.h"
+#include "efft/cpu/score.h"
 #include "efft/cpu/transpose.h"
 
 namespace efft::cpu {
@@ -111,7 +112,7 @@ void pack_keys(const Attend& p, int64_t words, uint32_t* out) {
   }
 }
 
-template <typename Element>
+template <typename Element, typename Score>
 void attend(const Attend& p, void* scratch) {
   constexpr bool is_float = std::is_same_v<Element, float>;
   constexpr int64_t step = 4 / sizeof(Element);
@@ -138,24 +139,29 @@ void attend(const Attend& p, void* scratch) {
   const int64_t groups = (p.queries + kAttendRows - 1) / kAttendRows;
   for (int64_t g = 0; g < groups; ++g) {
     const int64_t first = g * p.queries / groups, rows = (g + 1) * p.queries / groups - first;
-    const Element* panel = keys;
-    for (int64_t key = 0; key < at.keys_padded; key += kAttendColumns) {
-      const int64_t left = at.keys_padded - key;
+    const Span seen = Score::keys(p, p.first_query + first, rows);
+    const Span span{seen.first / kAttendColumns * kAttendColumns, seen.last};  // whole panels in front
+    const int64_t end = round_up(span.last, kWidth);
+    const Element* panel = keys + span.first * words * step;
+    for (int64_t key = span.first; key < end; key += kAttendColumns) {
+      const int64_t left = at.keys_padded - key, wanted = end - key;
       const int64_t columns = left < kAttendColumns ? left : kAttendColumns;
-      attend_tile_of<Element>(rows, columns / kWidth)(query + first * p.query_stride, p.query_stride, panel, columns,
-                                                      words, scores + key, at.score_stride);
+      attend_tile_of<Element>(rows, (wanted < columns ? wanted : columns) / kWidth)(
+          query + first * p.query_stride, p.query_stride, panel, columns, words, scores + key, at.score_stride);
       panel += columns * words * step;
     }
     float inverse[kAttendRows];
     for (int64_t r = 0; r < rows; ++r) {
-      inverse[r] = softmax_row(scores + r * at.score_stride, p.keys, p.scale, weights + r * at.score_stride);
+      float* logits = scores + r * at.score_stride + span.first;
+      Score::change(p, p.first_query + first + r, span, logits);
+      inverse[r] = softmax_row(logits, span.last - span.first, p.scale, weights + r * at.score_stride + span.first);
     }
     for (int64_t column = 0; column < p.head_size; column += kAttendColumns) {
       const int64_t left = p.head_size - column;
       const int64_t columns = left < kAttendColumns ? left : kAttendColumns;
-      attend_tile_of<Element>(rows, (columns + kWidth - 1) / kWidth)(weights, at.score_stride, values + column * step,
-                                                                     value_stride, (p.keys + step - 1) / step, tile,
-                                                                     kAttendColumns);
+      attend_tile_of<Element>(rows, (columns + kWidth - 1) / kWidth)(
+          weights + span.first, at.score_stride, values + span.first / step * value_stride + column * step,
+          value_stride, (span.last - span.first + step - 1) / step, tile, kAttendColumns);
       for (int64_t r = 0; r < rows; ++r) {
         const Vec factor = splat(inverse[r]);
         Element* to = out + (first + r) * p.out_stride + column;

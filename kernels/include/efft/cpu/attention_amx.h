@@ -83,6 +83,7 @@ inline void attend_tile(const TileRows& a, int64_t steps, const char* b, int64_t
   store_sums<two_groups>(c, second, c_stride);
 }
 
+template <typename Score>
 class AmxAttention {
  public:
   AmxAttention(const Attend& p, void* scratch)
@@ -132,24 +133,30 @@ class AmxAttention {
     const int64_t skipped = first - start, score_bytes = at_.score_stride * 4;
     const char* query = static_cast<const char*>(p_.query);
     const int64_t query_bytes = p_.query_stride * 2;
+    const int64_t count = skipped + rows;
+    const Span seen = Score::keys(p_, p_.first_query + start, count);
+    const Span span{seen.first / kAmxKeys * kAmxKeys, seen.last};  // whole panels in front
+    const int64_t padded = round_up(span.last, kAmxKeys);
     TileRegisters::written();
-    for (int64_t key = 0; key < at_.keys_padded; key += kAmxKeys) {
+    for (int64_t key = span.first; key < padded; key += kAmxKeys) {
       char* to = scores_ + key * 4;
       attend_tile<two_groups>({query + start * query_bytes, query + second * query_bytes, query_bytes},
                               p_.head_size / kAmxKeys, keys_ + key * p_.head_size * 2, kAmxKeys * 4, to,
                               to + (second - start) * score_bytes, score_bytes);
     }
     float inverse[2 * kAmxTileRows];
-    const int64_t count = skipped + rows;
     for (int64_t row = 0; row < count; ++row) {
-      auto* scores = reinterpret_cast<float*>(scores_ + row * score_bytes);
-      inverse[row] = softmax_in_place(scores, p_.keys, at_.keys_padded, p_.scale);
+      auto* logits = reinterpret_cast<float*>(scores_ + row * score_bytes) + span.first;
+      Score::change(p_, p_.first_query + start + row, span, logits);
+      inverse[row] = softmax_in_place(logits, span.last - span.first, padded - span.first, p_.scale);
     }
+    const char* weights = scores_ + span.first * 4;
+    const char* values = values_ + span.first * p_.head_size * 2;
     TileRegisters::written();
     constexpr int64_t out_stride = kAmxColumns * 4;
     for (int64_t column = 0; column < p_.head_size; column += kAmxColumns) {
-      attend_tile<two_groups>({scores_, scores_ + (second - start) * score_bytes, score_bytes},
-                              at_.keys_padded / kAmxKeys, values_ + column * 4, value_stride(), tile_,
+      attend_tile<two_groups>({weights, weights + (second - start) * score_bytes, score_bytes},
+                              (padded - span.first) / kAmxKeys, values + column * 4, value_stride(), tile_,
                               tile_ + (second - start) * out_stride, out_stride);
       for (int64_t row = 0; row < rows; ++row) {
         const auto* from = reinterpret_cast<const float*>(tile_ + (skipped + row) * out_stride);
@@ -167,9 +174,10 @@ class AmxAttention {
   char *keys_, *values_, *scores_, *tile_;
 };
 
-inline void attend_amx(const Attend& p, void* scratch) {
-  if (!amx_attends(p.head_size)) return attend<bf16>(p, scratch);
-  AmxAttention(p, scratch).run();
+template <typename Score>
+void attend_amx(const Attend& p, void* scratch) {
+  if (!amx_attends(p.head_size)) return attend<bf16, Score>(p, scratch);
+  AmxAttention<Score>(p, scratch).run();
 }
 
 }  // namespace

@@ -5,7 +5,7 @@
 
 #include "efft/cpu/arena.h"
 #include "efft/cpu/kernels.h"
-#include "efft/encoder.h"
+#include "efft/program.h"
 
 namespace efft::cpu {
 
@@ -34,18 +34,17 @@ struct Tokens {
 // Fills cu_seqlens [batch + 1] and rows (room for batch * length).
 Tokens unpad(const int64_t* mask, int64_t batch, int64_t length, int32_t* cu_seqlens, int32_t* rows);
 
-// The position-table row of each token: its column, or its rank among its row's valid tokens.
-void positions_of(const Tokens& tokens, int64_t batch, int64_t length, int64_t offset, bool count_positions,
-                  int32_t* positions);
+// The position-table row of each token, by the spec's PositionCount.
+void positions_of(const EncoderSpec& spec, const Batch& batch, const Tokens& tokens, int32_t* positions);
 
 // Throws std::runtime_error naming the argument when an id, segment or position has no row in its table.
 void check_indices(const Batch& batch, const Tables& tables, const Tokens& tokens, const int32_t* positions);
 
 struct Call {
-  EncoderShape shape;
+  const Lowered& encoder;
   Batch batch;
   Tables tables;
-  Arena arena;
+  Prepared matrices;
   const float* vectors;
   Output output;
   void* out;  // [batch, length, hidden] or [batch, hidden]

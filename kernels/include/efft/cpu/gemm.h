@@ -74,11 +74,7 @@ inline void finish_with(const Product& p, const Sums& sums, int64_t row, int64_t
 template <Precision precision, typename Sums, typename Out>
 inline void finish_rows(const Product& p, const Sums& sums, int64_t row, int64_t rows, int64_t column, int64_t count,
                         Out* out) {
-  const auto with = [&](auto step) { finish_with(p, sums, row, rows, column, count, out, step); };
-  if (p.step == Step::none) with([](Vec x) { return x; });
-  if (p.step == Step::gelu) with([](Vec x) { return gelu<precision>(x); });
-  if (p.step == Step::gelu_tanh) with([](Vec x) { return gelu_tanh<precision>(x); });
-  if (p.step == Step::relu) with(relu);
+  with_step<precision>(p.pointwise, [&](auto step) { finish_with(p, sums, row, rows, column, count, out, step); });
 }
 
 template <typename Sums>

@@ -47,15 +47,9 @@ void finish_full(const Product& p, const typename Tiles::Sum* sums, int64_t row,
   }
 }
 
-template <typename Tiles, typename Out, Step step>
+template <typename Tiles, typename Out, typename F>
 void finish_full(const Product& p, const typename Tiles::Sum* sums, int64_t row, int64_t rows, int64_t column) {
-  constexpr Precision precision = std::is_same_v<Out, float> ? Precision::full : Precision::brief;
-  finish_full<Tiles, Out>(p, sums, row, rows, column, [](Vec x) {
-    if constexpr (step == Step::gelu) return gelu<precision>(x);
-    if constexpr (step == Step::gelu_tanh) return gelu_tanh<precision>(x);
-    if constexpr (step == Step::relu) return relu(x);
-    return x;
-  });
+  finish_full<Tiles, Out>(p, sums, row, rows, column, F{});
 }
 
 // Finishes one tile at a time, a few rows at each call.
@@ -96,10 +90,10 @@ class Finisher {
  private:
   template <typename Out>
   Full full() const {
-    if (product_.step == Step::gelu) return finish_full<Tiles, Out, Step::gelu>;
-    if (product_.step == Step::gelu_tanh) return finish_full<Tiles, Out, Step::gelu_tanh>;
-    if (product_.step == Step::relu) return finish_full<Tiles, Out, Step::relu>;
-    return finish_full<Tiles, Out, Step::none>;
+    constexpr Precision precision = std::is_same_v<Out, float> ? Precision::full : Precision::brief;
+    Full found = nullptr;
+    with_step<precision>(product_.pointwise, [&](auto step) { found = finish_full<Tiles, Out, decltype(step)>; });
+    return found;
   }
 
   const Product& product_;

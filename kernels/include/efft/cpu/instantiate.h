@@ -26,16 +26,16 @@ constexpr Kernels instantiate(const char* name) {
 #if defined(__AMX_TILE__)
   table.s8 = amx_format_of<TilesAmxS8>(Type::s8);
   table.bf16 = amx_format_of<TilesAmxBf16>(Type::bf16);
-  table.attend_bf16 = attend_amx;
+  table.attend_bf16 = attend_amx<FullScore>;
 #elif defined(__AVX512BF16__)
   table.s8 = format_of<TilesS8>(Type::s8);
   table.bf16 = format_of<TilesBf16>(Type::bf16);
-  table.attend_bf16 = attend<bf16>;
+  table.attend_bf16 = attend<bf16, FullScore>;
 #else
   table.bf16 = table.f32;
 #endif
   table.attend_scratch = attend_scratch;
-  table.attend_f32 = attend<float>;
+  table.attend_f32 = attend<float, FullScore>;
   table.normalize = normalize;
   table.embed = embed;
   table.convert = convert;

@@ -5,8 +5,8 @@
 
 #include <cstdint>
 
+#include "efft/activation.h"
 #include "efft/cpu/types.h"
-#include "efft/encoder.h"
 
 namespace efft::cpu {
 
@@ -27,7 +27,10 @@ struct RowScale {
   float scale, shift;
 };
 
-enum class Step { none, gelu, gelu_tanh, relu };
+// What follows a product's bias.
+enum class Pointwise { none, EFFT_ACTIVATIONS(EFFT_NAME) };
+
+inline Pointwise pointwise(Activation activation) { return static_cast<Pointwise>(static_cast<int>(activation) + 1); }
 
 // out = step(a b^T + bias) + residual. out may be the residual itself.
 struct Product {
@@ -36,7 +39,7 @@ struct Product {
   const RowScale* a_scales;  // s8: one per row
   Panels b;
   const float* bias;
-  Step step;
+  Pointwise pointwise;
   const float* residual;  // fp32 or null
   int64_t residual_stride;
   void* out;
@@ -73,6 +76,7 @@ struct Attend {
   int64_t out_stride;
   int64_t queries, keys, head_size;
   float scale;
+  int64_t first_query;  // which row of its sequence the first query is
 };
 
 struct Embedding {
@@ -115,7 +119,7 @@ struct Kernels {
   // A row of fp32 (or bf16) as an operand.
   void (*convert)(const void* row, Type from, int64_t width, const Results&);
   // step(row + bias) of any float type, in place or not.
-  void (*bias_step)(const void* row, Type type, const float* bias, Step, int64_t width, void* out);
+  void (*bias_step)(const void* row, Type type, const float* bias, Pointwise, int64_t width, void* out);
   // out[i] = from[i] between any two float types.
   void (*cast)(const void* from, Type from_type, void* to, Type to_type, int64_t count);
 };

@@ -5,6 +5,7 @@
 // 16 or 8 bits right afterwards, whose own rounding is two orders coarser.
 #pragma once
 
+#include "efft/cpu/kernels.h"
 #include "efft/cpu/simd.h"
 
 namespace efft::cpu {
@@ -73,7 +74,34 @@ inline Vec gelu_tanh(Vec x) {
   return x / (splat(1.0f) + exp2<precision>(bounded));
 }
 
-inline Vec relu(Vec x) { return max(x, splat(0.0f)); }
+template <Precision>
+inline Vec relu(Vec x) {
+  return max(x, splat(0.0f));
+}
+
+// A step as a functor of Vec.
+template <Pointwise, Precision>
+struct Applied {
+  Vec operator()(Vec x) const { return x; }
+};
+
+#define EFFT_APPLIED(name)                                     \
+  template <Precision precision>                               \
+  struct Applied<Pointwise::name, precision> {                 \
+    Vec operator()(Vec x) const { return name<precision>(x); } \
+  };
+EFFT_ACTIVATIONS(EFFT_APPLIED)
+#undef EFFT_APPLIED
+
+// f(functor) for the step that is named at run time.
+template <Precision precision, typename F>
+inline void with_step(Pointwise step, F f) {
+  if (step == Pointwise::none) f(Applied<Pointwise::none, precision>{});
+#define EFFT_CASE(name) \
+  if (step == Pointwise::name) f(Applied<Pointwise::name, precision>{});
+  EFFT_ACTIVATIONS(EFFT_CASE)
+#undef EFFT_CASE
+}
 
 }  // namespace
 }  // namespace efft::cpu

@@ -6,12 +6,18 @@
 
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <vector>
+
+#include "efft/fork.h"
 
 namespace efft::cpu {
 
 // A phase is over when its tasks are done, not when every thread has arrived: a thread that lost its core to another
 // process holds nobody up unless it was in the middle of a task.
+//
+// The threads are OpenMP's, but for the thread that a fork left over: its OpenMP team exists no more (efft/fork.h), so
+// that every call makes threads of its own, which costs some tens of microseconds each.
 class Team {
  public:
   // Calls f(Member&) on up to `threads` threads and returns when all have finished. f must not throw, and no thread may
@@ -25,6 +31,9 @@ class Team {
     std::atomic<int64_t> next{0};
     std::atomic<int64_t> done{0};
   };
+
+  // join(thread) for each of up to `threads` threads: where the system gives fewer, they do all the work.
+  static void run_with_fresh_threads(int threads, const std::function<void(int thread)>& join);
 
   Team(int threads, int64_t phases) : threads_(threads), phases_(phases) {}
 
@@ -80,11 +89,13 @@ class Member {
 template <typename F>
 void Team::run(int threads, int64_t phases, F f) {
   Team team(threads, phases);
-#pragma omp parallel num_threads(threads)
-  {
-    Member member(team, omp_get_thread_num());
+  const auto join = [&](int thread) {
+    Member member(team, thread);
     f(member);
-  }
+  };
+  if (thread_was_forked()) return run_with_fresh_threads(threads, join);
+#pragma omp parallel num_threads(threads)
+  join(omp_get_thread_num());
 }
 
 }  // namespace efft::cpu

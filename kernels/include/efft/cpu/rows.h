@@ -129,14 +129,10 @@ inline void bias_step_row(const Element* row, const float* bias, int64_t width, 
   }
 }
 
-inline void bias_step(const void* row, Type type, const float* bias, Step step, int64_t width, void* out) {
+inline void bias_step(const void* row, Type type, const float* bias, Pointwise step, int64_t width, void* out) {
   with_type(row, type, [&](const auto* from) {
     auto* to = static_cast<std::remove_const_t<std::remove_pointer_t<decltype(from)>>*>(out);
-    constexpr Precision full = Precision::full;
-    if (step == Step::none) bias_step_row(from, bias, width, to, [](Vec x) { return x; });
-    if (step == Step::gelu) bias_step_row(from, bias, width, to, gelu<full>);
-    if (step == Step::gelu_tanh) bias_step_row(from, bias, width, to, gelu_tanh<full>);
-    if (step == Step::relu) bias_step_row(from, bias, width, to, relu);
+    with_step<Precision::full>(step, [&](auto function) { bias_step_row(from, bias, width, to, function); });
   });
 }
 

@@ -33,10 +33,10 @@ class Grid {
     if (blocks_ >= threads) blocks_ = (blocks_ + threads - 1) / threads * threads;
     // Several tasks per thread, so that one that starts late or is interrupted delays the others little.
     const int64_t wanted = (4 * threads + blocks_ - 1) / blocks_;
-    runs_ = std::clamp<int64_t>(wanted, 1, panels_);
+    runs_ = std::clamp<int64_t>(wanted, 1, std::max<int64_t>(panels_, 1));
   }
 
-  int64_t tasks() const { return rows_ ? blocks_ * runs_ : 0; }
+  int64_t tasks() const { return rows_ && panels_ ? blocks_ * runs_ : 0; }
 
   void run(int64_t task, void* scratch) const {
     const int64_t block = task / runs_, run = task % runs_;

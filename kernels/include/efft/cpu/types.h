@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "efft/types.h"
+
 namespace efft::cpu {
 
 struct bf16 {
@@ -12,8 +14,6 @@ struct bf16 {
 struct half {
   uint16_t bits;
 };
-
-enum class Type : int32_t { f32, bf16, f16, s8 };
 
 // Internal linkage on purpose: files compiled for different instruction sets include this, and the linker must
 // never hand one file's AVX-512 code to another.

@@ -7,24 +7,9 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "efft/encoder.h"
+#include "efft/cuda/kinds.h"
 
 namespace efft::cuda {
-
-// What is done to a product's value besides adding its bias.
-enum class Pointwise { none, gelu, gelu_tanh, relu };
-
-inline Pointwise pointwise(Activation activation) {
-  switch (activation) {
-    case Activation::gelu:
-      return Pointwise::gelu;
-    case Activation::gelu_tanh:
-      return Pointwise::gelu_tanh;
-    case Activation::relu:
-      return Pointwise::relu;
-  }
-  return Pointwise::none;
-}
 
 __device__ __forceinline__ float to_float(float x) { return x; }
 __device__ __forceinline__ float to_float(__half x) { return __half2float(x); }

@@ -1,7 +1,0 @@
-#include "efft/cuda/add_norm.cuh"
-
-namespace efft::cuda {
-
-EFFT_EACH_TYPE(EFFT_ADD_NORM)
-
-}  // namespace efft::cuda

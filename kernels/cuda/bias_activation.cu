@@ -1,7 +1,0 @@
-#include "efft/cuda/bias_activation.cuh"
-
-namespace efft::cuda {
-
-EFFT_EACH_TYPE(EFFT_BIAS_ACTIVATION)
-
-}  // namespace efft::cuda

@@ -1,7 +1,0 @@
-#include "efft/cuda/embed_norm.cuh"
-
-namespace efft::cuda {
-
-EFFT_EACH_TYPE(EFFT_EMBED_NORM)
-
-}  // namespace efft::cuda

@@ -1,0 +1,67 @@
+#include <algorithm>
+
+#include "../linear/matmul.h"
+#include "layout.h"
+
+namespace efft::cuda {
+namespace {
+
+constexpr size_t kAlignment = 256;
+
+size_t aligned_up(size_t size) { return (size + kAlignment - 1) / kAlignment * kAlignment; }
+
+}  // namespace
+
+Layout::Layout(const DeviceInfo& device, const Model& model, const Bucket& bucket)
+    : path(path_for(device, model, bucket)),
+      program(path == Path::small ? model.encoder->folded : model.encoder->program),
+      bucket_(bucket),
+      element_(bytes_of(model.type)) {
+  size_t next = 0;
+  const auto take = [&next](size_t size) {
+    const size_t region = next;
+    next += aligned_up(size);
+    return region;
+  };
+  const size_t padded = size_t{1} * bucket.batch * bucket.length;
+  call_ = take(sizeof(Call));
+  cu_seqlens_ = take(4 * (size_t{1} + bucket.batch));
+  rows_ = take(4 * padded);
+  slots_ = take(4 * padded);
+  const Placement placement =
+      place(program, [this](int value) { return static_cast<int64_t>(value_bytes(value)); }, {}, kAlignment);
+  values_ = take(placement.bytes);
+  value_at_ = placement.at;
+  front_bytes_ = 0;
+  for (int step = 0; step < front_steps(); ++step) {
+    const int value = program.steps[step].output;
+    front_bytes_ = std::max(front_bytes_, values_ + value_at_[value] + value_bytes(value));
+  }
+  scratch_ = take(path == Path::library ? kMatmulWorkspaceBytes : 0);
+  bytes_ = next;
+}
+
+Unpadded Layout::unpadded(void* base) const {
+  return {static_cast<int*>(at(base, cu_seqlens_)), static_cast<int*>(at(base, rows_)),
+          static_cast<int*>(at(base, slots_)), static_cast<Call*>(at(base, call_))};
+}
+
+// What the front writes in an attended bucket has room for padded tokens.
+size_t Layout::rows_bytes(int value) const {
+  const bool early = bucket_.attended && program.values[value].made < front_steps();
+  const size_t rows = early ? size_t{1} * bucket_.batch * bucket_.length : bucket_.tokens;
+  return aligned_up(rows * program.values[value].width * element_);
+}
+
+size_t Layout::moments_bytes(int value) const {
+  constexpr int kNarrowestTile = 8;
+  return aligned_up(sizeof(Moments) * bucket_.tokens * (program.values[value].width / kNarrowestTile));
+}
+
+size_t Layout::value_bytes(int value) const {
+  const size_t rows = rows_bytes(value);
+  if (!program.values[value].moments) return rows;
+  return rows + moments_bytes(value) + aligned_up(sizeof(RowNorm) * bucket_.tokens);
+}
+
+}  // namespace efft::cuda

@@ -1,7 +1,0 @@
-#include "efft/cuda/pool.cuh"
-
-namespace efft::cuda {
-
-EFFT_EACH_TYPE(EFFT_POOL)
-
-}  // namespace efft::cuda

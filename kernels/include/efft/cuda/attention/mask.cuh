@@ -1,0 +1,90 @@
+// Which scores of a strip of 16 query rows count.
+#pragma once
+
+#include <cmath>
+
+#include "efft/cuda/attention/fragments.cuh"
+#include "efft/cuda/attention/score.cuh"
+
+namespace efft::cuda {
+
+// Scores of keys outside their row's range become -inf; first_key is the key of column 0.
+template <int kKeys>
+__device__ inline void mask_scores(Accumulator<kKeys>& scores, int first_key, const KeyRange (&rows)[2]) {
+#pragma unroll
+  for (int group = 0; group < kKeys / 8; ++group) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int key = first_key + 8 * group + fragment_column() + i % 2;
+      const KeyRange& range = rows[i / 2];
+      if (key < range.begin || key >= range.end) scores[group][i] = -INFINITY;
+    }
+  }
+}
+
+// Scores of all columns from `columns` on become -inf.
+template <int kKeys>
+__device__ inline void mask_tail(Accumulator<kKeys>& scores, int columns) {
+#pragma unroll
+  for (int group = 0; group < kKeys / 8; ++group) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (8 * group + fragment_column() + i % 2 >= columns) scores[group][i] = -INFINITY;
+    }
+  }
+}
+
+// The keys of one query row of a packed tile, as token indices; none for a row past the last token.
+template <typename Score>
+__device__ inline KeyRange row_keys(const int* cu_seqlens, const PackedTile& tile, int row, const Score& score) {
+  const KeyRange sequence = row_sequence(cu_seqlens, tile, row);
+  if constexpr (!Score::kNarrows) return sequence;
+  if (sequence.begin == sequence.end) return sequence;
+  const KeyRange seen = score.keys(sequence.end - sequence.begin, row - sequence.begin);
+  return {sequence.begin + seen.begin, sequence.begin + seen.end};
+}
+
+// Adds to scores what the policy says; first_key and rows count within the sequence. unscaled: sqrt(head size), which
+// softmax divides by.
+template <int kKeys, typename Score>
+__device__ inline void add_to_scores(Accumulator<kKeys>& scores, const Score& score, int head, int first_key,
+                                     const int (&rows)[2], float unscaled) {
+  if constexpr (Score::kAdds) {
+#pragma unroll
+    for (int group = 0; group < kKeys / 8; ++group) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int key = first_key + 8 * group + fragment_column() + i % 2;
+        scores[group][i] += unscaled * score.added(head, rows[i / 2], key);
+      }
+    }
+  }
+}
+
+// A block of keys of one sequence as the policy wants it, from first_key on; row: the first of the strip's two.
+template <int kHead, int kKeys, typename Score>
+__device__ inline void shape_scores(Accumulator<kKeys>& scores, const Score& score, const SequenceTile& tile, int row,
+                                    int first_key) {
+  const int rows[2] = {row, row + 8};
+  add_to_scores<kKeys>(scores, score, tile.head, first_key, rows, sqrtf(float(kHead)));
+  if constexpr (Score::kNarrows) {
+    const KeyRange ranges[2] = {score.keys(tile.length, rows[0]), score.keys(tile.length, rows[1])};
+    mask_scores<kKeys>(scores, first_key, ranges);
+  }
+}
+
+// The ranges of a warp's rows taken together, to skip whole blocks of keys or the mask of a block.
+struct StripKeys {
+  KeyRange any;  // outside it no row sees a key
+  KeyRange all;  // inside it every row sees every key
+
+  __device__ explicit StripKeys(const KeyRange (&rows)[2])
+      : any{__reduce_min_sync(~0u, min(rows[0].begin, rows[1].begin)),
+            __reduce_max_sync(~0u, max(rows[0].end, rows[1].end))},
+        all{__reduce_max_sync(~0u, max(rows[0].begin, rows[1].begin)),
+            __reduce_min_sync(~0u, min(rows[0].end, rows[1].end))} {}
+  __device__ bool sees(int begin, int end) const { return begin < any.end && end > any.begin; }
+  __device__ bool sees_all(int begin, int end) const { return begin >= all.begin && end <= all.end; }
+};
+
+}  // namespace efft::cuda

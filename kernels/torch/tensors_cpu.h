@@ -1,0 +1,30 @@
+// Between torch's stable tensors and the CPU engine's raw pointers.
+#pragma once
+
+#include <algorithm>
+
+#include "checks.h"
+#include "efft/cpu/encoder.h"
+
+namespace efft {
+namespace {
+
+inline int threads() { return std::max<int>(1, static_cast<int>(torch::stable::get_num_threads())); }
+
+inline Type type_of(const Tensor& tensor) {
+  if (tensor.scalar_type() == ScalarType::BFloat16) return Type::bf16;
+  return tensor.scalar_type() == ScalarType::Half ? Type::f16 : Type::f32;
+}
+
+inline const int64_t* integers(const Tensor& tensor) { return static_cast<const int64_t*>(tensor.data_ptr()); }
+inline const float* floats(const Tensor& tensor) { return static_cast<const float*>(tensor.data_ptr()); }
+
+inline cpu::Tables tables_of(const Tensor& word, const Tensor& position, const Tensor& segment) {
+  return {{word.data_ptr(), position.data_ptr(), segment.data_ptr(), type_of(word), word.size(1)},
+          word.size(0),
+          position.size(0),
+          segment.size(0)};
+}
+
+}  // namespace
+}  // namespace efft
