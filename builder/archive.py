@@ -247,7 +247,8 @@ def _stage_files(
     _write_json(stage / "setup_config.json", served.model_dump(mode="json"))
     (stage / "model-config.yaml").write_text(yaml.safe_dump(_server_settings(config), sort_keys=True))
     facts.save(stage / "archive.json")
-    ignore = shutil.ignore_patterns("__pycache__", "*.pyc")
+    # No worker scores files.
+    ignore = shutil.ignore_patterns("__pycache__", "*.pyc", "bulk")
     shutil.copytree(ROOT / "handler", stage / "handler", ignore=ignore)
     shutil.copyfile(ROOT / "handler" / "service.py", stage / "service.py")
 

@@ -126,13 +126,13 @@ def _pickled(path: Path, source: str) -> dict[str, Tensor]:
                 raise
             content = torch.load(path, map_location="cpu", weights_only=True)  # the format before torch 1.6
     except Exception as error:  # whatever a damaged zip or pickle makes torch raise
-        if "Weights only" in str(error) or "weights_only" in str(error):
-            what = re.search(r"GLOBAL (\S+)", str(error))
-            raise BuildError(
-                f"{source}: {path.name} holds more than tensors{f' ({what[1]})' if what else ''}, "
-                "which may be code and is not loaded; save it as model.safetensors"
-            ) from error
-        raise BuildError(f"{source}: {path.name} is damaged ({first_line(error)}); copy it again") from error
+        if "weights only" not in str(error).lower().replace("_", " "):
+            raise BuildError(f"{source}: {path.name} is damaged ({first_line(error)}); copy it again") from error
+        what = re.search(r"GLOBAL (\S+)", str(error))
+        raise BuildError(
+            f"{source}: {path.name} holds more than tensors{f' ({what[1]})' if what else ''}, "
+            "which may be code and is not loaded; save it as model.safetensors"
+        ) from error
     for key in _NESTED:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
@@ -273,12 +273,7 @@ def fill(
     """transformers' model with these tensors, in evaluation mode, and the names of the weights it had to draw."""
     with quiet():
         model, info = model_class.from_pretrained(
-            None,
-            config=config,
-            state_dict=state,
-            dtype=dtype,
-            output_loading_info=True,
-            trust_remote_code=False,
-            **extra,
-        )
+            None, config=config, state_dict=state, dtype=dtype, output_loading_info=True, local_files_only=True,
+            trust_remote_code=False, weights_only=True, **extra,
+        )  # fmt: skip
     return model.eval(), sorted(info["missing_keys"])

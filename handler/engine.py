@@ -20,12 +20,12 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
+from handler import integrity
 from handler.archive import ArchiveError, ArchiveFacts
 from handler.columns import to_columns
 from handler.config import ConfigError, SetupConfig
 from handler.decode import Decoder
-from handler.doctor import extracted
-from handler.errors import RequestError, internal_error
+from handler.errors import RequestError, internal_error, is_panic
 from handler.metrics import Metrics
 from handler.packing import Arrays, Model, Packer
 from handler.runtime import load_model, pick_device, set_threads
@@ -48,34 +48,28 @@ def default_pass_tokens(device: torch.device) -> int:
 class Engine:
     """Answers requests with one archive's model, in the caller's thread; not for several threads at a time.
 
-    ``model`` is any callable of :class:`handler.packing.Model`'s signature; :meth:`open` and :meth:`load` make the
-    archive's. ``metrics`` counts tokens, passes and errors (None: a fresh one, :attr:`metrics`).
+    ``model`` is any callable of :class:`handler.packing.Model`'s signature, so that tests can bring their own;
+    :meth:`open` and :meth:`load` make the archive's. :attr:`metrics` counts tokens, passes and times.
     """
 
-    def __init__(
-        self,
-        facts: ArchiveFacts,
-        config: SetupConfig,
-        tokenizer: Tokenizer,
-        model: Model,
-        metrics: Metrics | None = None,
-    ) -> None:
+    def __init__(self, facts: ArchiveFacts, config: SetupConfig, tokenizer: Tokenizer, model: Model) -> None:
         self.facts = facts
         self.config = config
         self.model = model
-        self.metrics = metrics or Metrics()
+        self.metrics = Metrics()
         self.placement = Placement(torch.get_num_threads())
         self.task = TASKS[facts.task](facts, config, tokenizer)
         self.pass_tokens = self.task.pass_tokens(config.max_batch_tokens or default_pass_tokens(model.device))
         """Most tokens of one pass."""
         self._decoder = Decoder(self.task.request, config.limits)
-        self._packer = Packer(
+        self.packer = Packer(
             model,
             pad_id=facts.pad_id,
             max_tokens=self.pass_tokens,
             keep=self.task.keep,
             packed=facts.mode == "thsext",
             metrics=self.metrics,
+            vocabulary=getattr(model, "vocabulary", None),
         )
         self._unpacked: tempfile.TemporaryDirectory[str] | None = None
 
@@ -88,6 +82,8 @@ class Engine:
         temporary folder, which goes with :meth:`close`, at the latest when the process ends. Raises ArchiveError or
         ConfigError in one line that says what to do.
         """
+        from handler.doctor import extracted  # here, because the doctor asks a predictor, which has an engine
+
         path = Path(path)
         if not path.exists():
             raise ArchiveError(f"there is no archive {str(path)!r}")
@@ -112,6 +108,7 @@ class Engine:
         """
         folder = Path(folder)
         facts = ArchiveFacts.load(folder / "archive.json")
+        integrity.check(folder, facts)
         config = SetupConfig.load(folder / "setup_config.json")
         path = folder / "tokenizer.json"
         if not path.exists():
@@ -122,12 +119,18 @@ class Engine:
         model = load_model(folder, facts, config, gpu)
         length = min(facts.max_positions, config.max_length or facts.max_positions)
         try:
-            tokenizer = Tokenizer(path, length, facts.uses_segments, config.limits.max_tokens)
+            most = config.limits.max_tokens
+            tokenizer = Tokenizer(path, length, facts.uses_segments, most, facts.truncation_side)
         except Exception as error:  # the library raises Exception itself
             raise ArchiveError(f"tokenizer.json cannot be read ({error}); build the archive again") from error
         engine = cls(facts, config, tokenizer, model)
         engine.placement = placement
         return engine
+
+    @property
+    def lost(self) -> bool:
+        """Whether the device has failed for good, so that only a new process can answer again."""
+        return self.packer.lost
 
     def close(self) -> None:
         """Remove the files that :meth:`open` has unpacked."""
@@ -179,7 +182,7 @@ class Engine:
             jobs = self._encode(valid)
         sequences = [sequence for job in jobs if isinstance(job, Job) for sequence in job.sequences]
         with self.metrics.stage("run"):
-            outputs = iter(self._packer.run(sequences, deadline))
+            outputs = iter(self.packer.run(sequences, deadline))
         with self.metrics.stage("postprocess"):
             finished = iter([self._finish(job, outputs) for job in jobs])
             return [item if isinstance(item, RequestError) else next(finished) for item in items]
@@ -189,7 +192,9 @@ class Engine:
             return []
         try:
             return self.task.encode(requests)
-        except Exception as error:
+        except BaseException as error:
+            if not (isinstance(error, Exception) or is_panic(error)):
+                raise
             if len(requests) == 1:
                 return [internal_error(error)]
         # One text the tokenizer cannot take must not cost the others their answers.

@@ -1,6 +1,6 @@
 """The predictor: rows of any server in, replies out. It knows no server.
 
-Stages: decode -> encode (tokenize) -> pack and run -> postprocess -> respond.
+Stages: decode -> what the engine does (encode, pack and run, finish) -> respond.
 """
 
 from __future__ import annotations
@@ -13,23 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from handler import integrity
 from handler.archive import ArchiveError, ArchiveFacts
 from handler.canary import Canary, canary_request
 from handler.config import SetupConfig
 from handler.decode import Call, Decoder
-from handler.errors import RequestError, internal_error, is_panic
+from handler.engine import Engine
+from handler.errors import RequestError, internal_error
 from handler.explain import Explainer
 from handler.html import page
-from handler.metrics import Metrics
-from handler.packing import Arrays, Model, Packer
-from handler.runtime import load_model, set_threads
+from handler.packing import Model
 from handler.schemas import Request
-from handler.tasks import TASKS
-from handler.tasks.base import Job
-from handler.threads import Placement, ThreadSettings, place
 from handler.tokenizer import Tokenizer
 from handler.warm_up import warm_up
 
@@ -51,11 +44,6 @@ class Reply:
     content_type: str = "application/json"
 
 
-def default_pass_tokens(device: torch.device) -> int:
-    """The token budget of a pass where the config has none (SetupConfig.max_batch_tokens)."""
-    return 16384 if device.type == "cuda" else 512 * torch.get_num_threads()
-
-
 class Predictor:
     """Answers batches of requests with one archive's model.
 
@@ -64,25 +52,21 @@ class Predictor:
     """
 
     def __init__(self, facts: ArchiveFacts, config: SetupConfig, tokenizer: Tokenizer, model: Model) -> None:
-        self.facts = facts
-        self.config = config
-        self.metrics = Metrics()
-        self.model = model
-        self.task = TASKS[facts.task](facts, config, tokenizer)
+        self._around(Engine(facts, config, tokenizer, model))
+
+    def _around(self, engine: Engine) -> None:
+        self.engine = engine
+        self.facts = engine.facts
+        self.config = engine.config
+        self.metrics = engine.metrics
+        self.model = engine.model
+        self.task = engine.task
+        self.placement = engine.placement
         self.explainer: Explainer | None = None
-        self.placement = Placement(torch.get_num_threads())
-        self.canary = Canary(self, canary_request(facts.task, tokenizer.token(facts.mask_id)))
-        self._pass_tokens = self.task.pass_tokens(config.max_batch_tokens or default_pass_tokens(model.device))
-        self._decoder = Decoder(self.task.request, config.limits, config.allow_overrides)
-        self._packer = Packer(
-            model,
-            pad_id=facts.pad_id,
-            max_tokens=self._pass_tokens,
-            keep=self.task.keep,
-            packed=facts.mode == "thsext",
-            metrics=self.metrics,
-            vocabulary=getattr(model, "vocabulary", None),
-        )
+        mask = self.task.tokenizer.token(self.facts.mask_id)
+        self.canary = Canary(self, canary_request(self.facts.task, mask))
+        self._packer = engine.packer
+        self._decoder = Decoder(self.task.request, self.config.limits, self.config.allow_overrides)
         self._next_canary = 0.0
 
     @classmethod
@@ -91,27 +75,11 @@ class Predictor:
 
         Raises ArchiveError or ConfigError in one line that says what to do.
         """
-        folder = Path(folder)
-        facts = ArchiveFacts.load(folder / "archive.json")
-        integrity.check(folder, facts)
-        config = SetupConfig.load(folder / "setup_config.json")
-        path = folder / "tokenizer.json"
-        if not path.exists():
-            raise ArchiveError("tokenizer.json is missing from the archive; build it again")
-        # Before anything is computed: the threads that libraries start from here on inherit the worker's cores.
-        placement = place(ThreadSettings.of(settings, config))
-        set_threads(placement)
-        model = load_model(folder, facts, config, gpu)
-        length = min(facts.max_positions, config.max_length or facts.max_positions)
-        try:
-            most = config.limits.max_tokens
-            tokenizer = Tokenizer(path, length, facts.uses_segments, most, facts.truncation_side)
-        except Exception as error:  # the library raises Exception itself
-            raise ArchiveError(f"tokenizer.json cannot be read ({error}); build the archive again") from error
-        predictor = cls(facts, config, tokenizer, model)
-        predictor.placement = placement
-        predictor.explainer = Explainer(folder, facts, predictor.task, model.device, predictor.metrics)
-        if config.warm_up:
+        predictor = cls.__new__(cls)
+        predictor._around(Engine.load(folder, gpu, settings))
+        facts, task, metrics = predictor.facts, predictor.task, predictor.metrics
+        predictor.explainer = Explainer(Path(folder), facts, task, predictor.model.device, metrics)
+        if predictor.config.warm_up:
             predictor.warm_up()
         return predictor
 
@@ -120,7 +88,7 @@ class Predictor:
         the canary gets no answer."""
         longest = self.task.tokenizer.max_length
         try:
-            seconds = warm_up(self.model, self.facts.pad_id, longest, self.config.batch_size, self._pass_tokens)
+            seconds = warm_up(self.model, self.facts.pad_id, longest, self.config.batch_size, self.engine.pass_tokens)
         except RuntimeError as error:
             reason = (str(error).strip().splitlines() or ["no reason given"])[-1]
             raise ArchiveError(f"the model does not run on {self.model.device} ({reason}); build it again") from error
@@ -224,7 +192,7 @@ class Predictor:
             stated = zip(rows, types, headers or [None] * len(rows), strict=True)
             calls = [self._decode(*row) for row in stated]
         items = [item for call in calls if isinstance(call, Call) for item in call.items]
-        answers = iter(self._answers(items, deadline))
+        answers = iter(self.engine.payloads(items, deadline))
         replies = []
         for call in calls:
             own = [] if isinstance(call, RequestError) else [next(answers) for _ in call.items]
@@ -239,50 +207,6 @@ class Predictor:
     ) -> Call | RequestError:
         try:
             return self._decoder.decode(row, content_type, headers)
-        except RequestError as error:
-            return error
-        except Exception as error:
-            return internal_error(error)
-
-    def _answers(self, items: Many[Request | RequestError], deadline: float) -> list[Any]:
-        """Each item's answer or error, in order."""
-        valid = [item for item in items if not isinstance(item, RequestError)]
-        with self.metrics.stage("encode"):
-            jobs = self._encode(valid)
-        sequences = [sequence for job in jobs if isinstance(job, Job) for sequence in job.sequences]
-        with self.metrics.stage("run"):
-            outputs = iter(self._packer.run(sequences, deadline))
-        with self.metrics.stage("postprocess"):
-            finished = iter([self._finish(job, outputs) for job in jobs])
-            return [item if isinstance(item, RequestError) else next(finished) for item in items]
-
-    def _encode(self, requests: list[Request]) -> list[Job[Any] | RequestError]:
-        if not requests:
-            return []
-        try:
-            return self.task.encode(requests)
-        except BaseException as error:
-            if not (isinstance(error, Exception) or is_panic(error)):
-                raise
-            if len(requests) == 1:
-                return [internal_error(error)]
-        # One text the tokenizer cannot take must not cost the others their answers.
-        return [job for request in requests for job in self._encode([request])]
-
-    def _finish(self, job: Job[Any] | RequestError, outputs: Any) -> Any:
-        if isinstance(job, RequestError):
-            return job
-        own: list[Arrays] = []
-        failure = None
-        for _ in job.sequences:
-            output = next(outputs)
-            failure = output if isinstance(output, RequestError) else failure
-            own.append(output)
-        if failure is not None:
-            return failure
-        self.metrics.add("truncations", 1 if job.dropped else 0)
-        try:
-            return self.task.finish(job, own)
         except RequestError as error:
             return error
         except Exception as error:

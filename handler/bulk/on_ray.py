@@ -53,6 +53,8 @@ class RayWork:
         """See the class."""
         pairs = zip(windows.column("start").to_pylist(), windows.column("batch").to_pylist(), strict=True)
         done = [self._work(start, unpacked(batch)) for start, batch in pairs]
+        if self._work.lost:
+            os._exit(1)  # Ray starts another process and tries again there
         return pa.Table.from_pylist(
             [{"start": d.start, "end": d.end, "errors": d.errors, "payload": d.payload} for d in done], schema=_DONE
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import logging
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -167,7 +168,7 @@ class Pool:
 
     def _start(self, number: int) -> _Worker:
         ours, theirs = self._context.Pipe()
-        arguments = (theirs, os.getpid(), *self._arguments, self._gpus[number])
+        arguments = (theirs, os.getpid(), *self._arguments, self._gpus[number], number)
         process = self._context.Process(target=_serve, args=arguments, daemon=True, name=f"bulk-{number}")
         process.start()
         theirs.close()
@@ -201,10 +202,14 @@ def unpacked(payload: bytes) -> pa.RecordBatch:
         return reader.read_next_batch()
 
 
-def _serve(pipe: Any, parent: int, folder: str, job: Job, threads: int, workers: int, gpu: int | None) -> None:
+def _serve(
+    pipe: Any, parent: int, folder: str, job: Job, threads: int, workers: int, gpu: int | None, number: int
+) -> None:
     """A worker's life: load, say so, then score what comes until the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all; the parent ends in order
     die_with_parent(parent)
+    if number > 0:
+        logging.disable(logging.WARNING)  # of the archive and its threads the first says it for all
     try:
         work = _load(folder, job, threads, workers, gpu)
     except (ArchiveError, ConfigError, BulkError) as error:
@@ -224,6 +229,8 @@ def _serve(pipe: Any, parent: int, folder: str, job: Job, threads: int, workers:
             done = work(start, batch) if problem is None else work.refuse(start, batch, problem)
         except Exception as error:
             internal_error(error)  # logged; the parent finds the row as it does where a process dies by itself
+            os._exit(1)
+        if work.lost:  # every later window would fail as well
             os._exit(1)
         pipe.send(("done", done))
 

@@ -71,6 +71,11 @@ class Work:
             requests[place] = RequestError(type, message)
         return self._done(start, rows, self._scorer.score(requests))
 
+    @property
+    def lost(self) -> bool:
+        """Whether the device has failed for good: what has just been done must be done again in a new process."""
+        return self._scorer.engine.lost
+
     def refuse(self, start: int, batch: pa.RecordBatch, message: str) -> Done:
         """The window with ``message`` as every row's error."""
         error = RequestError("internal", message)

@@ -99,6 +99,13 @@ def test_a_compressed_body_goes_through(proxy: Proxy, session: requests.Session)
     assert answer.json()["label"] == "billing"
 
 
+def test_a_body_without_a_type_goes_through_whole(proxy: Proxy, session: requests.Session) -> None:
+    form = {"Content-Type": "application/x-www-form-urlencoded"}  # what curl -d calls it
+    for body in (TICKET, json.dumps({"text": TICKET})):
+        answer = session.post(f"{proxy.url}/predictions/ticket_routing", data=body, headers=form, timeout=60)
+        assert answer.json()["label"] == "billing"
+
+
 def test_torchserves_headers_stay_outside(proxy: Proxy, session: requests.Session) -> None:
     forged = {"describe": "True", "Explain": "True", "url_path": "html", "ts_request_sequence_id": "a"}
     for path in ("predictions/ticket_routing", "v1/models/ticket_routing:predict"):

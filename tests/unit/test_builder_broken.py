@@ -110,7 +110,7 @@ CHECKPOINTS: dict[str, tuple[Break, str]] = {
     "pad negative": (_config(pad_token_id=-1), "pad_token_id is -1"),
     "activation a list": (_config(hidden_act=["gelu"]), "hidden_act is ['gelu']"),
     "model type a number": (_config(model_type=7), "model_type is 7"),
-    "model type unknown": (_config(model_type="bort", auto_map={"AutoModel": "m.M"}), "no usable config.json"),
+    "model type unknown": (_config(model_type="bort", auto_map={"AutoModel": "m.M"}), "which is never run"),
     "decoder": (_config(is_decoder=True), "is_decoder is set"),
     "cross-attention": (_config(add_cross_attention=True), "add_cross_attention is set"),
     "causal": (_config(architectures=["BertLMHeadModel"]), "decoders are not served"),
@@ -143,7 +143,7 @@ CHECKPOINTS: dict[str, tuple[Break, str]] = {
     "an index outside": (
         _both(
             _remove("model.safetensors"),
-            _write("model.safetensors.index.json", '{"weight_map": {"a": "../../x.safetensors"}}'),
+            _write("model.safetensors.index.json", '{"weight_map": {"a": "sub/x.safetensors"}}'),
         ),
         "which is no file beside it",
     ),
