@@ -1,23 +1,13 @@
 // What is done to a product's value besides adding its bias. No CUDA header.
 #pragma once
 
-#include "efft/spec.h"
-#include "efft/types.h"
+#include "efft/activation.h"
 
 namespace efft::cuda {
 
-enum class Pointwise { none, gelu, gelu_tanh, relu };
+// No activation, or the one of the same name: a row of rows/pointwise.cuh each.
+enum class Pointwise { none, EFFT_ACTIVATIONS(EFFT_NAME) };
 
-inline Pointwise pointwise(Activation activation) {
-  switch (activation) {
-    case Activation::gelu:
-      return Pointwise::gelu;
-    case Activation::gelu_tanh:
-      return Pointwise::gelu_tanh;
-    case Activation::relu:
-      return Pointwise::relu;
-  }
-  return Pointwise::none;
-}
+inline Pointwise pointwise(Activation activation) { return static_cast<Pointwise>(static_cast<int>(activation) + 1); }
 
 }  // namespace efft::cuda

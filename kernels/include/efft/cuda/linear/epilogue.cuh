@@ -19,16 +19,15 @@ __device__ __forceinline__ float normalised_residual(float residual, RowNorm nor
 // An activation that is known when the kernel runs.
 template <typename Result>
 __device__ __forceinline__ void activate(float (&values)[8], Pointwise kind) {
+#define EFFT_CASE(name) \
+  case Pointwise::name: \
+    return apply<Pointwise::name, Result>(values);
   switch (kind) {
     case Pointwise::none:
       return;
-    case Pointwise::gelu:
-      return apply<Pointwise::gelu, Result>(values);
-    case Pointwise::gelu_tanh:
-      return apply<Pointwise::gelu_tanh, Result>(values);
-    case Pointwise::relu:
-      return apply<Pointwise::relu, Result>(values);
+      EFFT_ACTIVATIONS(EFFT_CASE)
   }
+#undef EFFT_CASE
 }
 
 // Finishes the values that a thread holds of a tile. A view knows where these lie, and so what belongs to the i-th:
