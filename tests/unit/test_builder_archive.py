@@ -32,7 +32,7 @@ def test_an_archive_of_each_kind(tmp_path: Path, cpu_library: Path, kind: str) -
     make_checkpoint(tmp_path / "checkpoint", "bert")
     path = _build(tmp_path, cpu_library, kind=kind)
     facts = read_facts(path)
-    assert (facts.name, facts.mode, facts.task, facts.labels) == (
+    assert (facts.name, facts.kind, facts.task, facts.labels) == (
         "small", kind, "sequence_classification", ["LABEL_0", "LABEL_1", "LABEL_2"],
     )  # fmt: skip
     assert facts.parity["passed"]
@@ -90,7 +90,7 @@ def test_another_task_than_the_architecture_says_is_possible_only_with_weights(
 ) -> None:
     make_checkpoint(tmp_path / "checkpoint", "bert")
     with pytest.raises(BuildError, match="lacks weights for question_answering"):
-        _build(tmp_path, cpu_library, mode="question_answering")
+        _build(tmp_path, cpu_library, task="question_answering")
 
 
 @pytest.mark.parametrize(
