@@ -60,7 +60,7 @@ def modules_of(root: Path, source: str) -> list[Module]:
         if not isinstance(kind, str) or not isinstance(path, str):
             raise BuildError(f"{source}: {MODULES} has an entry without type or path")
         if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
-            raise BuildError(f"{source}: {MODULES} names {path!r}, which is outside the model's folder")
+            raise BuildError(f"{source}: {MODULES} names {path!r}, which lies outside the model's folder")
         if not kind.startswith(_OWN):
             raise BuildError(f"{source}: its module {kind!r} is code outside sentence-transformers, which is never run")
         found.append(Module(kind.rsplit(".", 1)[-1], path))

@@ -1,6 +1,7 @@
 // Parsed and lowered specs, kept; and programs as text.
 #include <deque>
 #include <mutex>
+#include <stdexcept>
 
 #include "efft/fork.h"
 #include "efft/program.h"
@@ -10,6 +11,7 @@ namespace efft {
 namespace {
 
 constexpr size_t kKept = 64;
+constexpr int64_t kMostWeights = int64_t{1} << 40;
 
 ForkMutex mutex;
 // The latest first. So few entries of which mostly the first one is meant are found faster one by one than by a hash.
@@ -39,6 +41,11 @@ std::shared_ptr<const Lowered> make(const EncoderSpec& spec, const std::string& 
   made->spec = spec;
   made->text = given;
   made->slots = slots(spec);
+  const int64_t weights = arena_elements(made->slots, SlotKind::matrix);
+  if (weights > kMostWeights) {
+    throw std::runtime_error("layers: " + std::to_string(spec.layers) + " of hidden " + std::to_string(spec.hidden) +
+                             " have " + std::to_string(weights) + " weights, more than any memory holds");
+  }
   made->program = lower(spec, made->slots);
   made->first_rows = first_rows(made->program);
   made->folded = fold_norms(made->program);

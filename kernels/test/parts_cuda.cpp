@@ -219,7 +219,7 @@ extern EFFT_ATTENTION(float, FullScores) extern EFFT_ATTENTION(__half, FullScore
 STABLE_TORCH_LIBRARY_FRAGMENT(efft_test, m) {
   // As attention, each row seeing `reach` keys to either side, less slope * (head + 1) for each key of distance.
   m.def(
-      "window_attention(Tensor qkv, Tensor bias, Tensor cu_seqlens, int heads, int max_length, int reach, "
+      "packed_window_attention(Tensor qkv, Tensor bias, Tensor cu_seqlens, int heads, int max_length, int reach, "
       "float slope) -> Tensor");
 }
 
@@ -227,7 +227,7 @@ STABLE_TORCH_LIBRARY_IMPL(efft_test, CUDA, m) {
   m.impl("unpad", TORCH_BOX(&efft::cuda::unpad_op));
   m.impl("embed_norm", TORCH_BOX(&efft::cuda::embed_norm_op));
   m.impl("attention", TORCH_BOX(&efft::cuda::attention_op));
-  m.impl("window_attention", TORCH_BOX(&efft::cuda::window_attention_op));
+  m.impl("packed_window_attention", TORCH_BOX(&efft::cuda::window_attention_op));
   m.impl("add_norm", TORCH_BOX(&efft::cuda::add_norm_op));
   m.impl("bias_activation", TORCH_BOX(&efft::cuda::bias_activation_op));
 }

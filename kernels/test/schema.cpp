@@ -15,7 +15,7 @@ STABLE_TORCH_LIBRARY(efft_test, m) {
   m.def("attention(Tensor qkv, Tensor bias, Tensor cu_seqlens, int heads, int max_length) -> Tensor");
   // Attention of one head of one sequence under a policy of the tests' own: keys at a distance of more than 20 are not
   // seen, 0.05 is taken off the logit per step of distance. fp32 [S, D] -> [S, D]; CPU only.
-  m.def("window_attention(Tensor q, Tensor k, Tensor v, int split) -> Tensor");
+  m.def("cpu_window_attention(Tensor q, Tensor k, Tensor v, int split) -> Tensor");
   // LayerNorm(x + bias + residual): [T, H]. overlap: on a GPU, begin while the kernel before still runs, as within the
   // encoder; bias, gamma and beta must then be older than that kernel.
   m.def(

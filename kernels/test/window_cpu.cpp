@@ -61,4 +61,4 @@ Tensor window_attention(const Tensor& q, const Tensor& k, const Tensor& v, int64
 
 }  // namespace efft
 
-STABLE_TORCH_LIBRARY_IMPL(efft_test, CPU, m) { m.impl("window_attention", TORCH_BOX(&efft::window_attention)); }
+STABLE_TORCH_LIBRARY_IMPL(efft_test, CPU, m) { m.impl("cpu_window_attention", TORCH_BOX(&efft::window_attention)); }

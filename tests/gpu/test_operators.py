@@ -146,7 +146,7 @@ def test_scores_are_a_policy(data_type: str, head_size: int, lengths: list[int])
             outputs.append((weights @ v).transpose(0, 1).reshape(-1, hidden))
         return torch.cat(outputs)
 
-    got = torch.ops.efft_test.window_attention(qkv, bias, cu_seqlens, heads, max(lengths), reach, slope)
+    got = torch.ops.efft_test.packed_window_attention(qkv, bias, cu_seqlens, heads, max(lengths), reach, slope)
     assert_close(got, plain(dtype), plain(torch.float64).cpu())
 
 

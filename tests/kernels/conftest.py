@@ -43,15 +43,16 @@ def efft(device: str) -> SimpleNamespace:
 @pytest.fixture
 def efft_test(device: str) -> SimpleNamespace:
     """``torch.ops.efft_test``: the engines' parts, from libraries that do not ship."""
-    _load_once(os.environ.get("EFFT_CPU_TEST_LIBRARY") or str(compile_cpu(tests=True)))
-    if device == "cuda":
-        _load_once(os.environ.get("EFFT_CUDA_TEST_LIBRARY") or str(compile_cuda(tests=True)))
+    for name in dict.fromkeys(("cpu", device)):  # the CPU's holds the schemas
+        _load_test_library(name)
     return torch.ops.efft_test
 
 
 @cache
-def _load_once(library: str) -> None:
-    torch.ops.load_library(library)
+def _load_test_library(device: str) -> None:
+    given = os.environ.get(f"EFFT_{device.upper()}_TEST_LIBRARY")
+    compile_device = compile_cpu if device == "cpu" else compile_cuda
+    torch.ops.load_library(given or str(compile_device(tests=True)))
 
 
 @pytest.fixture(params=[torch.float32, torch.bfloat16, torch.float16], ids=["fp32", "bf16", "fp16"])

@@ -79,7 +79,7 @@ def test_a_window_and_a_bias_are_a_policy(efft_test, device, generator, size, le
         scores = (q @ k.T) * size**-0.5 - 0.05 * distance
         return scores.masked_fill(distance > 20, -1e30).softmax(-1) @ v
 
-    actual = efft_test.window_attention(q, k, v, length // 3)
+    actual = efft_test.cpu_window_attention(q, k, v, length // 3)
     assert_close(actual, plain(q, k, v), plain(q.double(), k.double(), v.double()))
 
 

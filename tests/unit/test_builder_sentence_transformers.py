@@ -57,7 +57,7 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "word weights": (lambda r: modules(r, *_PLACES, ("WordWeights", "2")), "module 'WordWeights' is not supported"),
     "two poolings": (lambda r: modules(r, *_PLACES, ("Pooling", "2")), "modules are Transformer, Pooling, Pooling;"),
     "no pooling": (lambda r: modules(r, ("Transformer", "")), "its modules are Transformer;"),
-    "a path outside": (lambda r: modules(r, ("Transformer", ""), ("Pooling", "../x")), "'../x', which is outside"),
+    "a path outside": (lambda r: modules(r, ("Transformer", ""), ("Pooling", "../x")), "'../x', which lies outside"),
     "no settings": (lambda r: modules(r, ("Transformer", ""), ("Pooling", "2")), "Pooling, 2, has no config.json"),
     "no weights": (_missing_weights, "module Dense, 2_Dense, has no model.safetensors or pytorch_model.bin"),
     "own activation": (lambda r: _dense(r, activation="mine.Swish"), "has the activation 'mine.Swish'"),

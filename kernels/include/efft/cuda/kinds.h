@@ -1,22 +1,13 @@
 // What is done to a product's value besides adding its bias. No CUDA header.
 #pragma once
 
-#include "efft/spec.h"
-#include "efft/types.h"
+#include "efft/activation.h"
 
 namespace efft::cuda {
 
+// No activation, or the one of the same name: a row of rows/pointwise.cuh each.
 enum class Pointwise { none, EFFT_ACTIVATIONS(EFFT_NAME) };
 
-inline Pointwise pointwise(Activation activation) {
-  switch (activation) {
-#define EFFT_CASE(name)  \
-  case Activation::name: \
-    return Pointwise::name;
-    EFFT_ACTIVATIONS(EFFT_CASE)
-#undef EFFT_CASE
-  }
-  return Pointwise::none;
-}
+inline Pointwise pointwise(Activation activation) { return static_cast<Pointwise>(static_cast<int>(activation) + 1); }
 
 }  // namespace efft::cuda

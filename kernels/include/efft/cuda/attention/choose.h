@@ -6,7 +6,7 @@
 
 #include "efft/cuda/attention/tiles.h"
 #include "efft/cuda/device.h"
-#include "efft/cuda/kinds.h"
+#include "efft/types.h"
 
 namespace efft::cuda {
 

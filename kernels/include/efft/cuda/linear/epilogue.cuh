@@ -19,15 +19,15 @@ __device__ __forceinline__ float normalised_residual(float residual, RowNorm nor
 // An activation that is known when the kernel runs.
 template <typename Result>
 __device__ __forceinline__ void activate(float (&values)[8], Pointwise kind) {
-  switch (kind) {
-    case Pointwise::none:
-      return;
 #define EFFT_CASE(name) \
   case Pointwise::name: \
     return apply<Pointwise::name, Result>(values);
+  switch (kind) {
+    case Pointwise::none:
+      return;
       EFFT_ACTIVATIONS(EFFT_CASE)
-#undef EFFT_CASE
   }
+#undef EFFT_CASE
 }
 
 // Finishes the values that a thread holds of a tile. A view knows where these lie, and so what belongs to the i-th:

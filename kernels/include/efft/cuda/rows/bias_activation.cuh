@@ -32,11 +32,11 @@ __global__ void __launch_bounds__(kPointwiseThreads)
 template <typename T, int WIDTH>
 cudaError_t launch_bias_activation(const T* x, const float* bias, Pointwise kind, T* out, const int* tokens,
                                    int capacity, int width, cudaStream_t stream, Order order) {
-  auto kernel = bias_activation_kernel<T, WIDTH, Pointwise::none>;
-#define EFFT_CASE(name) \
+#define EFFT_PICK(name) \
   if (kind == Pointwise::name) kernel = bias_activation_kernel<T, WIDTH, Pointwise::name>;
-  EFFT_ACTIVATIONS(EFFT_CASE)
-#undef EFFT_CASE
+  auto kernel = bias_activation_kernel<T, WIDTH, Pointwise::none>;
+  EFFT_ACTIVATIONS(EFFT_PICK)
+#undef EFFT_PICK
   const int64_t packs = static_cast<int64_t>(capacity) * (width / WIDTH);
   const dim3 grid(static_cast<unsigned>((packs + kPointwiseThreads - 1) / kPointwiseThreads));
   return launch(kernel, {grid, dim3(kPointwiseThreads), 0, order, stream}, x, bias, out, tokens, capacity, width);

@@ -3,6 +3,7 @@
 
 #include "efft/cuda/call.cuh"
 #include "efft/cuda/rows/rows.cuh"
+#include "efft/spec.h"
 
 namespace efft::cuda {
 
