@@ -64,9 +64,10 @@ def make_predictor(tokenizer_file: Path) -> Predictor:
     """A classifier around the given tokenizer and the instant model."""
     facts = ArchiveFacts.model_validate(
         {
-            "name": "overhead", "task": "sequence_classification", "family": "bert", "mode": "ths", "data_type": "fp32",
+            "name": "overhead", "task": "sequence_classification", "family": "bert", "encoder": "stock",
+            "model": {"format": "torchscript", "file": "model.pt", "devices": ["cpu"]}, "compute": "fp32",
             "labels": ["no", "yes"], "max_positions": 512, "uses_segments": True,
-            "encoder": {"layers": 1, "hidden": 1, "embedding": 1, "intermediate": 1, "heads": 1},
+            "sizes": {"layers": 1, "hidden": 1, "embedding": 1, "intermediate": 1, "heads": 1},
             "torch": {"built": torch.__version__},
         }
     )  # fmt: skip

@@ -24,18 +24,20 @@ from builder.compile import OLDEST_TORCH, ROOT
 from builder.errors import BuildError
 from builder.families import spec_of
 from builder.formats.torchscript import example_inputs, save_torchscript
-from builder.gate.parity import Verdict, prove
-from builder.gate.verdict import CosineVerdict
+from builder.gate.parity import prove
+from builder.gate.verdict import CosineVerdict, Verdict
 from builder.mar import pack
-from builder.models import DTYPES, packed_model, sentence_head, stock_model
+from builder.models import DTYPES, sentence_head, stock_model
 from builder.naming import archive_name, check_output
-from builder.quantisation.int8 import quantised_model
+from builder.quantisation.schemes import RECIPES
 from builder.staging import staging
 from builder.tokenizers import TOKENIZER_FILES
-from handler.archive import ArchiveFacts, EncoderFacts, LibraryFacts, TorchFacts
+from handler.archive import ArchiveFacts, LibraryFacts, ModelFacts, Sizes, TorchFacts
 from handler.config import SetupConfig
 from handler.gemm_config import NAME as GEMM_CONFIG
 from handler.original import HEAD
+from handler.schemes import SCHEMES, original_type
+from handler.spellings import FILES, devices
 
 Report = Callable[[str], None]
 
@@ -50,8 +52,9 @@ def build(
 ) -> tuple[Path, Verdict | CosineVerdict]:
     """Build the archive of ``config`` in the folder ``output``.
 
-    ``libraries`` are the operator libraries to carry (only kind ``thsext`` carries any), ``gemm_config`` what
-    ``builder tune`` measured for the CUDA library, ``calibrate`` the texts for int8
+    ``libraries`` are the operator libraries to carry (only the fused encoder needs any), ``gemm_config`` what
+    ``builder tune`` measured for the CUDA library, ``calibrate`` the texts for a
+    scheme that takes some
     (``builder.quantisation.calibration``); ``report`` is told each step's name. Returns the archive's path and the
     gate's verdict. Raises BuildError; then no archive was written.
     """
@@ -63,7 +66,7 @@ def build(
     if (note := checkpoint.note) is not None:
         tqdm.write(f"note: {checkpoint.source}: {note}", file=sys.stderr)
     name = archive_name(config.name, checkpoint.source)
-    if config.kind != "thsext":
+    if config.encoder != "fused":
         libraries = []
     check_output(output, name)
     with staging(output, name) as temporary:
@@ -92,23 +95,23 @@ def write_files(
     """Write everything that an archive holds into the empty folder ``stage``, unproven and unpacked; see ``build``."""
     tokenizer = checkpoint.load_tokenizer()
     facts = _facts(name, config, checkpoint, libraries, tokenizer)
-    report(f"writing the model ({config.kind}, {config.data_type})")
+    report(f"writing the model ({config.encoder} encoder, {config.data_type})")
     facts = _stage_model(stage, config, checkpoint, libraries, facts, calibrate)
     report("writing tokenizer, handler and configuration")
     _stage_files(stage, config, checkpoint, libraries, facts, tokenizer)
     return facts
 
 
-def check_type(config: SetupConfig, devices: Sequence[str], calibrate: Path | None) -> None:
-    """Raises BuildError where the data type does not go with the kind, the devices or the calibration texts."""
-    if config.data_type != "int8":
-        if calibrate is not None:
-            raise BuildError("--calibrate is for --data-type int8 only")
-        return
-    if config.kind != "thsext":
-        raise BuildError(f"int8 needs kind thsext, the fused encoder; kind {config.kind} has no 8-bit products")
-    if "cuda" in devices:
-        raise BuildError("int8 archives run on the CPU only; build with --device cpu, or choose bf16 or fp16")
+def check_type(config: SetupConfig, carried: Sequence[str], calibrate: Path | None) -> None:
+    """Raises BuildError where the scheme does not go with the encoder, the devices or the calibration texts."""
+    name, scheme = config.scheme, SCHEMES[config.scheme]
+    if calibrate is not None and not RECIPES[name].takes_texts:
+        takers = " or ".join(other for other, recipe in RECIPES.items() if recipe.takes_texts)
+        raise BuildError(f"--calibrate is for --scheme {takers} (--data-type {takers}) only")
+    if scheme.fused_only and config.encoder != "fused":
+        raise BuildError(f"{name} needs encoder fused (kind thsext); kind {config.kind} has no such products")
+    if "cuda" in carried and "cuda" not in scheme.devices:
+        raise BuildError(f"{name} archives run on the CPU only; build with --device cpu, or choose bf16 or fp16")
     if calibrate is not None and not calibrate.is_file():
         raise BuildError(f"--calibrate {calibrate}: no such file")
 
@@ -132,8 +135,16 @@ def _facts(
             "name": name,
             "task": checkpoint.task,
             "family": checkpoint.config.model_type,
-            "mode": config.kind,
-            "data_type": config.data_type,
+            "encoder": config.encoder,
+            "model": ModelFacts.model_validate(
+                {
+                    "format": config.format,
+                    "file": FILES[config.format],
+                    "devices": devices(config.encoder, config.scheme, [library.facts.device for library in libraries]),
+                }
+            ),
+            "compute": config.compute,
+            "scheme": config.scheme,
             "labels": checkpoint.labels,
             "problem_type": checkpoint.problem_type,
             "max_positions": checkpoint.longest,
@@ -142,14 +153,14 @@ def _facts(
             "mask_id": tokenizer.mask_token_id,
             "truncation_side": tokenizer.truncation_side,
             **_sentence_facts(config, checkpoint),
-            "encoder": EncoderFacts(
+            "sizes": Sizes(
                 layers=spec.layers,
                 hidden=spec.hidden,
                 embedding=spec.width,
                 intermediate=spec.intermediate,
                 heads=spec.heads,
             ),
-            "encoder_spec": spec.text() if config.kind == "thsext" else "",
+            "encoder_spec": spec.text() if config.encoder == "fused" else "",
             "torch": TorchFacts(built=torch.__version__.split("+")[0], oldest=".".join(map(str, OLDEST_TORCH))),
             "libraries": {library.path.name: library.facts for library in libraries},
             "checkpoint": {
@@ -193,34 +204,31 @@ def _stage_model(
     calibrate: Path | None,
 ) -> ArchiveFacts:
     """Write the model; returns the facts with what was found on the way."""
-    dtype = DTYPES.get(config.data_type, torch.float32)
-    if config.kind == "ori" or config.captum_explanation:
+    if config.format == "transformers" or config.captum_explanation:
         # Explanations need gradients, which the fused encoder does not give: its differentiable twin is the original.
-        checkpoint.load_model(dtype).save_pretrained(stage / "checkpoint")  # type: ignore[operator]
+        original = DTYPES[original_type(config.compute, config.scheme)]
+        checkpoint.load_model(original).save_pretrained(stage / FILES["transformers"])  # type: ignore[operator]
         if checkpoint.task == "embedding":
-            _stage_head(stage / "checkpoint" / HEAD, checkpoint, facts)
-    if config.kind == "ori":
+            _stage_head(stage / FILES["transformers"] / HEAD, checkpoint, facts)
+    if config.format == "transformers":
         return facts
-    if config.kind == "ths":
-        module: torch.nn.Module = stock_model(checkpoint, dtype, pooling=facts.pooling)
+    if config.encoder == "stock":
+        module: torch.nn.Module = stock_model(checkpoint, DTYPES[config.compute], pooling=facts.pooling)
     else:
         from builder import ops
 
         ops.load(libraries[0].path)
-        if config.data_type == "int8":
-            module, chosen = quantised_model(checkpoint, facts.pooling, calibrate)
-            facts = facts.model_copy(update={"quantisation": chosen})
-        else:
-            module = packed_model(checkpoint, dtype, pooling=facts.pooling)
+        module, chosen = RECIPES[config.scheme].make(checkpoint, config.compute, facts.pooling, calibrate)
+        facts = facts.model_copy(update={"quantisation": chosen})
     length = min(16, facts.max_positions)
     inputs = example_inputs(checkpoint.config.vocab_size, max(2, min(config.batch_size, 4)), length)
-    save_torchscript(module, inputs, stage / "model.pt")
+    save_torchscript(module, inputs, stage / facts.model.file)
     return facts
 
 
 def _stage_head(path: Path, checkpoint: Checkpoint, facts: ArchiveFacts) -> None:
     """An embedding model's pooling and layers beside the original, which is the encoder alone."""
-    hidden, mask = torch.zeros(2, 4, facts.encoder.hidden), torch.ones(2, 4, dtype=torch.int64)
+    hidden, mask = torch.zeros(2, 4, facts.sizes.hidden), torch.ones(2, 4, dtype=torch.int64)
     save_torchscript(sentence_head(checkpoint, facts.pooling), (hidden, mask), path)
 
 
@@ -243,7 +251,7 @@ def _stage_files(
         shutil.copyfile(library.path, stage / library.path.name)
     if facts.labels:
         _write_json(stage / "index_to_name.json", {str(i): label for i, label in enumerate(facts.labels)})
-    served = config.model_copy(update={"model_name": checkpoint.source, "name": facts.name, "mode": checkpoint.task})
+    served = config.model_copy(update={"model_name": checkpoint.source, "name": facts.name, "task": checkpoint.task})
     _write_json(stage / "setup_config.json", served.model_dump(mode="json"))
     (stage / "model-config.yaml").write_text(yaml.safe_dump(_server_settings(config), sort_keys=True))
     facts.save(stage / "archive.json")

@@ -258,13 +258,13 @@ def load(config: SetupConfig) -> Checkpoint:
         source=source,
         revision=revision,
         config=model_config,
-        task=config.mode or (adapter and adapter.task) or _task(root, model_config, source),
+        task=config.task or (adapter and adapter.task) or _task(root, model_config, source),
         max_length=config.max_length,
         do_lower_case=config.do_lower_case,
         named=config.labels is not None,
         root=root,
         chosen_pooling=config.pooling,
-        chosen_task=config.mode is not None,
+        chosen_task=config.task is not None,
         adapter=adapter,
     )
 
@@ -348,4 +348,4 @@ def _task(root: Path, config: Any, source: str) -> str:
     for suffix, task in _TASK_BY_ARCHITECTURE.items():
         if architecture.endswith(suffix):
             return task
-    raise BuildError(f'{source}: architecture {architecture!r} tells no task; set "mode" to one of {list(CLASSES)}')
+    raise BuildError(f'{source}: architecture {architecture!r} tells no task; set "task" to one of {list(CLASSES)}')

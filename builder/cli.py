@@ -16,8 +16,10 @@ from builder import signing
 from builder.errors import BuildError
 from builder.tune import command as tune_command
 from handler.archive import ArchiveError
-from handler.config import TASKS, ConfigError, DataType, SetupConfig, first_problem
+from handler.config import ConfigError, SetupConfig, first_problem
 from handler.faults import guarded
+from handler.schemes import SCHEMES, Compute
+from handler.spellings import DATA_TYPES, KINDS, OLDER, TASKS, Encoder, ModelFormat, modern
 
 _STEPS = 5
 
@@ -64,9 +66,16 @@ def _parser() -> argparse.ArgumentParser:
     archiving.add_argument("--model", dest="model_name", help="a local Hugging Face folder or a hub name")
     archiving.add_argument("--revision", help="the hub's branch, tag or commit")
     archiving.add_argument("--name", help="the archive's name (default: the checkpoint's)")
-    archiving.add_argument("--mode", choices=TASKS, help="the task (default: read off the checkpoint)")
-    archiving.add_argument("--kind", choices=("ori", "ths", "thsext"), help="how the model is stored (default: thsext)")
-    archiving.add_argument("--data-type", choices=get_args(DataType), help="default: fp32; int8 is for the CPU")
+    archiving.add_argument("--task", choices=TASKS, help="default: read off the checkpoint")
+    archiving.add_argument("--encoder", choices=get_args(Encoder), help="default: fused")
+    archiving.add_argument("--format", choices=get_args(ModelFormat), help="of the model's file (default: torchscript)")
+    archiving.add_argument("--compute", choices=get_args(Compute), help="the compute type (default: fp32)")
+    archiving.add_argument(
+        "--scheme", choices=tuple(SCHEMES), help="of quantisation (default: none); int8 is for the CPU"
+    )
+    archiving.add_argument("--mode", choices=TASKS, help="the same as --task")
+    archiving.add_argument("--kind", choices=tuple(KINDS), help="encoder and format in one word")
+    archiving.add_argument("--data-type", choices=tuple(DATA_TYPES), help="compute type and scheme in one word")
     archiving.add_argument(
         "--calibrate",
         type=Path,
@@ -104,15 +113,22 @@ def _compile(options: argparse.Namespace) -> None:
         print(compile_cuda(options.targets or CUDA_TARGETS))
 
 
-_OVERRIDES = ("model_name", "revision", "name", "mode", "kind", "data_type", "max_length", "batch_size")
+_OVERRIDES = (
+    "model_name", "revision", "name", "task", "encoder", "format", "compute", "scheme", *OLDER, "max_length",
+    "batch_size",
+)  # fmt: skip
 
 
 def _setup_config(options: argparse.Namespace) -> SetupConfig:
-    given: dict[str, Any] = {key: getattr(options, key) for key in _OVERRIDES if getattr(options, key) is not None}
+    try:
+        # In the newer words before they meet those of the file, which they replace.
+        given = modern({key: getattr(options, key) for key in _OVERRIDES if getattr(options, key) is not None})
+    except ValueError as error:
+        raise BuildError(str(error)) from error
     if options.config is None and "model_name" not in given:
         raise BuildError("name a setup config or give --model; see python -m builder archive --help")
     base = {} if options.config is None else SetupConfig.load(options.config).model_dump(exclude_unset=True)
-    if "kind" in given:
+    if given.keys() & {"encoder", "format"}:
         # The parent example's keys say the same thing; the option wins over them.
         base = {key: value for key, value in base.items() if key not in ("save_mode", "FasterTransformer")}
     try:
@@ -141,7 +157,7 @@ def _archive(options: argparse.Namespace) -> None:
     check_type(config, [options.device], options.calibrate)
     # What the user can mend is said before the compiler takes its minutes.
     check_output(options.output, archive_name(config.name, load(config).source))
-    wanted = options.device == "auto" and config.data_type != "int8"
+    wanted = options.device == "auto" and "cuda" in SCHEMES[config.scheme].devices
     cuda = options.device == "cuda" or (wanted and _has_gpu() and shutil.which("nvcc") is not None)
     with tqdm(total=_STEPS + 1, bar_format="{n}/{total} {bar:20} {elapsed} {desc}", file=sys.stderr) as bar:
 
@@ -150,7 +166,7 @@ def _archive(options: argparse.Namespace) -> None:
             bar.update()
 
         libraries = []
-        if config.kind == "thsext":
+        if config.encoder == "fused":
             report("compiling the kernels" + (" (CPU and CUDA)" if cuda else ""))
             libraries.append(LibraryFile(compile_cpu(), "cpu", cpu_targets()))
             if cuda:

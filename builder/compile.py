@@ -40,6 +40,12 @@ _CPU_ISA = {
 }
 
 
+# By the name that is there to run programs: where a machine lacks the one for compiling, the linker would take the
+# static library, whose half of the locales torch's libstdc++ does not know; a number in an error text ends the process
+# then.
+_SHARED_STANDARD_LIBRARY = ["-Xlinker", "-l:libstdc++.so.6"]
+
+
 def cpu_targets() -> tuple[str, ...]:
     """What ``libefft_cpu.so`` has code for on this machine's architecture, the portable path first."""
     machine = os.uname().machine
@@ -108,7 +114,7 @@ def _sources(*patterns: str) -> list[Path]:
 
 def _build(device: str, tests: bool, steps: Sequence[Step], link: Sequence[str], libraries: Sequence[str]) -> Path:
     name = f"libefft_{'test_' if tests else ''}{device}.so"
-    libraries = [f"-L{_TORCH / 'lib'}", *libraries]
+    libraries = [f"-L{_TORCH / 'lib'}", *libraries, *_SHARED_STANDARD_LIBRARY]
     return build(name, steps, link, libraries, build_folder=BUILD, root=KERNELS / "include")
 
 

@@ -11,7 +11,8 @@ from pydantic import ValidationError
 
 from builder.errors import BuildError
 from builder.files import first_line
-from builder.gate.verdict import CosineVerdict
+from builder.gate.verdict import recorded
+from builder.quantisation.schemes import RECIPES
 from handler.archive import ArchiveFacts
 from handler.config import first_problem
 
@@ -33,7 +34,7 @@ def read_facts(path: Path) -> ArchiveFacts:
 def describe(path: Path) -> Iterator[str]:
     """The archive's facts, a line each."""
     facts = read_facts(path)
-    e, p = facts.encoder, facts.parity
+    e = facts.sizes
     yield f"archive     {path.name}, {path.stat().st_size / 2**20:.1f} MiB, format {facts.format}"
     yield f"checkpoint  {facts.checkpoint.get('name')} (weights sha256 {str(facts.checkpoint.get('sha256'))[:16]})"
     yield f"task        {facts.task}" + (f", {facts.problem_type}" if facts.problem_type else "")
@@ -45,19 +46,15 @@ def describe(path: Path) -> Iterator[str]:
         yield f"prompts     {', '.join(named)}; default: {facts.default_prompt_name or 'none'}"
     if facts.activation:
         yield f"score       {facts.activation} of the logit"
-    yield f"model       {facts.family}, kind {facts.mode}, {facts.data_type}"
+    yield f"model       {facts.family}, {facts.encoder} encoder (kind {facts.kind}), {facts.data_type}"
     yield f"encoder     {e.layers} layers, hidden {e.hidden}, {e.heads} heads, intermediate {e.intermediate}"
     yield f"longest     {facts.max_positions} tokens"
     yield f"torch       built with {facts.torch.built}, loads from {facts.torch.oldest} on"
     for name, library in sorted(facts.libraries.items()):
         yield f"library     {name}: {library.device} ({', '.join(library.targets)}), sha256 {library.sha256[:16]}"
     if q := facts.quantisation:
-        kept = f": {', '.join(q['bf16'])}" if q["bf16"] else ""
-        yield f"int8        {len(q['bf16'])} of {q['matrices']} matrices in bf16{kept}; chosen on {q['calibrated_on']}"
-    if "token_cosine" in p:
-        yield f"parity      {CosineVerdict(**p).figures()}"
-    elif p:
-        yield (
-            f"parity      error {p['error']:.2e} against float64; plain PyTorch {p['plain_error']:.2e}; "
-            f"ratio {p['ratio']:.2f} (worst on {p['worst_probe']}: {p['worst_error']:.2e})"
-        )
+        which = f": {', '.join(q['kept'])}" if q["kept"] else ""
+        line = f"{len(q['kept'])} of {q['matrices']} matrices in {facts.compute}{which}"
+        yield f"{facts.scheme:<11} {line}; chosen on {q['calibrated_on']}"
+    if facts.parity:
+        yield f"parity      {recorded(RECIPES[facts.scheme].judged_by, facts.parity).figures()}"

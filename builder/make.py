@@ -21,10 +21,11 @@ SAMPLES = ("ticket_routing", "document_qa")
 STORE = Path("model_store")
 """Where make runs, which is the checkout, as it is shown."""
 _OPTIONS = {
+    "TASK": "--task", "ENCODER": "--encoder", "FORMAT": "--format", "COMPUTE": "--compute", "SCHEME": "--scheme",
     "MODE": "--mode", "KIND": "--kind", "DTYPE": "--data-type", "NAME": "--name", "DEVICE": "--device",
     "CALIBRATE": "--calibrate",
 }  # fmt: skip
-_SAMPLE_OPTIONS = ("KIND", "DTYPE", "DEVICE")
+_SAMPLE_OPTIONS = ("ENCODER", "FORMAT", "COMPUTE", "SCHEME", "KIND", "DTYPE", "DEVICE")
 
 
 class MakeError(Exception):

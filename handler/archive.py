@@ -8,9 +8,11 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from handler.config import DataType, Kind, Pooling, Task, first_problem
+from handler.config import NAME_PATTERN, Pooling, first_problem
+from handler.schemes import Compute, SchemeName, original_type
+from handler.spellings import Encoder, ModelFormat, Task, data_type_of, kind_of, modern_facts, older_facts
 
 Activation = Literal["identity", "sigmoid", "tanh"]
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
@@ -29,8 +31,8 @@ class _Open(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True, protected_namespaces=())
 
 
-class EncoderFacts(_Open):
-    """The encoder's sizes."""
+class Sizes(_Open):
+    """The encoder's."""
 
     layers: int = Field(ge=0)
     hidden: int = Field(gt=0)
@@ -46,6 +48,14 @@ class TorchFacts(_Open):
     oldest: str = "2.10"
 
 
+class ModelFacts(_Open):
+    """The model's file (of format transformers a folder), and the devices that it runs on."""
+
+    format: ModelFormat
+    file: str = Field(pattern=NAME_PATTERN)
+    devices: list[Literal["cpu", "cuda"]]
+
+
 class LibraryFacts(_Open):
     """One operator library. ``targets``: compute capabilities ("90a") or instruction sets it has code for."""
 
@@ -55,16 +65,17 @@ class LibraryFacts(_Open):
 
 
 class ArchiveFacts(_Open):
-    """``archive.json``."""
+    """``archive.json``. Format 1, of version 0.1.0, is read in its own words and written back in them."""
 
-    format: Literal[1] = 1
+    format: Literal[1, 2] = 2
     """The layout of an archive; raised when an older handler could not serve a newer archive."""
     name: str
     task: Task
     family: str
-    mode: Kind
-    """How the model is stored (the setup config's ``kind``)."""
-    data_type: DataType
+    encoder: Encoder
+    model: ModelFacts
+    compute: Compute
+    scheme: SchemeName = "none"
     labels: list[str] = []
     problem_type: ProblemType | None = None
     max_positions: int = Field(gt=0)
@@ -88,14 +99,14 @@ class ArchiveFacts(_Open):
     the last of several labels' probabilities."""
     truncation_side: Literal["left", "right"] = "right"
     """Which end of a text is cut off."""
-    encoder: EncoderFacts
+    sizes: Sizes
     encoder_spec: str = ""
     """What the fused encoder computes, as ``efft::encode`` takes it; empty in archives without one, and in those that
-    0.1.0 built, whose sizes ``encoder`` says."""
+    0.1.0 built, of which ``sizes`` is all that is known."""
     torch: TorchFacts
     libraries: dict[str, LibraryFacts] = {}
     quantisation: dict[str, Any] = {}
-    """Of int8 archives: what the choice was made on, how many matrices there are and which stayed bf16."""
+    """Of a scheme: what the choice was made on, how many matrices there are and which were kept in the compute type."""
     parity: dict[str, Any] = {}
     checkpoint: dict[str, Any] = {}
     tuned: dict[str, Any] = {}
@@ -104,6 +115,26 @@ class ArchiveFacts(_Open):
     """SHA-256 of every other file of the archive by its name; see :mod:`handler.integrity`."""
     digest: str = ""
     """SHA-256 of this file's own text, with zeros in this place."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _older_spellings(cls, data: Any) -> Any:
+        return modern_facts(data) if isinstance(data, dict) else data
+
+    @property
+    def kind(self) -> str:
+        """Encoder and format in the parent project's word: ori, ths or thsext."""
+        return kind_of(self.encoder, self.model.format)
+
+    @property
+    def data_type(self) -> str:
+        """Compute type and scheme in one word."""
+        return data_type_of(self.compute, self.scheme)
+
+    @property
+    def original_type(self) -> str:
+        """The type of the checkpoint in the archive, where it holds one."""
+        return original_type(self.compute, self.scheme)
 
     def label(self, index: int) -> str:
         """A label's name, or its number where the checkpoint names none."""
@@ -138,6 +169,8 @@ class ArchiveFacts(_Open):
         """The file's bytes, with sorted keys, so that the same facts give the same bytes, and with its own digest
         where it has digests of the other files."""
         facts = {**self.model_dump(mode="json"), "digest": "0" * 64 if self.files else ""}
+        if self.format == 1:  # the handler in that archive knows no other words
+            facts = older_facts(facts)
         text = (json.dumps(facts, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
         if not self.files:
             return text

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from handler.config import Task
 from handler.errors import RequestError
+from handler.spellings import Task
 
 TEXT = "The town built a lighthouse."
 

@@ -1,7 +1,8 @@
 """The setup config: one JSON file per archive that says what to build and how to serve it.
 
 The builder reads it from ``setup_configs/``, writes the validated form into the archive, and the worker reads it
-there. The keys of TorchServe's generalized transformer example keep working (:class:`SetupConfig`).
+there. The keys of TorchServe's generalized transformer example, and those of version 0.1.0, keep working
+(:mod:`handler.spellings`).
 """
 
 from __future__ import annotations
@@ -10,22 +11,19 @@ import difflib
 import json
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-Task = Literal[
-    "sequence_classification", "question_answering", "token_classification", "embedding", "rerank", "fill_mask"
-]
-Kind = Literal["ori", "ths", "thsext"]
-DataType = Literal["fp32", "bf16", "fp16", "int8"]
+from handler.schemes import SCHEMES, Compute, SchemeName
+from handler.spellings import Encoder, ModelFormat, Task, data_type_of, kind_of, modern, of_parent
+
 Truncation = Literal["error", "truncate", "stride"]
 Aggregation = Literal["none", "simple", "first", "average", "max"]
 ScoreFunction = Literal["sigmoid", "softmax", "none"]
 POOLINGS = ("cls", "mean", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 """How an embedding is made of its tokens' vectors, by sentence-transformers' names."""
 
-TASKS: tuple[str, ...] = get_args(Task)
 NAME_PATTERN = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*\Z")  # $ would let a newline follow
 """Of an archive's name, which becomes a file's and a part of a URL."""
 
@@ -104,10 +102,10 @@ class Explanations(_Strict):
 class SetupConfig(_Strict):
     """One archive's settings.
 
-    ``mode`` is the task; without it the builder reads the task off the checkpoint's architecture. ``kind`` says how
-    the model is stored: ``ori`` (transformers as it is), ``ths`` (traced stock encoder), ``thsext`` (traced with the
-    fused encoder). The parent example's ``save_mode`` and ``FasterTransformer`` set ``kind`` when it is absent:
-    pretrained -> ori; torchscript -> thsext with FasterTransformer, ths without it.
+    ``mode`` (the task), ``kind`` (``ori``: stock and transformers; ``ths``: stock and torchscript; ``thsext``: fused
+    and torchscript) and ``data_type`` (a compute type, or int8) are accepted. The parent example's ``save_mode`` and
+    ``FasterTransformer`` say encoder and format where nothing else does: pretrained -> ori; torchscript -> thsext with
+    FasterTransformer, ths without it.
     """
 
     model_name: str = Field(min_length=1)
@@ -115,9 +113,16 @@ class SetupConfig(_Strict):
     revision: str | None = None
     name: str | None = Field(default=None, pattern=NAME_PATTERN)
     """The archive's name; None: the last part of ``model_name``."""
-    mode: Task | None = None
-    kind: Kind = "thsext"
-    data_type: DataType = "fp32"
+    task: Task | None = None
+    """None: the builder reads it off the checkpoint's architecture."""
+    encoder: Encoder = "fused"
+    """The kernels of this project, or transformers' own modules."""
+    format: ModelFormat = "torchscript"
+    """How the model is stored: traced, or as transformers saves it (the stock encoder only)."""
+    compute: Compute = "fp32"
+    """The type of weights and arithmetic."""
+    scheme: SchemeName = "none"
+    """How the encoder's matrices are quantised; int8 computes in bf16 between its 8-bit products, on the CPU."""
     num_labels: Count = 0
     """0: as the checkpoint says."""
     labels: list[Annotated[str, Field(min_length=1)]] | None = Field(default=None, min_length=1)
@@ -195,29 +200,36 @@ class SetupConfig(_Strict):
 
     @model_validator(mode="before")
     @classmethod
-    def _kind_of_parent_keys(cls, data: Any) -> Any:
-        if not isinstance(data, dict) or data.get("kind") is not None:
-            return data
-        save_mode, faster = data.get("save_mode"), data.get("FasterTransformer")
-        if save_mode is None and faster is None:
-            return data
-        if save_mode == "pretrained":
-            return {**data, "kind": "ori"}
-        return {**data, "kind": "thsext" if faster in (True, "true", "True", 1) else "ths"}
+    def _older_spellings(cls, data: Any) -> Any:
+        return of_parent(modern(data)) if isinstance(data, dict) else data
 
     @model_validator(mode="after")
     def _consistent(self) -> SetupConfig:
-        if self.FasterTransformer and self.kind != "thsext":
-            raise ValueError(f"FasterTransformer needs save_mode torchscript (kind thsext), not kind {self.kind}")
-        if self.save_mode == "pretrained" and self.kind != "ori":
-            raise ValueError(f"save_mode pretrained contradicts kind {self.kind}")
-        if self.save_mode == "torchscript" and self.kind == "ori":
-            raise ValueError("save_mode torchscript contradicts kind ori")
+        if self.format == "transformers" and self.encoder == "fused":
+            raise ValueError("format transformers holds the stock encoder, not encoder fused")
+        if self.compute not in (allowed := SCHEMES[self.scheme].compute):
+            raise ValueError(f"scheme {self.scheme} computes in {' or '.join(allowed)}, not {self.compute}")
+        if self.FasterTransformer and self.encoder != "fused":
+            raise ValueError(
+                f"FasterTransformer needs save_mode torchscript and encoder fused (kind thsext), not kind {self.kind}"
+            )
+        if self.save_mode is not None and (self.save_mode == "pretrained") != (self.format == "transformers"):
+            raise ValueError(f"save_mode {self.save_mode} contradicts format {self.format} (kind {self.kind})")
         if self.max_length is not None and "stride" not in self.model_fields_set:
             object.__setattr__(self, "stride", min(self.stride, self.max_length // 2))
         if self.max_length is not None and self.stride >= self.max_length:
             raise ValueError(f"stride {self.stride} must be smaller than max_length {self.max_length}")
         return self
+
+    @property
+    def kind(self) -> str:
+        """Encoder and format in the parent project's word."""
+        return kind_of(self.encoder, self.format)
+
+    @property
+    def data_type(self) -> str:
+        """Compute type and scheme in one word."""
+        return data_type_of(self.compute, self.scheme)
 
     @property
     def explanation_seconds(self) -> float:

@@ -126,7 +126,7 @@ def examine(folder: Path, gpu: int | None, out: TextIO) -> None:
 
     predictor = Predictor.load(folder, gpu, read_server_settings(folder))
     facts = predictor.facts
-    out.write(f"archive   {facts.name}: {facts.task}, {facts.family}, {facts.mode}, {facts.data_type}\n")
+    out.write(f"archive   {facts.name}: {facts.task}, {facts.family}, {facts.encoder} encoder, {facts.data_type}\n")
     out.write(f"torch     {torch.__version__} (built with {facts.torch.built}, oldest {facts.torch.oldest})\n")
     for name, library in sorted(facts.libraries.items()):
         out.write(f"library   {name}: {', '.join(library.targets) or library.device}\n")

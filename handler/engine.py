@@ -67,7 +67,7 @@ class Engine:
             pad_id=facts.pad_id,
             max_tokens=self.pass_tokens,
             keep=self.task.keep,
-            packed=facts.mode == "thsext",
+            packed=facts.encoder == "fused",
             metrics=self.metrics,
             vocabulary=getattr(model, "vocabulary", None),
         )

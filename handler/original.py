@@ -1,4 +1,4 @@
-"""Archives of kind ``ori``: the checkpoint served by transformers as it is, for comparison."""
+"""Archives of format ``transformers`` (kind ``ori``): the checkpoint as it is, for comparison."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def load_original(folder: Path, facts: ArchiveFacts) -> Any:
         raise ArchiveError("this archive needs transformers; install it in the server's environment") from error
     if not folder.is_dir():
         raise ArchiveError(f"{folder.name}/ is missing from the archive; build it again")
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(facts.data_type, torch.float32)
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(facts.original_type, torch.float32)
     try:
         loader = getattr(transformers, CLASSES[facts.task])
         model = loader.from_pretrained(folder, dtype=dtype, local_files_only=True, trust_remote_code=False)

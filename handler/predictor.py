@@ -100,9 +100,11 @@ class Predictor:
     def describe(self) -> dict[str, Any]:
         """What is served, how much it has done, and the outcome of a canary request made now."""
         health = self._check_canary()
-        facts = self.facts.model_dump(mode="json", include={"name", "task", "family", "mode", "data_type", "parity"})
+        said = {"name", "task", "family", "encoder", "model", "compute", "scheme", "parity"}
         return {
-            **facts,
+            **self.facts.model_dump(mode="json", include=said),
+            "mode": self.facts.kind,  # what version 0.1.0 called it, for whoever reads it
+            "data_type": self.facts.data_type,
             "device": str(self.model.device),
             "threads": self.placement.threads,
             "cores": self.placement.cores,

@@ -16,6 +16,7 @@ from handler import gemm_config
 from handler.archive import ArchiveError, ArchiveFacts
 from handler.config import SetupConfig
 from handler.packing import Arrays, Model
+from handler.schemes import SCHEMES
 from handler.threads import Placement
 
 logger = logging.getLogger(__name__)
@@ -62,11 +63,11 @@ def load_model(folder: Path, facts: ArchiveFacts, config: SetupConfig, gpu: int 
     """
     check_torch(facts.torch.oldest)
     device = pick_device(facts, config, gpu)
-    if facts.mode == "ori":
+    if facts.model.format == "transformers":
         from handler.original import OriginalModel
 
-        return OriginalModel(folder / "checkpoint", facts, device)
-    if facts.mode == "thsext":
+        return OriginalModel(folder / facts.model.file, facts, device)
+    if facts.encoder == "fused":
         _load_libraries(folder, facts, device)
         if device.type == "cuda":
             with torch.cuda.device(device):
@@ -102,14 +103,15 @@ def pick_device(facts: ArchiveFacts, config: SetupConfig, gpu: int | None) -> to
         return torch.device("cpu")
     capability = torch.cuda.get_device_capability(gpu)
     cuda = [library for library in facts.libraries.values() if library.device == "cuda"]
-    if facts.mode != "thsext" or any(fits(capability, library.targets) for library in cuda):
+    fitting = facts.encoder == "stock" or any(fits(capability, library.targets) for library in cuda)
+    if fitting and "cuda" in facts.model.devices:
         return torch.device("cuda", gpu)
     chip = "{}.{}".format(*capability)
     targets = ", ".join(target for library in cuda for target in library.targets) or "none"
     problem = f"the archive has no library for compute capability {chip} (it has: {targets})"
     remedy = "build it again with that target"
-    if facts.data_type == "int8":
-        problem, remedy = "the archive is int8, which runs on the CPU only", "build it again in another type"
+    if "cuda" not in SCHEMES[facts.scheme].devices:
+        problem, remedy = f"the archive is {facts.scheme}, which runs on the CPU only", "build it again in another type"
     if not config.cpu_fallback:
         raise ArchiveError(f"{problem}; {remedy}, or set cpu_fallback")
     logger.warning("%s; serving on the CPU", problem)
@@ -177,14 +179,14 @@ def _digest(path: Path) -> str:
 
 
 def _load_module(folder: Path, facts: ArchiveFacts, device: torch.device) -> torch.jit.ScriptModule:
-    path = folder / "model.pt"
+    path = folder / facts.model.file
     if not path.exists():
-        raise ArchiveError("model.pt is missing from the archive; build it again")
+        raise ArchiveError(f"{path.name} is missing from the archive; build it again")
     try:
         module = torch.jit.load(str(path), map_location=device)
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[0]
-        raise ArchiveError(f"model.pt does not load in torch {torch.__version__}: {reason}") from error
+        raise ArchiveError(f"{path.name} does not load in torch {torch.__version__}: {reason}") from error
     module.train(False)
     _prepare(module, facts)
     return module
@@ -202,7 +204,7 @@ def _prepare(module: Any, facts: ArchiveFacts) -> None:
             for name, weight in zip(names, torch.ops.efft.prepare_weights(weights, facts.encoder_spec), strict=True):
                 setattr(encoder, name, weight)
         else:  # an archive of 0.1.0
-            s = facts.encoder
+            s = facts.sizes
             sizes = (s.layers, s.hidden, s.embedding, s.intermediate)
             encoder.matrices = torch.ops.efft.prepare(encoder.matrices, *sizes, encoder.vectors)
     except RuntimeError as error:

@@ -16,7 +16,7 @@ from benchmarks.accuracy.metrics import METRICS
 from handler.config import SetupConfig
 from handler.predictor import Predictor
 
-_MODES = {
+_TASKS = {
     "squad": "question_answering",
     "mrpc": "sequence_classification",
     "sst2": "sequence_classification",
@@ -81,7 +81,7 @@ def run(options: argparse.Namespace) -> None:
 def _candidates(options: argparse.Namespace, examples: list[Example], folder: Path) -> list[Candidate]:
     if options.archive:
         predictors = [archives.load(path, folder / str(i)) for i, path in enumerate(options.archive)]
-        return [Candidate(p.facts.mode, p.facts.data_type, p) for p in predictors]
+        return [Candidate(p.facts.kind, p.facts.data_type, p) for p in predictors]
     found = []
     for data_type in options.types:
         for kind in [k for k in options.kinds if data_type != "int8" or k == "thsext"]:  # the others have no 8 bits
@@ -94,7 +94,7 @@ def _config(options: argparse.Namespace, examples: list[Example], kind: str, dat
     settings = {
         "model_name": str(Path(options.model).resolve()),
         "name": f"accuracy-{kind}-{data_type}",
-        "mode": _MODES[options.task],
+        "task": _TASKS[options.task],
         "kind": kind,
         "data_type": data_type,
         "max_length": options.max_length,

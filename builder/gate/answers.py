@@ -18,7 +18,7 @@ import torch
 from builder.checkpoint import Checkpoint
 from builder.errors import BuildError
 from builder.gate.references import REFERENCES, Payload
-from builder.models import stock_model
+from builder.models import DTYPES, stock_model
 from handler.archive import ArchiveFacts
 from handler.config import Limits, SetupConfig
 from handler.packing import Arrays, Model
@@ -35,7 +35,7 @@ def prove_answers(stage: Path, checkpoint: Checkpoint, config: SetupConfig, mode
 
     Raises BuildError in one line with the first request that is answered otherwise than transformers answers it.
     """
-    if config.data_type != "fp32":
+    if config.scheme != "none" or DTYPES[config.compute] is not torch.float32:
         model = _InFloat(stock_model(checkpoint, torch.float32, pooling=None))
     predictor = open_predictor(stage, config, model)
     reference = REFERENCES[checkpoint.task](checkpoint, checkpoint.longest)

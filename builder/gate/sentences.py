@@ -1,8 +1,8 @@
 """The gate's end-to-end proof of embeddings and rerank scores: texts through the archive's tokenizer, model and task.
 
 The reference is sentence-transformers on the checkpoint's folder, in fp32. As in ``builder.gate.parity`` the
-archive's root-mean-square error may be at most twice the one that sentence-transformers makes at the same type; int8,
-which it has not, is judged by the cosine of the worst vector, or the distance of the worst score.
+archive's root-mean-square error may be at most twice the one that sentence-transformers makes at the same type; a
+scheme that it has not is judged by the cosine of the worst vector, or the distance of the worst score.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from builder.errors import BuildError
 from builder.families import max_positions
 from builder.gate.answers import open_predictor
 from builder.models import DTYPES
+from builder.quantisation.schemes import RECIPES
 from builder.sentence_transformers.model import open_cross_encoder, open_embedding
 from handler.archive import ArchiveFacts
 from handler.config import SetupConfig
@@ -30,8 +31,6 @@ ALLOWED_RATIO = 2.0
 FLOORS = {"fp32": 2.0**-13, "fp16": 2.0**-9, "bf16": 2.0**-6}
 """Relative errors that pass in any case. In fp32 what a deep encoder loses to another order of sums; in 16 bits four
 roundings, as few numbers, scores above all, may err by little in the library by chance."""
-INT8_DISTANCE = 0.02
-"""One minus the cosine of an int8 embedding; of int8 scores, their distance as a share of the scores' size."""
 
 _SENTENCES = (
     "Where is my parcel?", "ÅNGSTRÖM, Straße, CAFÉ, naïve cafés", "The invoice of 3 March (no. 4711) was paid twice.",
@@ -55,11 +54,11 @@ def prove_sentences(
     run = _embeddings if checkpoint.task == "embedding" else _scores
     ours = [_answer(predictor, checkpoint, text, options) for text, options in cases]
     expected = run(checkpoint, config, cases, torch.float32)
-    if config.data_type == "int8":
-        return _judge_int8(checkpoint, ours, expected, cases)
-    allowed = FLOORS[config.data_type]
-    if config.data_type != "fp32":
-        plain = run(checkpoint, config, cases, DTYPES[config.data_type])
+    if RECIPES[config.scheme].judged_by == "cosine":
+        return _judge_distance(checkpoint, ours, expected, cases, RECIPES[config.scheme].sentence_distance)
+    allowed = FLOORS[config.compute]
+    if DTYPES[config.compute] is not torch.float32:
+        plain = run(checkpoint, config, cases, DTYPES[config.compute])
         allowed = max(allowed, ALLOWED_RATIO * _error(plain, expected))
     error = _error(ours, expected)
     if not error <= allowed:
@@ -165,7 +164,9 @@ def _worst(actual: Sequence[np.ndarray], expected: Sequence[np.ndarray], cases: 
     return f"the archive and sentence-transformers differ most on {text[:40]!r}{chosen}"
 
 
-def _judge_int8(checkpoint: Checkpoint, ours: list[np.ndarray], expected: list[np.ndarray], cases: Any) -> float:
+def _judge_distance(
+    checkpoint: Checkpoint, ours: list[np.ndarray], expected: list[np.ndarray], cases: Any, allowed: float
+) -> float:
     error = _error(ours, expected)
     if checkpoint.task == "embedding":
         cosines = [a @ b / (np.linalg.norm(a) * np.linalg.norm(b)) for a, b in zip(ours, expected, strict=True)]
@@ -173,8 +174,6 @@ def _judge_int8(checkpoint: Checkpoint, ours: list[np.ndarray], expected: list[n
     else:
         scale = max(float(np.abs(b).max()) for b in expected)
         distance = max(float(np.abs(a - b).max()) for a, b in zip(ours, expected, strict=True)) / scale
-    if not distance <= INT8_DISTANCE:
-        raise BuildError(
-            f"parity FAILED: {_worst(ours, expected, cases)}, distance {distance:.3f}, allowed {INT8_DISTANCE}"
-        )
+    if not distance <= allowed:
+        raise BuildError(f"parity FAILED: {_worst(ours, expected, cases)}, distance {distance:.3f}, allowed {allowed}")
     return error

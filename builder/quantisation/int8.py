@@ -121,7 +121,7 @@ def quantised_model(
     facts = {
         "calibrated_on": chosen.source,
         "matrices": len(matrices(spec)),
-        "bf16": [slot.name for slot in matrices(spec) if slot.name in keep],
+        "kept": [slot.name for slot in matrices(spec) if slot.name in keep],
     }
     return assemble(checkpoint, model, replace(served, matrices=arena), pooling), facts
 

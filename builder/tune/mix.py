@@ -13,7 +13,7 @@ import tokenizers
 
 from builder.errors import BuildError
 from handler.archive import ArchiveFacts
-from handler.config import Task
+from handler.spellings import Task
 
 MIXES = ("short", "uniform", "squad", "full")
 """Tokens of a text: 8 to 48; uniform in [S/8, S] for the archive's longest S; normal with mean 178 and deviation 65

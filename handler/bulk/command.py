@@ -75,8 +75,9 @@ def make_parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Run; returns the exit status: 0 when OUT is there, 1 with one line where it is not, 130 where it was stopped."""
     options = make_parser().parse_args(arguments)
-    signal.signal(signal.SIGTERM, _interrupt)
-    signal.signal(signal.SIGHUP, _interrupt)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, _interrupt)
     try:
         run(options)
     except (BulkError, ArchiveError, ConfigError) as error:

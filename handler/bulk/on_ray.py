@@ -125,8 +125,7 @@ class RayPool:
         from handler.archive import ArchiveFacts
 
         facts = ArchiveFacts.load(self._folder / "archive.json")
-        has_library = any(library.device == "cuda" for library in facts.libraries.values())
-        return facts.data_type != "int8" and (facts.mode != "thsext" or has_library)
+        return "cuda" in facts.model.devices
 
     def run(self, windows: Callable[[], Iterator[tuple[int, pa.RecordBatch]]]) -> Iterator[Done]:
         """Score windows (first row, rows); yields them in order. Raises BulkError.

@@ -88,10 +88,10 @@ class Pool:
 
     def __exit__(self, *_: object) -> None:
         for worker in self._workers:
-            worker.pipe.close()
             worker.process.kill()
         for worker in self._workers:
             worker.process.join()
+            worker.pipe.close()
 
     def __str__(self) -> str:
         return str(self._plan)
@@ -170,7 +170,12 @@ class Pool:
         ours, theirs = self._context.Pipe()
         arguments = (theirs, os.getpid(), *self._arguments, self._gpus[number], number)
         process = self._context.Process(target=_serve, args=arguments, daemon=True, name=f"bulk-{number}")
-        process.start()
+        # Blocked in the child from its first moment: a terminal's Ctrl-C goes to all, but the parent ends the others.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
         return _Worker(number, process, ours)
 
@@ -206,7 +211,6 @@ def _serve(
     pipe: Any, parent: int, folder: str, job: Job, threads: int, workers: int, gpu: int | None, number: int
 ) -> None:
     """A worker's life: load, say so, then score what comes until the parent is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all; the parent ends in order
     die_with_parent(parent)
     if number > 0:
         logging.disable(logging.WARNING)  # of the archive and its threads the first says it for all
@@ -232,7 +236,10 @@ def _serve(
             os._exit(1)
         if work.lost:  # every later window would fail as well
             os._exit(1)
-        pipe.send(("done", done))
+        try:
+            pipe.send(("done", done))
+        except OSError:  # the parent has gone
+            os._exit(0)
 
 
 def _load(folder: str, job: Job, threads: int, workers: int, gpu: int | None) -> Work:

@@ -263,7 +263,7 @@ class LinesSource(Source):
 def parsed(line: bytes) -> Any:
     """A line's JSON; a string that says what is wrong with a line that is none, or no object."""
     try:
-        value = json.loads(line.decode(), parse_constant=_refused)
+        value = _DECODER.decode(line.decode())
     except UnicodeDecodeError:
         return "invalid_encoding: the line is not UTF-8"
     except json.JSONDecodeError as error:
@@ -275,6 +275,10 @@ def parsed(line: bytes) -> Any:
 
 def _refused(name: str) -> Any:
     raise ValueError(name)
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refused)
+"""Made once: json.loads makes a new one at each call that has an option."""
 
 
 def _type(values: list[Any]) -> pa.DataType:

@@ -103,8 +103,9 @@ class Work:
         objects = rows.objects(None if self._job.keep_all else self._job.kept.names)
         names = [self._job.prefix + name for name in answers.schema.names]
         lines, errors = [], 0
-        for own, answer in zip(objects, answers.to_pylist(), strict=True):
-            named = {name: value for name, value in zip(names, answer.values(), strict=True) if value is not None}
+        columns = [column.to_pylist() for column in answers.columns]
+        for own, *answer in zip(objects, *columns, strict=True):
+            named = {name: value for name, value in zip(names, answer, strict=True) if value is not None}
             if not own.keys().isdisjoint(named):
                 taken = next(name for name in named if name in own)
                 problem = f"invalid_request: the row has a field {taken!r} of its own; use --prefix"

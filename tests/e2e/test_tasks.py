@@ -33,7 +33,7 @@ def client(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     for name, (family, task, sizes) in ARCHIVES.items():
         checkpoint = make_checkpoint(tmp_path_factory.mktemp(name) / name, family, task, **sizes)
         mode = "rerank" if name == "ranker" else task
-        config = {"model_name": str(checkpoint), "mode": mode, "name": name, "captum_explanation": name in EXPLAINED}
+        config = {"model_name": str(checkpoint), "task": mode, "name": name, "captum_explanation": name in EXPLAINED}
         path: Path = checkpoint.parent / f"{name}.json"
         path.write_text(json.dumps(config))
         run("builder", "archive", str(path), "--output", str(server.store), "--device", "cpu")

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from builder.checkpoint import load
 from builder.formats.torchscript import example_inputs, save_torchscript
-from builder.gate.parity import ALLOWED_RATIO, FLOOR
+from builder.gate.compare import FLOOR
+from builder.gate.verdict import ALLOWED_RATIO
 from builder.models import stock_model
 from handler.config import SetupConfig
 from tests.checkpoints import FAMILIES, make_checkpoint

@@ -24,7 +24,6 @@ SHAPES = {
     "projection": Shape(hidden=96, heads=3, intermediate=128, embedding=38),
     "pre_norm": Shape(hidden=96, heads=3, intermediate=192, pre_norm=True, activation="relu", epsilon=1e-5),
     "pre_norm_projection": Shape(hidden=96, heads=3, embedding=64, pre_norm=True),
-    "fewer_steps_than_slices": Shape(hidden=2, heads=1, intermediate=3),
     "roberta": Shape(positions="ids", pad=1),
     "roberta_0_1": Shape(positions="mask", offset=2),
 }
@@ -65,6 +64,12 @@ def compare(efft, device, dtype, shape, lengths, generator, output="hidden") -> 
     plain = reference.encoder(*batch, weights, shape, output)
     actual = run(efft, batch.to(device), prepared(efft, on(device, weights), shape), shape, output)
     assert_close(actual.cpu(), plain, truth)
+
+
+@pytest.mark.usefixtures("_cpu_library")
+def test_fewer_steps_than_slices(dtype, generator) -> None:
+    """Products too shallow for the CPU's prefetching to be shared out over their steps."""
+    compare(torch.ops.efft, "cpu", dtype, Shape(hidden=2, heads=1, intermediate=3), LENGTHS["ragged"], generator)
 
 
 @pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)

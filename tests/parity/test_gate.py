@@ -43,7 +43,7 @@ def test_the_stock_encoder_answers_as_transformers_does(tmp_path: Path, family: 
 @pytest.mark.parametrize("family", ["bert", "roberta"])
 def test_a_cross_encoder_answers_as_transformers_does(tmp_path: Path, family: str) -> None:
     model = make_checkpoint(tmp_path / "checkpoint", family, "sequence_classification", num_labels=1)
-    stage, config = staged(tmp_path, model, [], kind="ths", mode="rerank")
+    stage, config = staged(tmp_path, model, [], kind="ths", task="rerank")
     assert judge_stage(stage, config).passed
 
 

@@ -39,7 +39,7 @@ def checkpoint(folder: Path, labels: int, problem: str | None, **config: Any) ->
 def served(cpu_library: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Predictor]:
     def make(model: Path, **settings: Any) -> Predictor:
         stage = tmp_path_factory.mktemp("stage")
-        given = {"model_name": str(model), "mode": "sequence_classification", "warm_up": False, **settings}
+        given = {"model_name": str(model), "task": "sequence_classification", "warm_up": False, **settings}
         config = SetupConfig.model_validate(given)
         write_files(stage, "heads", config, load(config), [LibraryFile(cpu_library, "cpu", [])], lambda _: None)
         return Predictor.load(stage)

@@ -38,7 +38,7 @@ def predictor_of(cpu_library: Path, tmp_path_factory: pytest.TempPathFactory) ->
         stage = folder / "stage"
         stage.mkdir()
         model = cases.checkpoint(task, folder / "checkpoint")
-        config = SetupConfig.model_validate({"model_name": str(model), "mode": task, "warm_up": False, **settings})
+        config = SetupConfig.model_validate({"model_name": str(model), "task": task, "warm_up": False, **settings})
         libraries = [LibraryFile(cpu_library, "cpu", [])]
         write_files(stage, task, config, load(config), libraries, lambda _: None)
         return Predictor.load(stage)

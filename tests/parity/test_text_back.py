@@ -17,7 +17,7 @@ from handler.predictor import Predictor
 from handler.tasks.fill_mask import Place
 from handler.tokenizer import Tokenizer as Served
 from tests.checkpoints import TEXTS
-from tests.unit.handler_fakes import facts
+from tests.unit.handler_fakes import ORIGINAL, facts
 
 SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
 BERT = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -185,7 +185,7 @@ def tagger(theirs: Any, path: Path, folder: Path) -> tuple[Predictor, Any]:
     )  # fmt: skip
     model = transformers.RobertaForTokenClassification(config).eval()
     model.save_pretrained(folder)
-    own = facts("token_classification", family="roberta", mode="ori", max_positions=64, uses_segments=False,
+    own = facts("token_classification", family="roberta", model=ORIGINAL, max_positions=64, uses_segments=False,
                 pad_id=theirs.pad_token_id, labels=LABELS)  # fmt: skip
     served = Served(path, 64, False)
     predictor = Predictor(own, SetupConfig(model_name="x"), served, OriginalModel(folder, own, torch.device("cpu")))

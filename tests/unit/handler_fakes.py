@@ -21,6 +21,7 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,?!"
 PIECES = [*SPECIAL, *WORDS, *(set(LETTERS) - set(WORDS)), *(f"##{c}" for c in LETTERS), "##ing", "##s"]
 VOCABULARY = {piece: index for index, piece in enumerate([*SPECIAL, *sorted(set(PIECES) - set(SPECIAL))])}
 MAX_LENGTH = 24
+ORIGINAL = {"format": "transformers", "file": "checkpoint", "devices": ["cpu", "cuda"]}
 
 
 def save_tokenizer(path: Path) -> Path:
@@ -91,13 +92,14 @@ def facts(task: str, **changes: Any) -> ArchiveFacts:
             "name": "fake",
             "task": task,
             "family": "bert",
-            "mode": "ths",
-            "data_type": "fp32",
+            "encoder": "stock",
+            "model": {"format": "torchscript", "file": "model.pt", "devices": ["cpu", "cuda"]},
+            "compute": "fp32",
             "max_positions": MAX_LENGTH,
             "uses_segments": True,
             "pad_id": VOCABULARY["[PAD]"],
             "mask_id": VOCABULARY["[MASK]"],
-            "encoder": {"layers": 1, "hidden": 8, "embedding": 8, "intermediate": 8, "heads": 1},
+            "sizes": {"layers": 1, "hidden": 8, "embedding": 8, "intermediate": 8, "heads": 1},
             "torch": {"built": "2.13.0"},
             **changes,
         }

@@ -32,7 +32,7 @@ def test_an_archive_of_each_kind(tmp_path: Path, cpu_library: Path, kind: str) -
     make_checkpoint(tmp_path / "checkpoint", "bert")
     path = _build(tmp_path, cpu_library, kind=kind)
     facts = read_facts(path)
-    assert (facts.name, facts.mode, facts.task, facts.labels) == (
+    assert (facts.name, facts.kind, facts.task, facts.labels) == (
         "small", kind, "sequence_classification", ["LABEL_0", "LABEL_1", "LABEL_2"],
     )  # fmt: skip
     assert facts.parity["passed"]
@@ -61,9 +61,9 @@ def test_the_same_input_gives_the_same_bytes(tmp_path: Path, cpu_library: Path) 
 
 def test_a_failed_gate_leaves_no_archive(tmp_path: Path, cpu_library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_checkpoint(tmp_path / "checkpoint", "bert")
-    from builder import archive
+    from builder import models
 
-    packed = archive.packed_model
+    packed = models.packed_model
 
     def broken(*arguments: object, **keys: object) -> torch.nn.Module:
         model = packed(*arguments, **keys)
@@ -71,7 +71,7 @@ def test_a_failed_gate_leaves_no_archive(tmp_path: Path, cpu_library: Path, monk
         model.encoder.vectors[start : start + 64] *= 1.05
         return model
 
-    monkeypatch.setattr(archive, "packed_model", broken)
+    monkeypatch.setattr(models, "packed_model", broken)
     with pytest.raises(BuildError, match=r"parity FAILED: error \d.*worst on .*no archive was written"):
         _build(tmp_path, cpu_library)
     assert list((tmp_path / "store").iterdir()) == []
@@ -90,7 +90,7 @@ def test_another_task_than_the_architecture_says_is_possible_only_with_weights(
 ) -> None:
     make_checkpoint(tmp_path / "checkpoint", "bert")
     with pytest.raises(BuildError, match="lacks weights for question_answering"):
-        _build(tmp_path, cpu_library, mode="question_answering")
+        _build(tmp_path, cpu_library, task="question_answering")
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ def checkpoint(tmp_path: Path) -> Path:
 
 
 def _build(folder: Path, library: Path, calibrate: Path | None = None) -> Path:
-    config = SetupConfig(model_name=str(folder / "checkpoint"), name="small", data_type="int8")
+    config = SetupConfig(model_name=str(folder / "checkpoint"), name="small", compute="bf16", scheme="int8")
     libraries = [LibraryFile(library, "cpu", ["x86_64"])]
     path, _ = build(config, libraries, folder / "store", lambda step: None, None, calibrate)
     return path
@@ -77,10 +77,10 @@ def test_a_broken_scale_fails_the_gate_and_leaves_nothing(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--data-type", "int8", "--kind", "ths"], "int8 needs kind thsext, the fused encoder; kind ths has no 8-bit"),
-        (["--data-type", "int8", "--kind", "ori"], "kind ori has no 8-bit products"),
+        (["--data-type", "int8", "--kind", "ths"], "int8 needs encoder fused (kind thsext); kind ths has no such"),
+        (["--data-type", "int8", "--kind", "ori"], "kind ori has no such products"),
         (["--data-type", "int8", "--device", "cuda"], "int8 archives run on the CPU only"),
-        (["--data-type", "bf16", "--calibrate", "x.txt"], "--calibrate is for --data-type int8 only"),
+        (["--data-type", "bf16", "--calibrate", "x.txt"], "--calibrate is for --scheme int8 (--data-type int8) only"),
         (["--data-type", "int8", "--calibrate", "nowhere.txt"], "--calibrate nowhere.txt: no such file"),
     ],
 )
@@ -97,7 +97,7 @@ def test_a_setup_config_may_ask_for_int8(tmp_path: Path, checkpoint: Path, capsy
     file = tmp_path / "small.json"
     file.write_text(json.dumps({"model_name": str(checkpoint), "data_type": "int8", "kind": "ths"}))
     assert main(["archive", str(file), "--output", str(tmp_path / "store")]) == 1
-    assert "int8 needs kind thsext" in capsys.readouterr().err
+    assert "int8 needs encoder fused (kind thsext)" in capsys.readouterr().err
 
 
 SQUAD = {"data": [{"paragraphs": [{"context": "c", "qas": [{"question": "q"}, {"question": "r"}]}]}]}

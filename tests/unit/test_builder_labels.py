@@ -43,7 +43,7 @@ def edited(folder: Path, given: list[str] | None = None, **changes: Any) -> Read
     stated = {**json.loads(before), **changes}
     try:
         path.write_text(json.dumps({key: value for key, value in stated.items() if value is not None}))
-        checkpoint = load(SetupConfig(model_name=str(folder), mode="sequence_classification", labels=given))
+        checkpoint = load(SetupConfig(model_name=str(folder), task="sequence_classification", labels=given))
         read = Read(checkpoint.labels, checkpoint.remarks, checkpoint.problem_type)
         checkpoint.load_model()
         return read

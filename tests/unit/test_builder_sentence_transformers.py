@@ -134,7 +134,7 @@ def test_lower_casing_is_settled_by_one_of_the_two(tmp_path: Path, usual: Path) 
 def test_a_cross_encoder_is_known_without_being_told(tmp_path: Path, labels: int, keys: dict, task: str) -> None:
     folder = make_cross_encoder(tmp_path / "model", labels, **keys)
     assert load(SetupConfig(model_name=str(folder))).task == task
-    given = SetupConfig(model_name=str(folder), mode="sequence_classification")
+    given = SetupConfig(model_name=str(folder), task="sequence_classification")
     assert (load(given).task, load(given).note) == ("sequence_classification", None)
     modules(folder, ("Transformer", ""))
     _of_type(folder, "CrossEncoder")
@@ -144,7 +144,7 @@ def test_a_cross_encoder_is_known_without_being_told(tmp_path: Path, labels: int
 def test_a_guess_is_said(tmp_path: Path) -> None:
     folder = make_cross_encoder(tmp_path / "model")
     assert "served as a cross-encoder" in (load(SetupConfig(model_name=str(folder))).note or "")
-    assert load(SetupConfig(model_name=str(folder), mode="rerank")).note is None
+    assert load(SetupConfig(model_name=str(folder), task="rerank")).note is None
 
 
 @pytest.mark.parametrize("activation", ["torch.nn.Softplus", "os.system", "torch.hub.list", 7])
@@ -167,7 +167,7 @@ def test_modules_decide_before_the_architecture(tmp_path: Path) -> None:
     assert load(SetupConfig(model_name=str(folder))).task == "fill_mask"
     modules(folder, ("Transformer", ""), ("Pooling", "1_Pooling"))
     assert load(SetupConfig(model_name=str(folder))).task == "embedding"
-    assert load(SetupConfig(model_name=str(folder), mode="fill_mask")).task == "fill_mask"
+    assert load(SetupConfig(model_name=str(folder), task="fill_mask")).task == "fill_mask"
 
 
 @pytest.mark.parametrize("mode", Pooling.POOLING_MODES)

@@ -103,7 +103,7 @@ def test_an_encoder_without_prefix_serves_as_one_with(tmp_path: Path, sound: Pat
     folder = tmp_path / "checkpoint"
     shutil.copytree(sound, folder)
     AutoModel.from_pretrained(sound).save_pretrained(folder)
-    assert same(folder, sound, mode="embedding")
+    assert same(folder, sound, task="embedding")
 
 
 def test_every_shard_counts_for_the_digest(tmp_path: Path, sound: Path) -> None:
@@ -131,7 +131,7 @@ def test_a_shard_too_few(tmp_path: Path, sound: Path) -> None:
 
 
 def test_weights_of_other_heads_are_told(tmp_path: Path, sound: Path) -> None:
-    checkpoint = load(SetupConfig(model_name=str(sound), mode="embedding"))
+    checkpoint = load(SetupConfig(model_name=str(sound), task="embedding"))
     assert checkpoint.unused == [
         "bert.pooler.dense.bias",
         "bert.pooler.dense.weight",

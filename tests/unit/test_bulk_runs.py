@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from handler.bulk import pool as pools
+from handler.bulk.command import make_parser
 from handler.bulk.plan import Plan, make_plan
 from handler.bulk.pool import Pool
 from handler.bulk.scorer import Scorer
@@ -44,7 +46,9 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def start(*arguments: Any) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "handler.bulk", *map(str, arguments)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    return subprocess.Popen(
+        command, env=environment, stderr=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True
+    )
 
 
 def parts(out: Path) -> list[str]:
@@ -81,14 +85,17 @@ def test_a_run_that_is_killed_twice_has_every_row_once(archive: Path, tmp_path: 
     assert sorted(file.name for file in tmp_path.iterdir()) == ["in.csv", "out.jsonl"]
 
 
-def test_a_run_that_is_asked_to_stop_says_so_and_keeps_what_is_done(archive: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_is_asked_to_stop_says_so_and_keeps_what_is_done(
+    number: signal.Signals, archive: Path, tmp_path: Path
+) -> None:
     source, out = tmp_path / "in.jsonl", tmp_path / "out.parquet"
     write(source, [{"text": f"the cat {i}"} for i in range(ROWS)])
     running = start(source, out, "--archive", archive, "--workers", 1, "--save-every", 0.001)
     while not parts(out):
         assert running.poll() is None
         time.sleep(0.005)
-    running.send_signal(signal.SIGTERM)
+    os.killpg(running.pid, number)  # to all of its processes, as a terminal does
     _, said = running.communicate()
     assert running.returncode == 130
     assert said.rstrip().endswith("the same command goes on from here")
@@ -227,6 +234,13 @@ def test_what_an_earlier_run_left_must_be_of_the_same_run(
     assert bulk(source, out, archive, "--restart") == 0
     assert read(out)[0]["id"] == 1
     assert not left.exists()
+
+
+def test_the_page_names_options_that_exist() -> None:
+    page = (ROOT / "docs" / "bulk.md").read_text()
+    named = set(re.findall(r"--[a-z][a-z-]+", page))
+    assert named
+    assert named <= set(make_parser()._option_string_actions)
 
 
 def test_two_runs_do_not_write_one_output(archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

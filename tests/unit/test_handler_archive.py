@@ -48,7 +48,9 @@ def test_a_later_builders_keys_are_kept(tmp_path: Path) -> None:
     assert ArchiveFacts.load(path).model_extra == {"later": 1}
 
 
-@pytest.mark.parametrize("change", [{"format": 2}, {"task": "translation"}, {"encoder": {}}])
+@pytest.mark.parametrize(
+    "change", [{"format": 2}, {"format": 3}, {"mode": ["ths"]}, {"task": "translation"}, {"encoder": {}}]
+)
 def test_an_archive_of_another_kind_is_refused_in_one_line(tmp_path: Path, change: dict) -> None:
     path = tmp_path / "archive.json"
     path.write_text(json.dumps({**FACTS, **change}))

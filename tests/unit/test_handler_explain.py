@@ -21,7 +21,7 @@ from handler.original import OriginalModel
 from handler.predictor import Predictor
 from handler.tokenizer import Tokenizer
 from tests.checkpoints import FAMILIES, make_checkpoint
-from tests.unit.handler_fakes import facts
+from tests.unit.handler_fakes import ORIGINAL, facts
 
 CPU = torch.device("cpu")
 TEXT = "the parcel has not arrived & nobody answers"
@@ -39,7 +39,12 @@ def explained(tmp_path: Path, task: str, config: dict | None = None, family: str
     loaded = AutoTokenizer.from_pretrained(checkpoint)
     loaded.backend_tokenizer.save(str(tmp_path / "tokenizer.json"))
     segments = family in ("bert", "electra")
-    settings = {"mode": "ori", "max_positions": MAX_LENGTH, "pad_id": loaded.pad_token_id, "uses_segments": segments}
+    settings = {
+        "model": ORIGINAL,
+        "max_positions": MAX_LENGTH,
+        "pad_id": loaded.pad_token_id,
+        "uses_segments": segments,
+    }
     own = facts(task, family=family, **settings, **changes)
     tokenizer = Tokenizer(tmp_path / "tokenizer.json", MAX_LENGTH, segments)
     made = Predictor(

@@ -49,7 +49,7 @@ def turing(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_another_chip_falls_back_to_the_cpu_or_is_refused(turing: None) -> None:
     own = facts(
         "embedding",
-        mode="thsext",
+        encoder="fused",
         libraries={"libefft_cuda.so": LibraryFacts(sha256="", device="cuda", targets=["90a"])},
     )
     assert pick_device(own, CONFIG, 0) == torch.device("cpu")
@@ -60,7 +60,7 @@ def test_another_chip_falls_back_to_the_cpu_or_is_refused(turing: None) -> None:
 
 
 def test_an_int8_archive_is_served_on_the_cpu_and_says_so(turing: None, caplog: pytest.LogCaptureFixture) -> None:
-    own = facts("embedding", mode="thsext", data_type="int8")
+    own = facts("embedding", encoder="fused", compute="bf16", scheme="int8")
     assert pick_device(own, CONFIG, 0) == torch.device("cpu")
     assert "the archive is int8, which runs on the CPU only; serving on the CPU" in caplog.text
     with pytest.raises(ArchiveError, match="int8, which runs on the CPU only; build it again in another type, or set"):
@@ -98,14 +98,14 @@ def test_a_library_that_is_missing_damaged_or_foreign_is_named(tmp_path: Path, m
     monkeypatch.setattr("handler.runtime._loaded", {})
     monkeypatch.setattr("handler.runtime._loaded_elsewhere", lambda name: None)
     path = tmp_path / "libefft_cpu.so"
-    own = facts("embedding", mode="thsext", libraries={path.name: LibraryFacts(sha256="0", device="cpu")})
+    own = facts("embedding", encoder="fused", libraries={path.name: LibraryFacts(sha256="0", device="cpu")})
     with pytest.raises(ArchiveError, match="libefft_cpu.so is missing"):
         load_model(tmp_path, own, CONFIG)
     path.write_bytes(b"no library")
     with pytest.raises(ArchiveError, match="not the file the archive was built with"):
         load_model(tmp_path, own, CONFIG)
     digest = hashlib.sha256(b"no library").hexdigest()
-    own = facts("embedding", mode="thsext", libraries={path.name: LibraryFacts(sha256=digest, device="cpu")})
+    own = facts("embedding", encoder="fused", libraries={path.name: LibraryFacts(sha256=digest, device="cpu")})
     with pytest.raises(ArchiveError, match="does not load"):
         load_model(tmp_path, own, CONFIG)
 

@@ -23,7 +23,8 @@ HOSTILE = [
     "\\'\"$(MAKE)$@$<",
 ]  # fmt: skip
 VARIABLES = (
-    "MODEL", "NAME", "NAMES", "MODE", "KIND", "DTYPE", "DEVICE", "CALIBRATE", "BENCH", "TORCH_INDEX", "PYTHON",
+    "MODEL", "NAME", "NAMES", "TASK", "ENCODER", "FORMAT", "COMPUTE", "SCHEME", "MODE", "KIND", "DTYPE",
+    "DEVICE", "CALIBRATE", "BENCH", "TORCH_INDEX", "PYTHON",
 )  # fmt: skip
 TARGETS = ("setup", "compile", "archive", "serve", "predict", "bench", "lock")
 CLEAN = {name: text for name, text in os.environ.items() if name not in VARIABLES and not name.startswith("MAKE")}
@@ -93,7 +94,7 @@ def test_python_refuses_it_in_a_line(value: str, tmp_path: Path, monkeypatch: py
     assert make.main(["archive"], {"MODEL": value, "KIND": "ori"}) == 1
     named = {"MODEL": str(tmp_path / "nowhere"), "NAME": value, "KIND": "ori"}
     assert make.main(["archive"], named) == 1
-    for variable in ("MODE", "KIND", "DTYPE", "DEVICE"):
+    for variable in ("TASK", "ENCODER", "FORMAT", "COMPUTE", "SCHEME", "MODE", "KIND", "DTYPE", "DEVICE"):
         with pytest.raises(SystemExit):
             make.main(["archive"], {"MODEL": "x", variable: value})
     for target in ("serve", "predict"):

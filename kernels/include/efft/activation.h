@@ -1,5 +1,4 @@
-// The activations: a line here and a function of that name in cpu/math.h; on CUDA the cases of cuda/kinds.h and of
-// cuda/rows/pointwise.cuh.
+// The activations: a line here, a function of that name in cpu/math.h, a case in cuda/rows/pointwise.cuh.
 //
 // Without the rest of the spec, since files compiled for different instruction sets include this.
 #pragma once

@@ -49,6 +49,7 @@ __device__ __forceinline__ float apply(float x) {
   } else if constexpr (KIND == Pointwise::relu) {
     return x < 0.f ? 0.f : x;  // not fmaxf, which would turn NaN into 0
   } else {
+    static_assert(KIND == Pointwise::none, "an activation without its formula here");
     return x;
   }
 }

@@ -1,0 +1,70 @@
+"""The gate's first criterion: the error beside plain PyTorch's at the same type.
+
+It is the one flash-attention's tests use: against a reference in float64, the archive's error may be at most twice the
+error that plain PyTorch makes. Errors are root mean squares over all outputs of all probes, so that the verdict does
+not hang on one unlucky number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from builder.checkpoint import Checkpoint
+from builder.errors import BuildError
+from builder.gate.probes import probes
+from builder.gate.verdict import ALLOWED_RATIO, Verdict
+from builder.models import DTYPES, stock_model
+from handler.packing import Model as ServedModel
+
+FLOOR = 2.0**-21
+"""Relative error that passes in any case: four roundings of fp32, for checkpoints on which PyTorch errs by none."""
+_PER_TOKEN = ("question_answering", "token_classification", "fill_mask")
+
+Model = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ...]]
+
+
+def compare(
+    checkpoint: Checkpoint, candidate: Model, compute: str, pooling: str | None, device: str = "cpu"
+) -> Verdict:
+    """Run every probe through the candidate, plain PyTorch in ``compute`` on ``device``, and float64 on the CPU."""
+    reference = stock_model(checkpoint, torch.float64, pooling=pooling)
+    plain = stock_model(checkpoint, DTYPES[compute], pooling=pooling).to(device)
+    totals = torch.zeros(3, dtype=torch.float64)
+    worst = ("", -1.0)
+    count = 0
+    for name, inputs in probes(checkpoint):
+        with torch.inference_mode():
+            keep = inputs[2].bool() if checkpoint.task in _PER_TOKEN else None
+            expected = _numbers(reference.double()(*inputs), keep)
+            ours = _numbers(candidate(*inputs), keep)
+            theirs = _numbers(tuple(output.cpu() for output in plain(*(x.to(device) for x in inputs))), keep)
+        if ours.shape != expected.shape:
+            raise BuildError(f"parity FAILED on {name}: {ours.numel()} outputs, expected {expected.numel()}")
+        squares = torch.stack([(ours - expected).square().sum(), (theirs - expected).square().sum()])
+        scale = expected.square().sum()
+        totals += torch.cat([squares, scale[None]])
+        relative = float((squares[0] / scale).sqrt())
+        if not relative <= worst[1]:
+            worst = (name, relative)
+        count += 1
+    error, plain_error = (float((total / totals[2]).sqrt()) for total in totals[:2])
+    passed = error <= max(ALLOWED_RATIO * plain_error, FLOOR)
+    ratio = error / plain_error if plain_error else float("inf") if error else 1.0
+    return Verdict(error, plain_error, ratio, worst[0], worst[1], count, passed, device)
+
+
+def _numbers(outputs: tuple[Tensor, ...], keep: Tensor | None) -> Tensor:
+    """All numbers of an answer as one float64 vector; ``keep`` [B, S] marks those that stand on valid tokens."""
+    return torch.cat([(o if keep is None else o[keep]).reshape(-1).double() for o in outputs])
+
+
+def on_tensors(model: ServedModel) -> Model:
+    """A served model as the gate calls it."""
+
+    def run(ids: Tensor, segments: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+        return tuple(torch.from_numpy(output) for output in model(ids.numpy(), segments.numpy(), mask.numpy()))
+
+    return run
