@@ -141,8 +141,13 @@ class FillMaskReference(Reference):
         mask = self.tokenizer.mask_token
         yield "a mask alone", {"text": mask}
         for name, text in self.texts():
-            if mask not in text and name != "a long text":
-                yield name, {"text": f"{text} {mask}."}
+            if mask in text or name == "a long text":
+                continue
+            behind = f"{text} {mask}."
+            if len(self.tokenizer(behind).input_ids) <= self.longest:
+                yield name, {"text": behind}
+            else:  # the mask would be cut off
+                yield name, {"text": f"{mask} {text}", "truncation": "truncate"}
         yield "a long text", {"text": f"{mask} {LONG}", "truncation": "truncate"}
 
     def problem(self, payload: Payload, answer: Any) -> str | None:

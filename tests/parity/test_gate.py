@@ -17,6 +17,7 @@ from builder.errors import BuildError
 from builder.gate import parity
 from builder.gate.parity import Verdict, gpu_of, judge_stage
 from builder.gate.probes import probes
+from builder.gate.references import FillMaskReference
 from handler.archive import ArchiveFacts
 from handler.config import SetupConfig
 from tests.checkpoints import FAMILIES, HEADS, make_checkpoint
@@ -28,6 +29,16 @@ def staged(folder: Path, model: Path, libraries: list[LibraryFile], **keys: Any)
     config = SetupConfig.model_validate({"model_name": str(model), "data_type": "fp32", **keys})
     write_files(stage, "tiny", config, load(config), libraries, lambda _: None)
     return stage, config
+
+
+def test_every_request_to_a_short_model_keeps_its_mask(tmp_path: Path) -> None:
+    model = make_checkpoint(tmp_path, "bert", "fill_mask")
+    reference = FillMaskReference(load(SetupConfig(model_name=str(model), max_length=16)), 16)
+    asked = [payload["text"] for _, payload in reference.payloads()]
+    assert len(asked) > 20
+    for text in asked:
+        kept = reference.tokenizer(text, truncation=True, max_length=16).input_ids
+        assert reference.tokenizer.mask_token_id in kept, text
 
 
 @pytest.mark.parametrize("task", HEADS)
