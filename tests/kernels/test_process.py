@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -106,4 +107,7 @@ def test_idle_and_finished_threads_hold_nothing(efft_test: SimpleNamespace) -> N
     other = threading.Thread(target=_call, args=(efft_test, 2000))
     other.start()
     other.join()
-    assert efft_test.workspaces(1e9) == held
+    deadline = time.monotonic() + 60  # Python joins a thread before the system has ended it
+    while efft_test.workspaces(1e9) > held and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert efft_test.workspaces(1e9) <= held
