@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,14 @@ from hypothesis import settings
 
 from builder import ops
 from builder.compile import compile_cpu
+
+# What starts the tests may have these signals ignored (nohup, a job in the background of a script), and programs hand
+# that on; the tests send them to programs of their own.
+for _signal, _default in (
+    (signal.SIGHUP, signal.SIG_DFL), (signal.SIGTERM, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler),
+):  # fmt: skip
+    if signal.getsignal(_signal) == signal.SIG_IGN:
+        signal.signal(_signal, _default)
 
 # Deadlines would time a shared machine, not the code.
 settings.register_profile("untimed", deadline=None)
