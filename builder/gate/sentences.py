@@ -18,6 +18,7 @@ from builder.checkpoint import Checkpoint
 from builder.errors import BuildError
 from builder.families import max_positions
 from builder.gate.answers import open_predictor
+from builder.gate.verdict import ALLOWED_RATIO
 from builder.models import DTYPES
 from builder.quantisation.schemes import RECIPES
 from builder.sentence_transformers.model import open_cross_encoder, open_embedding
@@ -27,7 +28,6 @@ from handler.packing import Model
 from handler.predictor import Predictor
 from handler.tokenizer import Tokenizer
 
-ALLOWED_RATIO = 2.0
 FLOORS = {"fp32": 2.0**-13, "fp16": 2.0**-9, "bf16": 2.0**-6}
 """Relative errors that pass in any case. In fp32 what a deep encoder loses to another order of sums; in 16 bits four
 roundings, as few numbers, scores above all, may err by little in the library by chance."""
