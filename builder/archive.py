@@ -53,18 +53,16 @@ def build(
     """Build the archive of ``config`` in the folder ``output``.
 
     ``libraries`` are the operator libraries to carry (only the fused encoder needs any), ``gemm_config`` what
-    ``builder tune`` measured for the CUDA library, ``calibrate`` the texts for a
-    scheme that takes some
+    ``builder tune`` measured for the CUDA library, ``calibrate`` the texts for a scheme that takes some
     (``builder.quantisation.calibration``); ``report`` is told each step's name. Returns the archive's path and the
     gate's verdict. Raises BuildError; then no archive was written.
     """
     check_type(config, [library.facts.device for library in libraries], calibrate)
     report("reading the checkpoint")
     checkpoint = load(config)
-    for remark in checkpoint.remarks:
-        tqdm.write(f"note: {checkpoint.source}: {remark}", file=sys.stderr)
-    if (note := checkpoint.note) is not None:
-        tqdm.write(f"note: {checkpoint.source}: {note}", file=sys.stderr)
+    for note in [*checkpoint.remarks, checkpoint.note]:
+        if note is not None:
+            tqdm.write(f"note: {checkpoint.source}: {note}", file=sys.stderr)
     name = archive_name(config.name, checkpoint.source)
     if config.encoder != "fused":
         libraries = []

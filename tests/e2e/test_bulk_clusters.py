@@ -10,19 +10,15 @@ from pathlib import Path
 import pytest
 
 from builder.compile import ROOT
-from tests.unit.bulk_fakes import read, write
-from tests.unit.handler_fakes import WORDS, PooledLogits, save_archive
-from tests.unit.test_handler_engine import pack
+from tests.unit.bulk_fakes import read, small_archive, write
+from tests.unit.handler_fakes import WORDS
 
 ROWS = [{"id": i, "text": " ".join(WORDS[(i * 5 + j) % 15] for j in range(i % 11))} for i in range(2000)]
 
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("classifier")
-    config = {"max_batch_tokens": 32, "stride": 4}
-    save_archive(folder / "files", PooledLogits(3), "sequence_classification", config, labels=["red", "green", "blue"])
-    return pack(folder / "files", folder / "small.mar")
+    return small_archive(tmp_path_factory.mktemp("classifier"))
 
 
 def python(*arguments: str) -> str:

@@ -17,8 +17,17 @@ from handler.bulk import command
 from handler.bulk.scorer import Scorer
 from handler.bulk.work import Done, Job, Work
 from handler.engine import Engine
+from tests.unit.handler_fakes import PooledLogits, save_archive
+from tests.unit.test_handler_engine import pack
 
 ENGINES: dict[str, Engine] = {}
+
+
+def small_archive(folder: Path) -> Path:
+    """A packed classifier of three labels; a window has 256 rows."""
+    config = {"max_batch_tokens": 32, "stride": 4}
+    save_archive(folder / "files", PooledLogits(3), "sequence_classification", config, labels=["red", "green", "blue"])
+    return pack(folder / "files", folder / "small.mar")
 
 
 class InlinePool:

@@ -26,9 +26,8 @@ from handler.bulk.scorer import Scorer
 from handler.bulk.sources import open_source, windows
 from handler.bulk.work import Job, Work
 from handler.engine import Engine
-from tests.unit.bulk_fakes import bulk, read, write
-from tests.unit.handler_fakes import WORDS, PooledLogits, save_archive
-from tests.unit.test_handler_engine import pack
+from tests.unit.bulk_fakes import bulk, read, small_archive, write
+from tests.unit.handler_fakes import WORDS
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = 20_000
@@ -36,11 +35,7 @@ ROWS = 20_000
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Windows of 256 rows."""
-    folder = tmp_path_factory.mktemp("classifier")
-    config = {"max_batch_tokens": 32, "stride": 4}
-    save_archive(folder / "files", PooledLogits(3), "sequence_classification", config, labels=["red", "green", "blue"])
-    return pack(folder / "files", folder / "small.mar")
+    return small_archive(tmp_path_factory.mktemp("classifier"))
 
 
 def start(*arguments: Any) -> subprocess.Popen[str]:
