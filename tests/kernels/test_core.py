@@ -116,7 +116,7 @@ def test_slots_come_and_go_with_what_uses_them(efft: SimpleNamespace) -> None:
         f"{layer}.position_{kind}" for layer in range(2) for kind in ("keys", "queries")
     ]
     assert not [name for name in names("albert") if name.startswith("1.")]
-    assert names("eurobert")[:2] == ["word", "0.qkv"]
+    assert names("eurobert")[:3] == ["word", "rotary", "0.qkv"]
     assert [name for name in names("t5") if "." not in name] == ["word", "relative"]
     sizes = {slot.name: (slot.rows, slot.columns) for slot in slots(replace(SMALL, **FAMILIES["eurobert"]))}
     assert (sizes["0.qkv"], sizes["0.intermediate"], sizes["0.output"]) == ((128, 64), (512, 64), (64, 256))
