@@ -85,7 +85,7 @@ class ResidentGroup {
         blocks_((end_key(arguments.score, tile, Shared::kRows) + kKeys - 1) / kKeys),
         row_group_(group % kRowGroups),
         key_group_(group / kRowGroups),
-        softmax_(score_scale(kHead)) {}
+        softmax_(score_scale(arguments.scale)) {}
 
   // By one thread of every warpgroup, each for its share of the blocks.
   __device__ void copy(const AttentionMaps& maps) const {
@@ -97,8 +97,8 @@ class ResidentGroup {
     for (int block = first() + key_group_ + row_group_ * kKeyGroups; block < blocks_; block += Shared::kGroups) {
       const uint32_t full = shared_.stage_full(block);
       ptx::mbarrier_arrive_expect_tx(full, 2 * Layout::kBytes);
-      ptx::cp_async_bulk_tensor(shared_.keys(block), &maps.keys_values, 0, tile_.begin + block * kKeys, 0, 1,
-                                tile_.head, full);
+      ptx::cp_async_bulk_tensor(shared_.keys(block), &maps.keys_values, 0, tile_.begin + block * kKeys, 0, 0,
+                                arguments_.kv_head(tile_.head), full);
     }
   }
 
@@ -184,14 +184,14 @@ class ResidentGroup {
       const int chunk = step % kSteps * 2 + lane / 16;
       ptx::ldmatrix_x4(queries[step], panel + SwizzledBlock<Layout::kColumns>::offset(row, chunk));
     }
-    if (arguments_.bias != nullptr) add_bias<T, kHead>(queries, shared_.control.biases[0]);
+    if (arguments_.q_bias != nullptr) add_bias<T, kHead>(queries, shared_.control.biases[0]);
   }
 
   __device__ void mask_block(Accumulator<kKeys>& scores, int block) const {
     const int left = end() - block * kKeys;
     if (left < kKeys) mask_tail<kKeys>(scores, left);
-    shape_scores<kHead, kKeys>(scores, arguments_.score, tile_,
-                               tile_.row + row_group_ * Tiles::kGroupRows + strip_row(), block * kKeys);
+    shape_scores<kKeys>(scores, arguments_.score, tile_, tile_.row + row_group_ * Tiles::kGroupRows + strip_row(),
+                        block * kKeys);
   }
 
   // The rows behind the sequence's end belong to the next sequence or to nobody. Their probabilities are zero, but zero
@@ -253,8 +253,8 @@ class ResidentGroup {
     const int row = tile_.row + row_group_ * Tiles::kGroupRows + strip_row();
     T* const first = arguments_.output(tile_.begin + row, tile_.head);
     T* const rows[2] = {row < tile_.length ? first : nullptr,
-                        row + 8 < tile_.length ? first + 8 * arguments_.hidden() : nullptr};
-    const float* bias = arguments_.bias != nullptr ? shared_.control.biases[1] : nullptr;
+                        row + 8 < tile_.length ? first + 8 * arguments_.context() : nullptr};
+    const float* bias = arguments_.v_bias != nullptr ? shared_.control.biases[1] : nullptr;
     store_rows<T, kHead>(output_, inverse, bias, rows);
   }
 
@@ -297,9 +297,10 @@ __global__ void __launch_bounds__(
     shared.initialize((end + Tiles::kKeys - 1) / Tiles::kKeys,
                       first_key(arguments.score, tile, Tiles::kKeys) / Tiles::kKeys);
   }
-  if (arguments.bias != nullptr && threadIdx.x < kHead) {
-    shared.control.biases[0][threadIdx.x] = __ldg(arguments.query_bias(tile.head) + threadIdx.x);
-    shared.control.biases[1][threadIdx.x] = __ldg(arguments.value_bias(tile.head) + threadIdx.x);
+  if (threadIdx.x < kHead) {
+    const float *const q_bias = arguments.query_bias(tile.head), *const v_bias = arguments.value_bias(tile.head);
+    if (q_bias != nullptr) shared.control.biases[0][threadIdx.x] = __ldg(q_bias + threadIdx.x);
+    if (v_bias != nullptr) shared.control.biases[1][threadIdx.x] = __ldg(v_bias + threadIdx.x);
   }
   const int group = __shfl_sync(~0u, threadIdx.x / Tiles::kGroupThreads, 0);
   ResidentGroup<T, kHead, kRowGroups, kKeyGroups, Score> warpgroup(arguments, shared, tile, group);

@@ -44,9 +44,8 @@ class Feeder {
     const uint32_t full = pipeline_.stage_full(stage);
     ptx::mbarrier_wait(pipeline_.stage_free(stage), cursor.at.parity ^ 1);
     ptx::mbarrier_arrive_expect_tx(full, 2 * Layout::kBytes);
-    constexpr int kKeyPart = 1;
-    ptx::cp_async_bulk_tensor(pipeline_.keys(stage), &maps_.keys_values, 0, tile.begin + cursor.row, 0, kKeyPart,
-                              tile.head, full);
+    ptx::cp_async_bulk_tensor(pipeline_.keys(stage), &maps_.keys_values, 0, tile.begin + cursor.row, 0, 0,
+                              arguments_.kv_head(tile.head), full);
     cursor.at.advance(pipeline_.stages);
     cursor.row += Layout::kRows;
     if (cursor.row >= end_key(arguments_.score, tile, rows())) {
@@ -65,15 +64,14 @@ class Feeder {
 
   __device__ void copy_queries(const SequenceTile& tile, unsigned round) const {
     constexpr int kBiasBytes = kHead * int(sizeof(float));
-    const bool biased = arguments_.bias != nullptr;
+    const float *const q_bias = arguments_.query_bias(tile.head), *const v_bias = arguments_.value_bias(tile.head);
+    const int biases = (q_bias != nullptr) + (v_bias != nullptr);
     const uint32_t full = pipeline_.tile_full();
-    ptx::mbarrier_arrive_expect_tx(full, pipeline_.groups * Layout::kBytes + (biased ? 2 * kBiasBytes : 0));
+    ptx::mbarrier_arrive_expect_tx(full, pipeline_.groups * Layout::kBytes + biases * kBiasBytes);
     ptx::cp_async_bulk_tensor(pipeline_.queries(0, 0), &maps_.queries, 0, tile.begin + tile.row, 0, 0, tile.head, full);
-    if (biased) {
-      const uint32_t biases = ptx::shared_address(pipeline_.control.biases[round % 2]);
-      ptx::cp_async_bulk(biases, arguments_.query_bias(tile.head), kBiasBytes, full);
-      ptx::cp_async_bulk(biases + kBiasBytes, arguments_.value_bias(tile.head), kBiasBytes, full);
-    }
+    const uint32_t to = ptx::shared_address(pipeline_.control.biases[round % 2]);
+    if (q_bias != nullptr) ptx::cp_async_bulk(to, q_bias, kBiasBytes, full);
+    if (v_bias != nullptr) ptx::cp_async_bulk(to + kBiasBytes, v_bias, kBiasBytes, full);
   }
 
  private:
@@ -151,7 +149,7 @@ class Warpgroup {
       const int chunk = step % kSteps * 2 + lane / 16;
       ptx::ldmatrix_x4(queries[step], panel + SwizzledBlock<Layout::kColumns>::offset(row, chunk));
     }
-    if (arguments_.bias != nullptr) add_bias<T, kHead>(queries, pipeline_.control.biases[round % 2][0]);
+    if (arguments_.q_bias != nullptr) add_bias<T, kHead>(queries, pipeline_.control.biases[round % 2][0]);
     release(pipeline_.tile_free());
   }
 
@@ -175,7 +173,7 @@ class Warpgroup {
   __device__ void attend(const SequenceTile& tile, int listed, unsigned round) {
     Operand<kHead> queries;
     take_queries(queries, round);
-    OnlineSoftmax softmax(score_scale(kHead));
+    OnlineSoftmax softmax(score_scale(arguments_.scale));
     Accumulator<kHead> output = {};
     Accumulator<kKeys> scores = {};
     Operand<kKeys> probabilities;
@@ -241,7 +239,7 @@ class Warpgroup {
   }
 
   __device__ void shape(Accumulator<kKeys>& scores, const SequenceTile& tile, int first_key) const {
-    shape_scores<kHead, kKeys>(scores, arguments_.score, tile, strip_row(tile), first_key);
+    shape_scores<kKeys>(scores, arguments_.score, tile, strip_row(tile), first_key);
   }
 
   // In the shadow of the products: refills the stage that the block before this one has left. The ring must then hold
@@ -263,8 +261,8 @@ class Warpgroup {
     const int row = strip_row(tile);
     T* const first = arguments_.output(tile.begin + row, tile.head);
     T* const rows[2] = {row < tile.length ? first : nullptr,
-                        row + 8 < tile.length ? first + 8 * arguments_.hidden() : nullptr};
-    const float* bias = arguments_.bias != nullptr ? pipeline_.control.biases[round % 2][1] : nullptr;
+                        row + 8 < tile.length ? first + 8 * arguments_.context() : nullptr};
+    const float* bias = arguments_.v_bias != nullptr ? pipeline_.control.biases[round % 2][1] : nullptr;
     store_rows<T, kHead>(output, inverse, bias, rows);
   }
 

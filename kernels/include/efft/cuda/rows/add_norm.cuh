@@ -1,4 +1,4 @@
-// LayerNorm(x + bias + residual), the end of an attention or feed-forward block.
+// norm(x + bias + residual), the end of an attention or feed-forward block: LayerNorm or RMSNorm.
 // Bound by memory: one or two rows read and one written a token (two where the sum is wanted too).
 #pragma once
 
@@ -20,6 +20,7 @@ struct AddNorm {
   float epsilon;
   T* out;  // [rows, width], may be x or residual
   T* sum;  // [rows, width] or nullptr: x + bias + residual, what a pre-norm block carries on
+  NormKind kind = NormKind::layer;
 };
 
 namespace detail {
@@ -227,7 +228,7 @@ __global__ void __launch_bounds__(kWarp* WARPS, kNormBlocks<WARPS, ROWS>)
     warp_sums(mean);
 #pragma unroll
     for (int r = 0; r < ROWS; ++r) {
-      mean[r] *= warp_share;
+      mean[r] = a.kind == NormKind::rms ? 0.f : mean[r] * warp_share;  // around zero, all parts merge around zero
 #pragma unroll
       for (int i = 0; i < kWidth; ++i) {
         values[r][i] -= mean[r];
