@@ -54,7 +54,7 @@ def reference(batch: Batch, weights: Weights, spec: EncoderSpec, output: str, dt
 
 def compare(spec: EncoderSpec, dtype: torch.dtype, lengths: list[int], generator, output: str = "hidden") -> None:
     """By the criterion, beside the worse of PyTorch's runs of the batch: on the GPU and, in fp32, on the CPU."""
-    weights = families.random_weights(spec, generator).to(dtype)
+    weights = families.random_weights(spec, generator, positions=max(lengths) + 100).to(dtype)
     batch = ragged(lengths, generator)
     there, held = batch.to("cuda"), on("cuda", weights)
     truth = reference(there, held, spec, output, torch.float64).cpu()

@@ -2,9 +2,9 @@
 // distance i - j of a query i and a key j in tables of positions,
 //   score = scale (q_i . k_j + q_i . position_keys[r] + k_j . position_queries[r]).
 //
-// Between a tile of queries and one of keys there are few distances, and far away many of them share a row: the
-// products of the tile's queries and keys with the rows of that band are tiles like any other, and what a pair of
-// tokens adds is looked up in them, in shared memory.
+// Between a tile of queries and one of keys there are few distances: the products of the tile's queries and keys with
+// the rows of that band are tiles like any other, and what a pair of tokens adds is looked up in them, in shared
+// memory.
 //
 // Declarations only; kernels/cuda/attention/disentangled.cu holds the instantiations.
 #pragma once
@@ -37,36 +37,5 @@ struct DisentangledArguments {
 template <typename T>
 cudaError_t disentangled_attention(const DisentangledArguments<T>& arguments, int max_length, cudaStream_t stream,
                                    Order order = Order::kOverlap);
-
-// The distances between a tile of kRows queries and one of kKeys keys, the band: the m-th is that of the first query
-// and the last key plus m. Where they take no more rows of a table than there are distances, which is so wherever rows
-// follow each other without gaps, these rows make up the band's columns in shared memory, else each distance has its
-// own.
-template <int kRows, int kKeys>
-struct Band {
-  static constexpr int kDistances = kRows + kKeys - 1;
-
-  int nearest;  // distance of the first query and the last key
-  int lowest;   // its row
-  int columns;
-  bool dense;
-
-  template <typename T>
-  __device__ Band(const DisentangledArguments<T>& arguments, int first_row, int first_key)
-      : nearest(first_row - first_key - kKeys + 1), lowest(arguments.row(nearest)) {
-    const int rows = arguments.row(nearest + kDistances - 1) - lowest + 1;
-    dense = rows <= kDistances;
-    columns = dense ? rows : kDistances;
-  }
-
-  template <typename T>
-  __device__ int column(const DisentangledArguments<T>& arguments, int m) const {
-    return dense ? arguments.row(nearest + m) - lowest : m;
-  }
-  template <typename T>
-  __device__ int row(const DisentangledArguments<T>& arguments, int column) const {
-    return dense ? lowest + column : arguments.row(nearest + column);
-  }
-};
 
 }  // namespace efft::cuda

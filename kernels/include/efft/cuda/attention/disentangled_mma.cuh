@@ -11,62 +11,68 @@
 
 namespace efft::cuda {
 
-// 32 keys a step keep a block within a quarter of a multiprocessor's shared memory at head size 64: nothing is copied
-// ahead, other blocks work meanwhile.
+// Between 64 queries and 32 keys there are 95 distances, the band; the next keys' band lies 32 lower. Rows of tables
+// and what queries make of them stay in rings by distance, so that a step copies and multiplies what 32 new distances
+// need only. Keys meet all of the band, unless all its distances share a row.
 template <int kHead>
 struct DisentangledTiles {
   static constexpr int kWarps = 4;
   static constexpr int kThreads = 32 * kWarps;
   static constexpr int kRows = 16 * kWarps;
   static constexpr int kKeys = 32;
-  static constexpr int kBand = kRows + kKeys;  // a multiple of 16 that holds all distances
-  // Of the tiles that are looked up, in halves: the eight rows and four keys that a warp reads at once lie in 32 banks,
-  // by rows (a row further is a column further, too) as by keys.
-  static constexpr int kStride = kBand + 7;
+  static constexpr int kBand = kRows + kKeys;  // the lowest is not asked for, but makes up whole steps of 16
+  static constexpr int kRing = 128;            // the band and the next step's new distances
+  // Of what is looked up, in halves: the eight rows and four keys that a warp reads at once lie in 32 banks, by rows (a
+  // row further is a distance further, too) as by keys.
+  static constexpr int kStride = kRing + 7;
 
   static constexpr int kKeyBytes = kKeys * kHead * 2;
-  static constexpr int kBandBytes = kBand * kHead * 2;
-  static constexpr int kLookedUp = (kRows + kKeys) * kStride * 2;
-  static constexpr int shared_bytes() { return 2 * kKeyBytes + 2 * kBandBytes + kLookedUp + kBand * int(sizeof(int)); }
+  static constexpr int kStageBytes = 2 * kKeyBytes;  // of keys and values, two stages
+  static constexpr int kRingBytes = kRing * kHead * 2;
+  static constexpr int shared_bytes() { return 2 * kStageBytes + 2 * kRingBytes + (kRows + kKeys) * kStride * 2; }
 };
 
-template <typename T, int kHead>
+template <typename T, int kHead, int kBytes>
 class DisentangledTile {
  public:
   using Tiles = DisentangledTiles<kHead>;
   static constexpr int kRows = Tiles::kRows;
   static constexpr int kKeys = Tiles::kKeys;
+  static constexpr int kBand = Tiles::kBand;
 
   __device__ DisentangledTile(const DisentangledArguments<T>& arguments, unsigned char* shared,
                               const SequenceTile& tile)
       : a_(arguments),
         tile_(tile),
-        keys_(ptx::shared_address(shared)),
-        by_row_(reinterpret_cast<__half*>(shared + 2 * Tiles::kKeyBytes + 2 * Tiles::kBandBytes)),
+        stages_(ptx::shared_address(shared)),
+        ring_keys_(stages_ + 2 * Tiles::kStageBytes),
+        ring_queries_(ring_keys_ + Tiles::kRingBytes),
+        by_row_(reinterpret_cast<__half*>(shared + 2 * Tiles::kStageBytes + 2 * Tiles::kRingBytes)),
         by_key_(by_row_ + kRows * Tiles::kStride),
-        columns_(reinterpret_cast<int*>(by_key_ + kKeys * Tiles::kStride)),
         warp_(threadIdx.x / 32),
         row_(16 * warp_ + fragment_row()),
         scale_(score_scale(arguments.attention.scale)) {}
 
-  template <int kBytes>
   __device__ void attend() {
+    load(0, 0, kBand);
     const T* const rows[2] = {query(row_), query(row_ + 8)};
     load_queries<T, kHead>(queries_, rows, nullptr, a_.attention.head_size);
     OnlineSoftmax softmax(1.f);  // scores come with their scale
     Accumulator<kHead> output = {};
-    for (int first_key = 0; first_key < tile_.length; first_key += kKeys) {
-      const Band<kRows, kKeys> band(a_, tile_.row, first_key);
-      load<kBytes>(band, first_key);
+    int stage = 0;
+    for (int first_key = 0; first_key < tile_.length; first_key += kKeys, stage ^= 1) {
+      ptx::cp_async_wait_group<0>();
+      __syncthreads();  // copies are there for all, and all have done with what the next ones overwrite
+      if (first_key + kKeys < tile_.length) load(first_key + kKeys, stage ^ 1, kKeys);
+      const uint32_t keys = stages_ + stage * Tiles::kStageBytes;
       Accumulator<kKeys> scores;
-      score(scores, band);
+      score(scores, keys, first_key);
       if (tile_.length - first_key < kKeys) mask_tail<kKeys>(scores, tile_.length - first_key);
       softmax.raise<kKeys, kHead>(scores, output);
       softmax.exponentiate<kKeys>(scores);
       Operand<kKeys> probabilities;
       to_operand<T, kKeys>(probabilities, scores);
-      mma_output<T, kHead, kKeys>(output, probabilities, keys_ + Tiles::kKeyBytes);
-      __syncthreads();  // the next turn loads into the same place
+      mma_output<T, kHead, kKeys>(output, probabilities, keys + Tiles::kKeyBytes);
     }
     float inverse[2];
     softmax.normalizer(inverse);
@@ -82,43 +88,48 @@ class DisentangledTile {
   __device__ T* result(int row) const {
     return exists(row) ? a_.attention.output(tile_.begin + tile_.row + row, tile_.head) : nullptr;
   }
-  __device__ uint32_t band_keys() const { return keys_ + 2 * Tiles::kKeyBytes; }
-  __device__ uint32_t band_queries() const { return band_keys() + Tiles::kBandBytes; }
+  // The lowest distance of the band, a multiple of kKeys: one below that of the first query and the last key.
+  __device__ int lowest(int first_key) const { return tile_.row - first_key - kKeys; }
 
-  // Keys, values and the band's rows, all of the block.
-  template <int kBytes>
-  __device__ void load(const Band<kRows, kKeys>& band, int first_key) const {
+  // Starts copying keys and values, and rows for the lowest `count` distances of their band.
+  __device__ void load(int first_key, int stage, int count) const {
     const auto& a = a_.attention;
     const int valid = tile_.length - first_key, begin = tile_.begin + first_key;
-    load_block<T, kHead, kKeys, Tiles::kThreads, kBytes>(keys_, a.key(begin, tile_.head), a.width(), valid,
-                                                         a.head_size);
-    load_block<T, kHead, kKeys, Tiles::kThreads, kBytes>(keys_ + Tiles::kKeyBytes, a.value(begin, tile_.head),
-                                                         a.width(), valid, a.head_size);
-    load_band<kBytes>(band_keys(), a_.position_keys, band);
-    load_band<kBytes>(band_queries(), a_.position_queries, band);
+    const uint32_t keys = stages_ + stage * Tiles::kStageBytes;
+    load_block<T, kHead, kKeys, Tiles::kThreads, kBytes>(keys, a.key(begin, tile_.head), a.width(), valid, a.head_size);
+    load_block<T, kHead, kKeys, Tiles::kThreads, kBytes>(keys + Tiles::kKeyBytes, a.value(begin, tile_.head), a.width(),
+                                                         valid, a.head_size);
+    load_ring(first_key, count);
     ptx::cp_async_commit_group();
-    if (threadIdx.x < band.kDistances) columns_[threadIdx.x] = band.column(a_, threadIdx.x);
-    ptx::cp_async_wait_group<0>();
-    __syncthreads();
   }
 
-  template <int kBytes>
-  __device__ void load_band(uint32_t to, const T* table, const Band<kRows, kKeys>& band) const {
-    if (table == nullptr) return;
-    load_rows_at<T, kHead, Tiles::kBand, Tiles::kThreads, kBytes>(
-        to, [&](int column) { return a_.position(table, band.row(a_, column), tile_.head); }, band.columns,
-        a_.attention.head_size);
+  __device__ void load_ring(int first_key, int count) const {
+    constexpr int kElements = kBytes / int(sizeof(T));
+    constexpr int kCopies = kHead / kElements;
+    for (int i = threadIdx.x; i < count * kCopies; i += Tiles::kThreads) {
+      const int distance = lowest(first_key) + i / kCopies, column = i % kCopies * kElements;
+      const bool valid = column < a_.attention.head_size;
+      const int row = a_.row(distance), within = column % 8 * int(sizeof(T));
+      const int offset = SwizzledBlock<kHead>::offset(slot(distance), column / 8) + within;
+      const int from = valid ? column : 0;
+      if (a_.position_keys != nullptr)
+        ptx::cp_async<kBytes>(ring_keys_ + offset, a_.position(a_.position_keys, row, tile_.head) + from, valid);
+      if (a_.position_queries != nullptr)
+        ptx::cp_async<kBytes>(ring_queries_ + offset, a_.position(a_.position_queries, row, tile_.head) + from, valid);
+    }
   }
 
-  // 16 rows times 16 of the band's, into a tile that is looked up, times the scale.
-  __device__ void multiply(const Operand<kHead>& rows, uint32_t band, int first, __half* to) const {
+  __device__ static int slot(int distance) { return distance & (Tiles::kRing - 1); }
+
+  // 16 rows times 16 of a ring's from slot `first` on, times the scale, into what is looked up.
+  __device__ void multiply(const Operand<kHead>& rows, uint32_t ring, int first, __half* to) const {
     const int lane = threadIdx.x % 32;
     float sums[2][4] = {};
     const int row = first + lane / 16 * 8 + lane % 8;
 #pragma unroll
     for (int step = 0; step < kHead / 16; ++step) {
       uint32_t b[4];
-      ptx::ldmatrix_x4(b, band + SwizzledBlock<kHead>::offset(row, 2 * step + lane / 8 % 2));
+      ptx::ldmatrix_x4(b, ring + SwizzledBlock<kHead>::offset(row, 2 * step + lane / 8 % 2));
       ptx::mma_m16n8k16<T>(sums[0], rows[step], b[0], b[1]);
       ptx::mma_m16n8k16<T>(sums[1], rows[step], b[2], b[3]);
     }
@@ -133,37 +144,41 @@ class DisentangledTile {
   }
 
   // All products of the step, and their sum.
-  __device__ void score(Accumulator<kKeys>& scores, const Band<kRows, kKeys>& band) const {
-    const int lane = threadIdx.x % 32;
+  __device__ void score(Accumulator<kKeys>& scores, uint32_t keys, int first_key) const {
+    const int lane = threadIdx.x % 32, lowest = this->lowest(first_key);
     if (a_.position_keys != nullptr) {
-      for (int first = 0; first < band.columns; first += 16)
-        multiply(queries_, band_keys(), first, by_row_ + 16 * warp_ * Tiles::kStride);
+      const int fresh = first_key == 0 ? kBand : kKeys;
+      for (int d = lowest; d < lowest + fresh; d += 16)
+        multiply(queries_, ring_keys_, slot(d), by_row_ + 16 * warp_ * Tiles::kStride);
     }
+    const bool flat = a_.row(lowest) == a_.row(lowest + kBand - 1);
     if (a_.position_queries != nullptr) {
       const int strip = warp_ % 2 * 16;  // two warps for the same keys take turns along the band
-      Operand<kHead> keys;
+      Operand<kHead> operand;
 #pragma unroll
       for (int step = 0; step < kHead / 16; ++step) {
-        ptx::ldmatrix_x4(keys[step], keys_ + SwizzledBlock<kHead>::offset(strip + lane % 16, 2 * step + lane / 16));
+        ptx::ldmatrix_x4(operand[step], keys + SwizzledBlock<kHead>::offset(strip + lane % 16, 2 * step + lane / 16));
       }
-      for (int first = warp_ / 2 * 16; first < band.columns; first += 32)
-        multiply(keys, band_queries(), first, by_key_ + strip * Tiles::kStride);
+      for (int d = lowest + warp_ / 2 * 16; d < lowest + (flat ? 16 : kBand); d += 32)
+        multiply(operand, ring_queries_, slot(d), by_key_ + strip * Tiles::kStride);
     }
-    mma_scores<T, kHead, kKeys>(scores, queries_, keys_);
+    mma_scores<T, kHead, kKeys>(scores, queries_, keys);
     __syncthreads();
-    look_up(scores);
+    look_up(scores, lowest, flat);
   }
 
-  __device__ void look_up(Accumulator<kKeys>& scores) const {
+  // flat: keys have met the lowest distance only, which stands for all.
+  __device__ void look_up(Accumulator<kKeys>& scores, int lowest, bool flat) const {
 #pragma unroll
     for (int group = 0; group < kKeys / 8; ++group) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const int key = 8 * group + fragment_column() + i % 2, row = row_ + i / 2 * 8;
-        const int column = columns_[row - key + kKeys - 1];
+        const int at = slot(lowest + row - key + kKeys);
         float sum = scores[group][i] * scale_;
-        if (a_.position_keys != nullptr) sum += __half2float(by_row_[row * Tiles::kStride + column]);
-        if (a_.position_queries != nullptr) sum += __half2float(by_key_[key * Tiles::kStride + column]);
+        if (a_.position_keys != nullptr) sum += __half2float(by_row_[row * Tiles::kStride + at]);
+        if (a_.position_queries != nullptr)
+          sum += __half2float(by_key_[key * Tiles::kStride + (flat ? slot(lowest) : at)]);
         scores[group][i] = sum;
       }
     }
@@ -171,10 +186,10 @@ class DisentangledTile {
 
   const DisentangledArguments<T>& a_;
   const SequenceTile& tile_;
-  const uint32_t keys_;   // keys, values, the band of position keys, that of position queries
-  __half* const by_row_;  // [kRows, kStride] what the band adds to each query
-  __half* const by_key_;  // [kKeys, kStride] to each key
-  int* const columns_;    // of the band, by distance
+  const uint32_t stages_;                    // keys and values, in turns
+  const uint32_t ring_keys_, ring_queries_;  // rows of position keys and queries by distance
+  __half* const by_row_;                     // [kRows, kStride] what a distance adds to each query
+  __half* const by_key_;                     // [kKeys, kStride] to each key
   const int warp_, row_;
   const float scale_;
   Operand<kHead> queries_;
@@ -191,7 +206,7 @@ __global__ void __launch_bounds__(DisentangledTiles<kHead>::kThreads)
   const int length = __ldg(arguments.attention.cu_seqlens + sequence + 1) - begin;
   const SequenceTile tile{begin, length, int(blockIdx.x) % tiles * DisentangledTiles<kHead>::kRows, int(blockIdx.y)};
   if (tile.row >= length) return;
-  DisentangledTile<T, kHead>(arguments, shared, tile).template attend<kBytes>();
+  DisentangledTile<T, kHead, kBytes>(arguments, shared, tile).attend();
 }
 
 }  // namespace efft::cuda

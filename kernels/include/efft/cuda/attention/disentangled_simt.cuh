@@ -9,7 +9,8 @@
 
 namespace efft::cuda {
 
-// 16 x 16 threads; a tile has as many queries as keys.
+// 16 x 16 threads; a tile has as many queries as keys. The band of their distances has a column for each, the m-th that
+// of the first query and the last key plus m.
 template <int kHead>
 struct DisentangledSimtShared {
   static constexpr int kLanes = 16;
@@ -24,7 +25,6 @@ struct DisentangledSimtShared {
   float by_row[kTile][kBand + 1];
   float by_key[kTile][kBand + 1];
   float probabilities[kTile][kTile + 4];
-  int columns[kBand];
 };
 
 // Of two rows in shared memory, 16 columns at a time.
@@ -60,11 +60,10 @@ class DisentangledSimtTile {
     load_rows<kHead, kTile, Shared::kThreads>(shared_.queries, a.query(tile_.begin + tile_.row, tile_.head), a.width(),
                                               tile_.length - tile_.row, nullptr, a.head_size);
     for (int first_key = 0; first_key < tile_.length; first_key += kTile) {
-      const Band<kTile, kTile> band(a_, tile_.row, first_key);
-      load(band, first_key);
+      load(first_key);
       __syncthreads();
-      if (a_.position_keys != nullptr) multiply(shared_.queries, shared_.band_keys, band.columns, shared_.by_row);
-      if (a_.position_queries != nullptr) multiply(shared_.keys, shared_.band_queries, band.columns, shared_.by_key);
+      if (a_.position_keys != nullptr) multiply(shared_.queries, shared_.band_keys, shared_.by_row);
+      if (a_.position_queries != nullptr) multiply(shared_.keys, shared_.band_queries, shared_.by_key);
       __syncthreads();
 #pragma unroll
       for (int i = 0; i < kEach; ++i) score(i, tile_.length - first_key);
@@ -76,31 +75,31 @@ class DisentangledSimtTile {
   }
 
  private:
-  __device__ void load(const Band<kTile, kTile>& band, int first_key) {
+  __device__ void load(int first_key) {
     const auto& a = a_.attention;
     const int valid = tile_.length - first_key, begin = tile_.begin + first_key;
     load_rows<kHead, kTile, Shared::kThreads>(shared_.keys, a.key(begin, tile_.head), a.width(), valid, nullptr,
                                               a.head_size);
     load_rows<kHead, kTile, Shared::kThreads>(shared_.values, a.value(begin, tile_.head), a.width(), valid, nullptr,
                                               a.head_size);
-    load_band(shared_.band_keys, a_.position_keys, band);
-    load_band(shared_.band_queries, a_.position_queries, band);
-    if (threadIdx.x < band.kDistances) shared_.columns[threadIdx.x] = band.column(a_, threadIdx.x);
+    const int nearest = tile_.row - first_key - kTile + 1;
+    load_band(shared_.band_keys, a_.position_keys, nearest);
+    load_band(shared_.band_queries, a_.position_queries, nearest);
   }
 
-  __device__ void load_band(float (*to)[kHead + 4], const float* table, const Band<kTile, kTile>& band) {
+  __device__ void load_band(float (*to)[kHead + 4], const float* table, int nearest) {
     if (table == nullptr) return;
-    for (int i = threadIdx.x; i < band.columns * kHead; i += Shared::kThreads) {
+    for (int i = threadIdx.x; i < Shared::kBand * kHead; i += Shared::kThreads) {
       const int column = i / kHead, element = i % kHead;
       const bool valid = element < a_.attention.head_size;
-      to[column][element] = valid ? a_.position(table, band.row(a_, column), tile_.head)[element] : 0.f;
+      to[column][element] = valid ? a_.position(table, a_.row(nearest + column), tile_.head)[element] : 0.f;
     }
   }
 
-  __device__ void multiply(const float (*rows)[kHead + 4], const float (*band)[kHead + 4], int columns,
+  __device__ void multiply(const float (*rows)[kHead + 4], const float (*band)[kHead + 4],
                            float (*to)[Shared::kBand + 1]) const {
 #pragma unroll 1
-    for (int column = x_; column < columns; column += Shared::kLanes) {
+    for (int column = x_; column < Shared::kBand; column += Shared::kLanes) {
 #pragma unroll
       for (int i = 0; i < kEach; ++i) to[y_ + 16 * i][column] = dot_in_parts<kHead>(rows[y_ + 16 * i], band[column]);
     }
@@ -113,7 +112,7 @@ class DisentangledSimtTile {
 #pragma unroll
     for (int k = 0; k < kEach; ++k) {
       const int key = x_ + 16 * k;
-      const int column = shared_.columns[row - key + kTile - 1];
+      const int column = row - key + kTile - 1;
       float sum = dot_in_parts<kHead>(shared_.queries[row], shared_.keys[key]);
       if (a_.position_keys != nullptr) sum += shared_.by_row[row][column];
       if (a_.position_queries != nullptr) sum += shared_.by_key[key][column];

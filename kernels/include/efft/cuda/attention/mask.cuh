@@ -70,6 +70,10 @@ __device__ inline void shape_scores(Accumulator<kKeys>& scores, const Score& sco
                                     int first_key) {
   add_to_scores<kKeys>(scores, score, tile.head, first_key, row);
   if constexpr (Score::kNarrows) {
+    const int first = row - fragment_row();  // of the strip
+    const bool seen = first_key >= score.keys(tile.length, first + 15).begin &&
+                      first_key + kKeys <= score.keys(tile.length, first).end;
+    if (seen) return;  // by all rows
     const KeyRange ranges[2] = {score.keys(tile.length, row), score.keys(tile.length, row + 8)};
     mask_scores<kKeys>(scores, first_key, ranges);
   }

@@ -103,13 +103,14 @@ class ResidentGroup {
   }
 
   __device__ void attend() {
-    if (first() + key_group_ >= blocks_ || tile_.row + row_group_ * Tiles::kGroupRows >= tile_.length) return;
+    const int end = own_end();
+    if (own_first() + key_group_ >= end || tile_.row + row_group_ * Tiles::kGroupRows >= tile_.length) return;
     Operand<kHead> queries;
     ptx::mbarrier_wait(shared_.queries_full(), 0);
     take_queries(queries);
     Accumulator<kKeys> scores = {};
     Operand<kKeys> probabilities;
-    int block = first() + key_group_;
+    int block = own_first() + key_group_;
     ptx::mbarrier_wait(shared_.stage_full(block), 0);
     ptx::pin(scores);
     wgmma_scores<T, kHead>(scores, queries, shared_.keys(block));
@@ -120,7 +121,7 @@ class ResidentGroup {
     softmax_.raise<kKeys, kHead>(scores, output_);
     softmax_.exponentiate<kKeys>(scores);
     to_operand<T, kKeys>(probabilities, scores);
-    for (int next = block + kKeyGroups; next < blocks_; next += kKeyGroups) {
+    for (int next = block + kKeyGroups; next < end; next += kKeyGroups) {
       // The next scores are ready before this output, whose product runs beside the exponentials.
       ptx::mbarrier_wait(shared_.stage_full(next), 0);
       ptx::pin(scores);
@@ -170,6 +171,13 @@ class ResidentGroup {
  private:
   // The keys that some row of the tile sees: the first block of 64, and the end.
   __device__ int first() const { return first_key(arguments_.score, tile_, kKeys) / kKeys; }
+  // Of the keys that this warpgroup's rows see: fewer than the tile's where warpgroups divide its rows.
+  __device__ SequenceTile own() const { return rows_from(tile_, row_group_ * Tiles::kGroupRows); }
+  __device__ int own_first() const { return first_key(arguments_.score, own(), kKeys) / kKeys; }
+  __device__ int own_end() const {
+    if constexpr (!Score::kNarrows) return blocks_;
+    return (end_key(arguments_.score, own(), Tiles::kGroupRows) + kKeys - 1) / kKeys;
+  }
   __device__ int end() const { return end_key(arguments_.score, tile_, Shared::kRows); }
   __device__ int lane_in_group() const { return threadIdx.x % Tiles::kGroupThreads; }
   __device__ int strip_row() const { return lane_in_group() / 32 * 16 + fragment_row(); }

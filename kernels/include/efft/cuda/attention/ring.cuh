@@ -130,10 +130,14 @@ class Warpgroup {
   __device__ void skip(const SequenceTile& tile, int listed, unsigned round) {
     release(pipeline_.tile_free());
     feed_queries(listed, round);
-    const int first = first_key(arguments_.score, tile, kKeys), end = keys_end(tile);
-    for (int key = first; key < end; key += kKeys) {
+    pass(first_key(arguments_.score, tile, kKeys), keys_end(tile), listed == 0);
+  }
+
+  // Blocks of keys [key, end) that these rows do not see, or no rows do. first: the list's very first is among them.
+  __device__ void pass(int key, int end, bool first) {
+    for (; key < end; key += kKeys, first = false) {
       ptx::mbarrier_wait(pipeline_.stage_full(at_.stage), at_.parity);
-      feed_block(key == first && listed == 0);
+      feed_block(first);
       release(pipeline_.stage_free(at_.stage));
       at_.advance(pipeline_.stages);
     }
@@ -173,6 +177,15 @@ class Warpgroup {
   __device__ void attend(const SequenceTile& tile, int listed, unsigned round) {
     Operand<kHead> queries;
     take_queries(queries, round);
+    // Of the tile's keys, those that these 64 rows see.
+    const SequenceTile own = rows_from(tile, rows_ * kRows);
+    const int first = first_key(arguments_.score, own, kKeys), end = end_key(arguments_.score, own, kRows);
+    bool opens = listed == 0;  // the list's first block is still to come
+    if constexpr (Score::kNarrows) {
+      const int tile_first = first_key(arguments_.score, tile, kKeys);
+      pass(tile_first, first, opens);
+      opens = opens && tile_first == first;
+    }
     OnlineSoftmax softmax(score_scale(arguments_.scale));
     Accumulator<kHead> output = {};
     Accumulator<kKeys> scores = {};
@@ -180,14 +193,14 @@ class Warpgroup {
     ptx::mbarrier_wait(pipeline_.stage_full(at_.stage), at_.parity);
     ptx::pin(scores);
     wgmma_scores<T, kHead>(scores, queries, pipeline_.keys(at_.stage));
-    int left = keys_end(tile) - first_key(arguments_.score, tile, kKeys);
-    const int keys = left;
-    if (left < kKeys) clear_tail(at_.stage, left);
+    int left = end - first;
+    const int keys = left, unseen = tile.length - end;  // of the sequence: the other warpgroup may see them
+    if (left + unseen < kKeys) clear_tail(at_.stage, left + unseen);
     feed_queries(listed, round);
     ptx::wgmma_wait_group<0>();
     ptx::pin(scores);
     if (left < kKeys) mask_tail<kKeys>(scores, left);
-    shape(scores, tile, keys_end(tile) - left);
+    shape(scores, tile, end - left);
     softmax.raise<kKeys, kHead>(scores, output);
     softmax.exponentiate<kKeys>(scores);
     to_operand<T, kKeys>(probabilities, scores);
@@ -200,12 +213,12 @@ class Warpgroup {
       ptx::pin(output);
       wgmma_scores<T, kHead>(scores, queries, pipeline_.keys(at_.stage));
       wgmma_output<T, kHead>(output, probabilities, pipeline_.values(now.stage));
-      if (left < kKeys) clear_tail(at_.stage, left);
-      feed_block(left + kKeys >= keys && listed == 0);
+      if (left + unseen < kKeys) clear_tail(at_.stage, left + unseen);
+      feed_block(left + kKeys >= keys && opens);
       ptx::wgmma_wait_group<1>();
       ptx::pin(scores);
       if (left < kKeys) mask_tail<kKeys>(scores, left);
-      shape(scores, tile, keys_end(tile) - left);
+      shape(scores, tile, end - left);
       float highest[2];
       softmax.largest<kKeys>(scores, highest);
       if (softmax.exceeds(highest)) {
@@ -223,10 +236,11 @@ class Warpgroup {
     }
     ptx::pin(output);
     wgmma_output<T, kHead>(output, probabilities, pipeline_.values(now.stage));
-    feed_block(keys <= kKeys && listed == 0);
+    feed_block(keys <= kKeys && opens);
     ptx::wgmma_wait_group<0>();
     ptx::pin(output);
     release(pipeline_.stage_free(now.stage));
+    if constexpr (Score::kNarrows) pass(first + (keys + kKeys - 1) / kKeys * kKeys, keys_end(tile), false);
     store(output, softmax, tile, round);
   }
 

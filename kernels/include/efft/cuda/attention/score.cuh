@@ -56,6 +56,11 @@ __device__ __forceinline__ int first_key(const Score& score, const SequenceTile&
   return score.keys(tile.length, tile.row).begin / step * step;
 }
 
+// Of the tile's 64 rows from `row` on, which a warpgroup holds.
+__device__ __forceinline__ SequenceTile rows_from(const SequenceTile& tile, int row) {
+  return {tile.begin, tile.length, tile.row + row, tile.head};
+}
+
 template <typename Score>
 __device__ __forceinline__ int end_key(const Score& score, const SequenceTile& tile, int rows) {
   if constexpr (!Score::kNarrows) return tile.length;

@@ -180,6 +180,10 @@ __global__ void __launch_bounds__(kWarp* WARPS, kNormBlocks<WARPS, ROWS>)
   load_parameters_part<VECTORS>(a.bias, column, width, bias);
   load_parameters_part<VECTORS>(a.gamma, column, width, gamma);
   load_parameters_part<VECTORS>(a.beta, column, width, beta);
+  // Where nothing is added to a thread's columns their sum stands there already.
+  bool adds = RESIDUAL || a.sum != a.x;
+#pragma unroll
+  for (int i = 0; i < kWidth; ++i) adds |= bias[i] != 0.f;
   const int count = rows.count();
   T* const out = rows.target(a);
   wait_for_predecessor();
@@ -220,7 +224,7 @@ __global__ void __launch_bounds__(kWarp* WARPS, kNormBlocks<WARPS, ROWS>)
         mean[r] += values[r][i];
       }
       exists[r] = sources[r] >= 0;
-      if (a.sum != nullptr && exists[r]) {
+      if (a.sum != nullptr && adds && exists[r]) {
         store_part<VECTORS>(a.sum + static_cast<int64_t>(sources[r]) * width, column, width, values[r]);
       }
     }
