@@ -134,7 +134,7 @@ def _transformers(name: str, dtype: torch.dtype) -> Any:
     import transformers
 
     if name == "modernbert":
-        config = transformers.ModernBertConfig(vocab_size=WORDS, attn_implementation="sdpa", reference_compile=False)
+        config = transformers.ModernBertConfig(attn_implementation="sdpa")
         model = transformers.ModernBertModel(config)
     elif name == "deberta":
         config = transformers.DebertaV2Config(

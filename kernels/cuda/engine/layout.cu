@@ -31,7 +31,7 @@ Layout::Layout(const DeviceInfo& device, const Model& model, const Bucket& bucke
   slots_ = take(4 * padded);
   const EncoderSpec& spec = model.spec();
   const bool rotates = spec.rotary != Rotary::none, apart = spec.relative == Relative::disentangled;
-  const size_t angles = rotates ? sizeof(float2) * bucket.length * (spec.rotary_size / 2) : 0;
+  const size_t angles = rotates ? sizeof(float2) * padded * (spec.rotary_size / 2) : 0;
   for (size_t& region : angles_) region = take(angles);
   const size_t heads = spec.relative == Relative::none ? 0 : apart ? 1 : spec.heads;
   distances_ = take(4 * heads * DistanceTable::stride_of(bucket.length));

@@ -37,8 +37,8 @@ class Layout {
   // kMatmulWorkspaceBytes, on the library's path.
   void* scratch(void* base) const { return at(base, scratch_); }
 
-  // What rows/positions.cuh makes of positions: angles of local or all other layers, what there is by distance; what
-  // words of each sequence are multiplied by; room for two tables of positions that are not prepared.
+  // What rows/positions.cuh makes of positions: angles of local or all other layers, by token; what there is by
+  // distance; what words of each sequence are multiplied by; room for two tables of positions that are not prepared.
   float2* angles(void* base, bool local) const { return static_cast<float2*>(at(base, angles_[local])); }
   void* distances(void* base) const { return at(base, distances_); }
   float* word_factors(void* base) const { return static_cast<float*>(at(base, word_factors_)); }

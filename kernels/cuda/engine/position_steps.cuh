@@ -81,9 +81,10 @@ class PositionSteps {
   const float* vector(int slot) const { return model_.vectors + slots_[slot].offset; }
 
   void make_angles(int slot, bool local) const {
-    const AngleTable table{vector(slot), layout_.angles(memory_, local), bucket_.length, pairs(),
-                           spec_.rotary == Rotary::interleaved};
-    check(angle_table(table, stream_), "rotary angles");
+    const AngleTable table{vector(slot), layout_.angles(memory_, local), pairs(), spec_.rotary == Rotary::interleaved};
+    check(angle_table(table, unpadded_.call, unpadded_.cu_seqlens, unpadded_.rows, layout_.tokens(memory_),
+                      bucket_.tokens, stream_),
+          "rotary angles");
   }
 
   void make_distances(int slot) const {
@@ -108,9 +109,7 @@ class PositionSteps {
                                static_cast<int>(spec_.head),
                                pairs(),
                                spec_.rotary == Rotary::interleaved};
-    check(cuda::rotate(rotation, unpadded_.call, unpadded_.cu_seqlens, unpadded_.rows, layout_.tokens(memory_),
-                       bucket_.tokens, stream_),
-          "rotary embedding");
+    check(cuda::rotate(rotation, layout_.tokens(memory_), bucket_.tokens, stream_), "rotary embedding");
   }
 
   template <typename Score>

@@ -12,18 +12,24 @@ constexpr int kThreads = 256;
 
 dim3 blocks_for(int64_t elements) { return dim3(static_cast<unsigned>((elements + kThreads - 1) / kThreads)); }
 
-// Once a call, so that double arithmetic costs nothing that counts, on chips with little of it, too.
-__global__ void __launch_bounds__(kThreads) angle_kernel(const AngleTable table) {
+// The angle in double costs some chips a lot: only where it is asked for.
+__global__ void __launch_bounds__(kThreads)
+    angle_kernel(const AngleTable table, const Call* call, const int* cu_seqlens, const int* rows, const int* tokens) {
   wait_then_release();
-  const int i = blockIdx.x * kThreads + threadIdx.x;
-  if (i >= table.length * table.pairs) return;
-  const int rank = i / table.pairs;
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  const int token = static_cast<int>(i / table.pairs);
+  if (token >= *tokens) return;
+  const int rank = token - cu_seqlens[rows[token] / call->length];
   const float frequency = table.frequencies[i % table.pairs];
-  const double angle = table.exact ? static_cast<double>(rank) * static_cast<double>(frequency)
-                                   : static_cast<double>(static_cast<float>(rank) * frequency);
-  double sine, cosine;
-  sincos(angle, &sine, &cosine);
-  table.out[i] = make_float2(static_cast<float>(cosine), static_cast<float>(sine));
+  if (table.exact) {
+    double sine, cosine;
+    sincos(static_cast<double>(rank) * static_cast<double>(frequency), &sine, &cosine);
+    table.out[i] = make_float2(static_cast<float>(cosine), static_cast<float>(sine));
+  } else {
+    float sine, cosine;
+    sincosf(static_cast<float>(rank) * frequency, &sine, &cosine);
+    table.out[i] = make_float2(cosine, sine);
+  }
 }
 
 __device__ __forceinline__ int bucket(const Buckets& buckets, int distance) {
@@ -128,9 +134,11 @@ Buckets buckets_of(const EncoderSpec& spec) {
 
 int DistanceTable::stride_of(int length) { return 2 * (length + kFarther); }
 
-cudaError_t angle_table(const AngleTable& table, cudaStream_t stream) {
-  const int64_t elements = static_cast<int64_t>(table.length) * table.pairs;
-  return launch(angle_kernel, {blocks_for(elements), dim3(kThreads), 0, Order::kOverlap, stream}, table);
+cudaError_t angle_table(const AngleTable& table, const Call* call, const int* cu_seqlens, const int* rows,
+                        const int* tokens, int capacity, cudaStream_t stream) {
+  const int64_t elements = static_cast<int64_t>(capacity) * table.pairs;
+  return launch(angle_kernel, {blocks_for(elements), dim3(kThreads), 0, Order::kOverlap, stream}, table, call,
+                cu_seqlens, rows, tokens);
 }
 
 cudaError_t distance_table(const DistanceTable& table, const Buckets& buckets, cudaStream_t stream) {

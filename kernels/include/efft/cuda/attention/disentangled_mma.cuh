@@ -63,7 +63,8 @@ class DisentangledTile {
     for (int first_key = 0; first_key < tile_.length; first_key += kKeys, stage ^= 1) {
       ptx::cp_async_wait_group<0>();
       __syncthreads();  // copies are there for all, and all have done with what the next ones overwrite
-      if (first_key + kKeys < tile_.length) load(first_key + kKeys, stage ^ 1, kKeys);
+      const int next = first_key + kKeys;
+      if (next < tile_.length) load(next, stage ^ 1, stands(next) ? 0 : kKeys);
       const uint32_t keys = stages_ + stage * Tiles::kStageBytes;
       Accumulator<kKeys> scores;
       score(scores, keys, first_key);
@@ -90,6 +91,14 @@ class DisentangledTile {
   }
   // The lowest distance of the band, a multiple of kKeys: one below that of the first query and the last key.
   __device__ int lowest(int first_key) const { return tile_.row - first_key - kKeys; }
+
+  // Whether what the step's new distances would bring into the rings stands there already: their slots hold that of the
+  // distances higher by the ring's size (but at the beginning), and all in between share a row.
+  __device__ bool stands(int first_key) const {
+    constexpr int kFilled = Tiles::kRing - kRows;  // keys of which the rings are full
+    const int lowest = this->lowest(first_key);
+    return first_key >= kFilled && a_.row(lowest) == a_.row(lowest + Tiles::kRing + kKeys - 1);
+  }
 
   // Starts copying keys and values, and rows for the lowest `count` distances of their band.
   __device__ void load(int first_key, int stage, int count) const {
@@ -147,7 +156,7 @@ class DisentangledTile {
   __device__ void score(Accumulator<kKeys>& scores, uint32_t keys, int first_key) const {
     const int lane = threadIdx.x % 32, lowest = this->lowest(first_key);
     if (a_.position_keys != nullptr) {
-      const int fresh = first_key == 0 ? kBand : kKeys;
+      const int fresh = first_key == 0 ? kBand : stands(first_key) ? 0 : kKeys;
       for (int d = lowest; d < lowest + fresh; d += 16)
         multiply(queries_, ring_keys_, slot(d), by_row_ + 16 * warp_ * Tiles::kStride);
     }
@@ -164,11 +173,14 @@ class DisentangledTile {
     }
     mma_scores<T, kHead, kKeys>(scores, queries_, keys);
     __syncthreads();
-    look_up(scores, lowest, flat);
+    if (flat) {
+      look_up_flat(scores, slot(lowest));
+    } else {
+      look_up(scores, lowest);
+    }
   }
 
-  // flat: keys have met the lowest distance only, which stands for all.
-  __device__ void look_up(Accumulator<kKeys>& scores, int lowest, bool flat) const {
+  __device__ void look_up(Accumulator<kKeys>& scores, int lowest) const {
 #pragma unroll
     for (int group = 0; group < kKeys / 8; ++group) {
 #pragma unroll
@@ -177,9 +189,30 @@ class DisentangledTile {
         const int at = slot(lowest + row - key + kKeys);
         float sum = scores[group][i] * scale_;
         if (a_.position_keys != nullptr) sum += __half2float(by_row_[row * Tiles::kStride + at]);
-        if (a_.position_queries != nullptr)
-          sum += __half2float(by_key_[key * Tiles::kStride + (flat ? slot(lowest) : at)]);
+        if (a_.position_queries != nullptr) sum += __half2float(by_key_[key * Tiles::kStride + at]);
         scores[group][i] = sum;
+      }
+    }
+  }
+
+  // One distance, the lowest, stands for all.
+  __device__ void look_up_flat(Accumulator<kKeys>& scores, int at) const {
+    float by_row[2] = {};
+    if (a_.position_keys != nullptr) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) by_row[r] = __half2float(by_row_[(row_ + 8 * r) * Tiles::kStride + at]);
+    }
+#pragma unroll
+    for (int group = 0; group < kKeys / 8; ++group) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const int key = 8 * group + fragment_column() + i;
+        const float by_key = a_.position_queries != nullptr ? __half2float(by_key_[key * Tiles::kStride + at]) : 0.f;
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+          float& score = scores[group][2 * r + i];
+          score = fmaf(score, scale_, by_row[r]) + by_key;
+        }
       }
     }
   }

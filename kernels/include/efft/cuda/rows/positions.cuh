@@ -11,12 +11,11 @@
 
 namespace efft::cuda {
 
-// cosine and sine of rank * frequency, [length, pairs]. The angle is rounded to fp32 first, as transformers rounds it,
-// or (exact) kept in double, as its RoFormer's table does.
+// cosine and sine of rank * frequency, [tokens, pairs], by a token's rank within its sequence. The angle is rounded to
+// fp32 first, as transformers rounds it, or (exact) kept in double, as its RoFormer's table does.
 struct AngleTable {
   const float* frequencies;  // [pairs]
   float2* out;
-  int length;
   int pairs;
   bool exact;
 };
@@ -47,8 +46,10 @@ struct DistanceTable {
   static int origin_of(int length) { return stride_of(length) / 2; }
 };
 
-// Either takes its place among the kernels in front of the first attention: it waits for its predecessor.
-cudaError_t angle_table(const AngleTable& table, cudaStream_t stream);
+// Either takes its place among the kernels in front of the first attention: it waits for its predecessor. cu_seqlens,
+// rows and call as unpad wrote them; the first *tokens rows (device memory), at most `capacity`.
+cudaError_t angle_table(const AngleTable& table, const Call* call, const int* cu_seqlens, const int* rows,
+                        const int* tokens, int capacity, cudaStream_t stream);
 cudaError_t distance_table(const DistanceTable& table, const Buckets& buckets, cudaStream_t stream);
 
 // Numbers of fp32 in another type; no kernel in front or behind overlaps what it writes.

@@ -1,10 +1,7 @@
-// Rotary embedding (RoFormer: Su et al. 2021) of the queries and keys of packed tokens, in place, by a token's rank
-// within its sequence. Bound by memory: queries and keys read and written once.
+// Rotary embedding (RoFormer: Su et al. 2021) of the queries and keys of packed tokens, in place. Bound by memory:
+// queries and keys read and written once.
 #pragma once
 
-#include <algorithm>
-
-#include "efft/cuda/call.cuh"
 #include "efft/cuda/rows/rows.cuh"
 
 namespace efft::cuda {
@@ -13,7 +10,7 @@ template <typename T>
 struct Rotation {
   T* qkv;                // [tokens, width]; a row begins with `heads` heads of queries and keys
   const float* bias;     // [heads * head_size] or nullptr, added first, only where pairs fill the head
-  const float2* angles;  // [length, pairs]: cosine and sine
+  const float2* angles;  // [tokens, pairs]: cosine and sine
   int width;
   int heads;
   int head_size;
@@ -84,9 +81,23 @@ struct RotatedPart {
   }
 };
 
+// 16 bytes at a time: tables are aligned, and so are rows of an even number.
+template <int PAIRS>
+__device__ __forceinline__ void load_angles(const float2* from, float2 (&to)[PAIRS]) {
+  if constexpr (PAIRS % 2 == 0) {
+#pragma unroll
+    for (int i = 0; i < PAIRS; i += 2) {
+      const float4 two = *reinterpret_cast<const float4*>(from + i);
+      to[i] = make_float2(two.x, two.y), to[i + 1] = make_float2(two.z, two.w);
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < PAIRS; ++i) to[i] = from[i];
+  }
+}
+
 template <typename T, int PAIRS, bool INTERLEAVED>
-__global__ void __launch_bounds__(kRotateThreads)
-    rotate_kernel(const Rotation<T> r, const Call* call, const int* cu_seqlens, const int* rows, const int* tokens) {
+__global__ void __launch_bounds__(kRotateThreads) rotate_kernel(const Rotation<T> r, const int* tokens) {
   wait_for_predecessor();
   release_successor();
   const int packs = r.pairs / PAIRS, groups = (r.heads + kRotateHeads - 1) / kRotateHeads;
@@ -95,10 +106,8 @@ __global__ void __launch_bounds__(kRotateThreads)
   if (token >= *tokens) return;
   const int within = static_cast<int>(index % (packs * groups));
   const int pair = within % packs * PAIRS, first = within / packs * kRotateHeads;
-  const int rank = token - cu_seqlens[rows[token] / call->length];
   float2 angles[PAIRS];
-#pragma unroll
-  for (int i = 0; i < PAIRS; ++i) angles[i] = r.angles[static_cast<int64_t>(rank) * r.pairs + pair + i];
+  load_angles(r.angles + static_cast<int64_t>(token) * r.pairs + pair, angles);
   T* const head = r.qkv + static_cast<int64_t>(token) * r.width + first * r.head_size;
   RotatedPart<T, PAIRS, INTERLEAVED> parts[kRotateHeads];
 #pragma unroll
@@ -115,37 +124,32 @@ __global__ void __launch_bounds__(kRotateThreads)
 }
 
 template <typename T, int PAIRS, bool INTERLEAVED>
-cudaError_t launch_rotate(const Rotation<T>& r, const Call* call, const int* cu_seqlens, const int* rows,
-                          const int* tokens, int capacity, cudaStream_t stream, Order order) {
+cudaError_t launch_rotate(const Rotation<T>& r, const int* tokens, int capacity, cudaStream_t stream, Order order) {
   const int64_t groups = (r.heads + kRotateHeads - 1) / kRotateHeads;
   const int64_t threads = static_cast<int64_t>(capacity) * (r.pairs / PAIRS) * groups;
   const dim3 grid(static_cast<unsigned>((threads + kRotateThreads - 1) / kRotateThreads));
-  return launch(rotate_kernel<T, PAIRS, INTERLEAVED>, {grid, dim3(kRotateThreads), 0, order, stream}, r, call,
-                cu_seqlens, rows, tokens);
+  return launch(rotate_kernel<T, PAIRS, INTERLEAVED>, {grid, dim3(kRotateThreads), 0, order, stream}, r, tokens);
 }
 
 }  // namespace detail
 
-// The first *tokens rows (device memory), at most `capacity`. call, cu_seqlens and rows as unpad wrote them, angles as
-// angle_table did, all older than the kernel in front (see launch.cuh).
+// The first *tokens rows (device memory), at most `capacity`; angles as angle_table made them, older than the kernel in
+// front (see launch.cuh).
 template <typename T>
-cudaError_t rotate(const Rotation<T>& r, const Call* call, const int* cu_seqlens, const int* rows, const int* tokens,
-                   int capacity, cudaStream_t stream, Order order = Order::kOverlap) {
+cudaError_t rotate(const Rotation<T>& r, const int* tokens, int capacity, cudaStream_t stream,
+                   Order order = Order::kOverlap) {
   constexpr int kPairs = kPackWidth<T>;
   const bool whole = aligned(r.qkv) && aligned(r.bias) && r.width % kPairs == 0 && r.head_size % kPairs == 0;
   if (r.interleaved) {
-    return whole && 2 * r.pairs % kPairs == 0
-               ? detail::launch_rotate<T, kPairs / 2, true>(r, call, cu_seqlens, rows, tokens, capacity, stream, order)
-               : detail::launch_rotate<T, 1, true>(r, call, cu_seqlens, rows, tokens, capacity, stream, order);
+    return whole && 2 * r.pairs % kPairs == 0 && r.pairs % 2 == 0
+               ? detail::launch_rotate<T, kPairs / 2, true>(r, tokens, capacity, stream, order)
+               : detail::launch_rotate<T, 1, true>(r, tokens, capacity, stream, order);
   }
-  return whole && r.pairs % kPairs == 0
-             ? detail::launch_rotate<T, kPairs, false>(r, call, cu_seqlens, rows, tokens, capacity, stream, order)
-             : detail::launch_rotate<T, 1, false>(r, call, cu_seqlens, rows, tokens, capacity, stream, order);
+  return whole && r.pairs % kPairs == 0 ? detail::launch_rotate<T, kPairs, false>(r, tokens, capacity, stream, order)
+                                        : detail::launch_rotate<T, 1, false>(r, tokens, capacity, stream, order);
 }
 
-#define EFFT_ROTATE(T)                                                                                                \
-  template cudaError_t rotate(const Rotation<T>&, const Call*, const int*, const int*, const int*, int, cudaStream_t, \
-                              Order);
+#define EFFT_ROTATE(T) template cudaError_t rotate(const Rotation<T>&, const int*, int, cudaStream_t, Order);
 #define EFFT_ROTATE_EXTERN(T) extern EFFT_ROTATE(T)
 EFFT_EACH_TYPE(EFFT_ROTATE_EXTERN)
 #undef EFFT_ROTATE_EXTERN
