@@ -43,6 +43,9 @@ void positions_of(const EncoderSpec& spec, const Batch& batch, const Tokens& tok
           for (; column <= slot; ++column) rank += batch.ids[row + column] != spec.pad;
           set(t, batch.ids[row + slot] == spec.pad ? spec.pad : spec.pad + rank);
           break;
+        case PositionCount::none:
+          set(t, 0);
+          break;
       }
     }
   }
@@ -62,8 +65,8 @@ void check_index(const char* name, int64_t index, int64_t size) {
 void check_indices(const Batch& batch, const Tables& tables, const Tokens& tokens, const int32_t* positions) {
   for (int64_t t = 0; t < tokens.count; ++t) {
     check_index("ids", batch.ids[tokens.rows[t]], tables.words);
-    check_index("segments", batch.segments[tokens.rows[t]], tables.segments);
-    check_index("position", positions[t], tables.positions);
+    if (tables.rows.segment) check_index("segments", batch.segments[tokens.rows[t]], tables.segments);
+    if (tables.rows.position) check_index("position", positions[t], tables.positions);
   }
 }
 

@@ -53,7 +53,7 @@ Tensor embed_norm(const Tensor& ids, const Tensor& segments, const Tensor& mask,
   const cpu::Tokens tokens = cpu::unpad(integers(m), batch, length, memory.data(), rows);
   const cpu::Batch inputs{integers(i), integers(s), integers(m), batch, length};
   cpu::positions_of(encoder->spec, inputs, tokens, positions);
-  const cpu::Tables tables = tables_of(w, p, g);
+  const cpu::Tables tables = tables_of(encoder->spec, w, p, g);
   cpu::check_indices(inputs, tables, tokens, positions);
 
   Tensor out = new_empty(word, {tokens.count, width});
@@ -213,6 +213,13 @@ int64_t workspaces(double seconds) {
 
 std::string canonical(const std::string& spec) { return text(parse(spec)); }
 
+std::vector<int64_t> buckets(const std::string& text, int64_t farthest) {
+  const EncoderSpec spec = parse(text);
+  std::vector<int64_t> all;
+  for (int64_t distance = -farthest; distance <= farthest; ++distance) all.push_back(bucket_of(spec, distance));
+  return all;
+}
+
 const Program& program_of(const Lowered& encoder, const std::string& rewrite) {
   if (rewrite == "first_rows") return encoder.first_rows;
   return rewrite == "folded" ? encoder.folded : encoder.program;
@@ -247,6 +254,7 @@ STABLE_TORCH_LIBRARY_IMPL(efft_test, CPU, m) {
 STABLE_TORCH_LIBRARY_IMPL(efft_test, CompositeExplicitAutograd, m) {
   m.impl("workspaces", TORCH_BOX(&efft::workspaces));
   m.impl("canonical", TORCH_BOX(&efft::canonical));
+  m.impl("buckets", TORCH_BOX(&efft::buckets));
   m.impl("program", TORCH_BOX(&efft::program));
   m.impl("places", TORCH_BOX(&efft::places));
 }

@@ -31,6 +31,14 @@ bool is_prepared(const Tensor& matrices) {
   return matrices.scalar_type() == ScalarType::Byte && !cpu::is_quantised(matrices.data_ptr(), matrices.numel());
 }
 
+// Throws std::runtime_error in one line for an encoder that the engine cannot run yet.
+void check_runs(const EncoderSpec& spec) {
+  check_known(spec,
+              {"layers", "hidden", "heads", "intermediate", "embedding", "activation", "norm", "epsilon", "positions",
+               "offset", "pad"},
+              "the CPU engine");
+}
+
 // Matrices in the engine's own form. Any other is packed anew for every call, into `packed`: correct, slow, and meant
 // for tests and tracing; who serves a model prepares it once.
 cpu::Prepared prepared_of(const Tensor& matrices, const Lowered& encoder, cpu::Workspace& packed) {
@@ -53,6 +61,7 @@ Tensor prepared(const Tensor& matrices, const Lowered& encoder) {
 Tensor run(const Tensor& ids, const Tensor& segments, const Tensor& mask, const Weights& weights,
            const Lowered& encoder, const std::string& output) {
   const Output wanted = output_of(output);
+  check_runs(encoder.spec);
   check_call(ids, segments, mask, weights, encoder);
   const Tensor i = contiguous(ids), s = contiguous(segments), m = contiguous(mask);
   const Tensor word = contiguous(weights.word), position = contiguous(weights.position);
@@ -62,7 +71,7 @@ Tensor run(const Tensor& ids, const Tensor& segments, const Tensor& mask, const 
   Tensor out = new_empty(word, result_sizes(ids, encoder.spec, wanted));
   cpu::encode({encoder,
                {integers(i), integers(s), integers(m), ids.size(0), ids.size(1)},
-               tables_of(word, position, segment),
+               tables_of(encoder.spec, word, position, segment),
                matrices,
                floats(vectors),
                wanted,
@@ -80,6 +89,7 @@ Tensor encode(const Tensor& ids, const Tensor& segments, const Tensor& mask, con
 // The tables and the vectors stay as they are.
 std::vector<Tensor> prepare_weights(std::vector<Tensor> tensors, const std::string& spec) {
   const auto encoder = lowered(spec);
+  check_runs(encoder->spec);
   const Weights weights = weights_of(tensors);
   check_weights(weights, *encoder);
   if (is_prepared(weights.matrices)) {
