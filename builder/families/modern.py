@@ -185,11 +185,10 @@ def _roformer_traits(config: Any) -> dict[str, Any]:
 
 
 def _roformer_fold(state: State, spec: EncoderSpec) -> State:
-    """The angles of transformers' table are in double: the frequencies, and what fp32 leaves of them."""
-    size = spec.hidden // spec.heads
+    """The frequencies of transformers' table of sines and cosines."""
+    size = spec.head_size
     exact = 10000.0 ** (-2 * torch.arange(size // 2, dtype=torch.float64) / size)
-    high = exact.float()
-    return {**join_types(state, spec), "rotary": torch.cat([high, (exact - high.double()).float()])}
+    return {**join_types(state, spec), "rotary": exact.float()}
 
 
 ROFORMER = replace(
