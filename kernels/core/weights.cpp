@@ -53,6 +53,7 @@ class List {
     linear("attention_output", s_.hidden, s_.context(), {Feed::attention, full("attention")});
     if (norms) norm("attention_norm", s_.hidden);
     linear("intermediate", (s_.gated ? 2 : 1) * s_.intermediate, s_.hidden, pre ? output_norm : attention_norm);
+    last_matrix().gated = s_.gated;
     linear("output", s_.hidden, s_.intermediate, {Feed::activation, full("intermediate")});
     norm("output_norm", s_.hidden);
     stream_ = pre ? Source{Feed::product, full("output")} : output_norm;
@@ -66,6 +67,8 @@ class List {
     matrix_elements_ += outputs * inputs;
     vector(name + ".bias", outputs);
   }
+
+  Slot& last_matrix() { return all_[all_.size() - 2]; }  // its bias follows it
 
   void table(const char* name) {
     all_.push_back({name, SlotKind::table, 0, s_.embedding});

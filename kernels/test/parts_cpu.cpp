@@ -57,7 +57,7 @@ Tensor embed_norm(const Tensor& ids, const Tensor& segments, const Tensor& mask,
   cpu::check_indices(inputs, tables, tokens, positions);
 
   Tensor out = new_empty(word, {tokens.count, width});
-  const cpu::Norm norm{floats(scale), floats(shift), width, static_cast<float>(encoder->spec.epsilon)};
+  const cpu::Norm norm{floats(scale), floats(shift), width, static_cast<float>(encoder->spec.epsilon), false};
   const cpu::Kernels& k = cpu::kernels();
   const int team = threads();
   const int64_t stride = (width + 15) / 16 * 16;
@@ -69,7 +69,7 @@ Tensor embed_norm(const Tensor& ids, const Tensor& segments, const Tensor& mask,
     to.values = sums + thread * stride;
     member.phase(tokens.count, [&](int64_t t) {
       const int64_t at = tokens.rows[t];
-      k.embed(tables.rows, integers(i)[at], positions[t], integers(s)[at], norm, to);
+      k.embed(tables.rows, {integers(i)[at], positions[t], integers(s)[at], 1.0f}, norm, to);
       k.cast(to.values, Type::f32, row_of(out, t), type_of(out), width);
     });
   });
@@ -105,7 +105,7 @@ Tensor attention(const Tensor& qkv, const Tensor& bias, const Tensor& cu_seqlens
 
   const cpu::Kernels& k = cpu::kernels();
   const Type type = type_of(qkv);
-  const Type compute = type == Type::bf16 && k.attend_bf16 ? type : Type::f32;
+  const Type compute = type == Type::bf16 && k.native_bf16() ? type : Type::f32;
   const int64_t element = compute == Type::f32 ? 4 : 2;
   const Tensor source = contiguous(qkv), added = contiguous(bias);
   Tensor out = new_empty(qkv, {tokens, hidden});
@@ -119,7 +119,7 @@ Tensor attention(const Tensor& qkv, const Tensor& bias, const Tensor& cu_seqlens
   const int64_t biased_at = carver.take((tokens * width + 16) * element);
   const int64_t context_at = carver.take(tokens * hidden * element);
   const int64_t row_at = carver.take(team * width * 4);
-  const int64_t scratch_bytes = (k.attend_scratch(longest, size) + 63) / 64 * 64;
+  const int64_t scratch_bytes = (k.attend_scratch(cpu::Score::full, longest, size) + 63) / 64 * 64;
   const int64_t scratch_at = carver.take(team * scratch_bytes);
   cpu::ThreadWorkspace workspace;
   char* base = workspace.reserve(carver.used());
@@ -147,7 +147,7 @@ Tensor attention(const Tensor& qkv, const Tensor& bias, const Tensor& cu_seqlens
                           length,
                           size,
                           1.0f / std::sqrt(static_cast<float>(size))};
-      (compute == Type::bf16 ? k.attend_bf16 : k.attend_f32)(a, base + scratch_at + thread * scratch_bytes);
+      (compute == Type::bf16 ? k.attend_bf16 : k.attend_f32)[0](a, base + scratch_at + thread * scratch_bytes);
     });
     member.phase(tokens,
                  [&](int64_t t) { k.cast(context + t * hidden * element, compute, row_of(out, t), type, hidden); });
@@ -168,7 +168,7 @@ Tensor add_norm(const Tensor& x, const Tensor& bias, const Tensor& residual, con
   const Tensor source = contiguous(x), other = contiguous(residual);
   const Tensor shift = contiguous(bias), scale = contiguous(gamma), offset = contiguous(beta);
   Tensor out = new_empty(x, {rows, width});
-  const cpu::Norm norm{floats(scale), floats(offset), width, static_cast<float>(epsilon)};
+  const cpu::Norm norm{floats(scale), floats(offset), width, static_cast<float>(epsilon), false};
   const cpu::Kernels& k = cpu::kernels();
   const Type type = type_of(x);
   const int team = threads();

@@ -31,14 +31,6 @@ bool is_prepared(const Tensor& matrices) {
   return matrices.scalar_type() == ScalarType::Byte && !cpu::is_quantised(matrices.data_ptr(), matrices.numel());
 }
 
-// Throws std::runtime_error in one line for an encoder that the engine cannot run yet.
-void check_runs(const EncoderSpec& spec) {
-  check_known(spec,
-              {"layers", "hidden", "heads", "intermediate", "embedding", "activation", "norm", "epsilon", "positions",
-               "offset", "pad"},
-              "the CPU engine");
-}
-
 // Matrices in the engine's own form. Any other is packed anew for every call, into `packed`: correct, slow, and meant
 // for tests and tracing; who serves a model prepares it once.
 cpu::Prepared prepared_of(const Tensor& matrices, const Lowered& encoder, cpu::Workspace& packed) {
@@ -61,7 +53,6 @@ Tensor prepared(const Tensor& matrices, const Lowered& encoder) {
 Tensor run(const Tensor& ids, const Tensor& segments, const Tensor& mask, const Weights& weights,
            const Lowered& encoder, const std::string& output) {
   const Output wanted = output_of(output);
-  check_runs(encoder.spec);
   check_call(ids, segments, mask, weights, encoder);
   const Tensor i = contiguous(ids), s = contiguous(segments), m = contiguous(mask);
   const Tensor word = contiguous(weights.word), position = contiguous(weights.position);
@@ -89,7 +80,6 @@ Tensor encode(const Tensor& ids, const Tensor& segments, const Tensor& mask, con
 // The tables and the vectors stay as they are.
 std::vector<Tensor> prepare_weights(std::vector<Tensor> tensors, const std::string& spec) {
   const auto encoder = lowered(spec);
-  check_runs(encoder->spec);
   const Weights weights = weights_of(tensors);
   check_weights(weights, *encoder);
   if (is_prepared(weights.matrices)) {
@@ -120,7 +110,7 @@ std::string slots_text(const std::string& spec) { return text(lowered(spec)->slo
 
 std::string describe() {
   const cpu::Kernels& k = cpu::kernels();
-  return std::string("device=cpu isa=") + k.name + " bf16=" + (k.attend_bf16 ? "native" : "widened") +
+  return std::string("device=cpu isa=") + k.name + " bf16=" + (k.native_bf16() ? "native" : "widened") +
          " int8=" + (k.s8.rows ? "native" : "none");
 }
 

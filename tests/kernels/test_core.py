@@ -15,10 +15,9 @@ from builder.families import EncoderSpec
 from builder.slots import matrices, slots
 from tests.kernels import reference
 from tests.kernels.batches import ragged
+from tests.kernels.families import FAMILIES, SMALL
 from tests.kernels.reference import Shape
 from tests.kernels.test_encoder import SHAPES, run, tensors
-
-SMALL = EncoderSpec(layers=2, hidden=64, heads=2, intermediate=256)
 
 
 @pytest.fixture
@@ -32,30 +31,6 @@ def test_the_text_leaves_out_what_is_default() -> None:
     assert replace(SMALL, embedding=64) == SMALL
     every = replace(SMALL, embedding=32, activation="relu", norm="pre", epsilon=1e-5, positions="ids", pad=0)
     assert every.text() == f"{SMALL.text()} embedding=32 activation=relu norm=pre epsilon=1e-05 positions=ids pad=0"
-
-
-FAMILIES = {
-    "modernbert": {
-        "norm": "pre", "positions": "none", "types": False, "first_norm": False, "gated": True, "rotary": "halves",
-        "window": 5, "local": "01",
-    },
-    "mpnet": {"positions": "ids", "pad": 1, "types": False, "relative": "buckets", "buckets": 32, "distance": 128},
-    "deberta": {
-        "positions": "none", "types": False, "relative": "disentangled", "buckets": 16, "distance": 32, "c2p": True,
-        "p2c": True,
-    },
-    "albert": {"embedding": 16, "activation": "gelu_tanh", "layer_of": (0, 0)},
-    "eurobert": {
-        "norm": "pre", "normalise": "rms", "positions": "none", "types": False, "embedding_norm": False,
-        "activation": "silu", "gated": True, "rotary": "halves", "kv_heads": 1,
-    },
-    "t5": {
-        "head": 20, "norm": "pre", "normalise": "rms", "embedding_norm": False, "positions": "none", "types": False,
-        "scale": 1.0, "relative": "buckets", "buckets": 8, "distance": 20,
-    },
-    "esm": {"positions": "none", "types": False, "rotary": "interleaved", "rotary_size": 8, "dropout_token": 4},
-    "alibi": {"positions": "none", "relative": "alibi"},
-}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -116,7 +91,7 @@ def test_slots_come_and_go_with_what_uses_them(efft: SimpleNamespace) -> None:
         f"{layer}.position_{kind}" for layer in range(2) for kind in ("keys", "queries")
     ]
     assert not [name for name in names("albert") if name.startswith("1.")]
-    assert names("eurobert")[:2] == ["word", "0.qkv"]
+    assert names("eurobert")[:3] == ["word", "rotary", "0.qkv"]
     assert [name for name in names("t5") if "." not in name] == ["word", "relative"]
     sizes = {slot.name: (slot.rows, slot.columns) for slot in slots(replace(SMALL, **FAMILIES["eurobert"]))}
     assert (sizes["0.qkv"], sizes["0.intermediate"], sizes["0.output"]) == ((128, 64), (512, 64), (64, 256))

@@ -46,6 +46,10 @@ inline __m256i narrow(Vec a) {
 #endif
 }
 
+// Lanes from[at[i]].
+inline Vec gather(const float* from, const int32_t* at) {
+  return _mm512_i32gather_ps(_mm512_loadu_si512(at), from, sizeof(float));
+}
 inline Vec load(const float* from) { return _mm512_loadu_ps(from); }
 inline Vec load(const bf16* from) { return widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))); }
 inline Vec load(const half* from) {

@@ -51,6 +51,10 @@ inline float reduce_max(Vec a) {
   return top;
 }
 
+// Lanes from[at[i]].
+inline Vec gather(const float* from, const int32_t* at) {
+  return each_lane([&](int i) { return from[at[i]]; });
+}
 template <typename T>
 inline Vec load(const T* from) {
   return each_lane([&](int i) { return to_float(from[i]); });
