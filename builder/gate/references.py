@@ -194,9 +194,10 @@ class QuestionReference(Reference):
             return None if not answer["answer"] else f"the answer {answer['answer']!r} where there is nothing to answer"
         places = occurrences(payload["context"], answer["answer"])
         within = np.zeros_like(spans)
+        starts, ends = self._edges(encoded, inside, payload["context"])
         for begin, stop in places:
-            mine = [begin <= a and b <= stop for a, b in offsets]
-            within = np.maximum(within, spans * np.outer(mine, mine))
+            first_in, last_in = (begin <= starts) & (starts < stop), (begin < ends) & (ends <= stop)
+            within = np.maximum(within, spans * np.outer(first_in, last_in))
         best, most = float(within.max()), float(within.sum())
         score = answer["score"]
         if float(spans.max()) > score * (1 + RELATIVE) + ABSOLUTE or best > score * (1 + RELATIVE) + ABSOLUTE:
@@ -204,6 +205,15 @@ class QuestionReference(Reference):
         if score > most * (1 + RELATIVE) + ABSOLUTE:
             return f"the answer {answer['answer']!r} at {score:.4f}, transformers gives it {most:.4f}"
         return None
+
+    @staticmethod
+    def _edges(encoded: Any, inside: np.ndarray, context: str) -> tuple[np.ndarray, np.ndarray]:
+        """Where the text of a span that begins with a token begins, and where that of one that ends with it ends: a
+        token may be a space alone, and the span reads as it does without it."""
+        raw = [encoded.token_to_chars(0, int(token)) for token in inside]
+        starts = [len(context) - len(context[span.start :].lstrip()) if span else 0 for span in raw]
+        ends = [len(context[: span.end].rstrip()) if span else 0 for span in raw]
+        return np.array(starts), np.array(ends)
 
     @staticmethod
     def _characters(encoded: Any, token: int, context: str) -> tuple[int, int]:
