@@ -42,6 +42,15 @@ def constants_need_proof(facts: ArchiveFacts) -> bool:
     return coarse and any(f" {name}=" in facts.encoder_spec for name in _CONSTANTS)
 
 
+def archived(model: Any, facts: ArchiveFacts) -> tuple[torch.Tensor, str]:
+    """Of a loaded archive: the vectors of its encoder, and the spec that it calls the operator with."""
+    node = model.module.inlined_graph.findNode("efft::encode")
+    said = None if node is None else list(node.inputs())[4].toIValue()
+    if said != facts.encoder_spec:
+        raise BuildError("parity FAILED: the model's encoder is not the one in archive.json; no archive was written")
+    return model.module.encoder.vectors, facts.encoder_spec
+
+
 def prove_constants(checkpoint: Checkpoint, vectors: torch.Tensor, text: str, pooling: str | None) -> Verdict:
     """Compare the checkpoint with its weights in fp32 around an archive's ``vectors`` and the ``text`` of its spec.
 

@@ -12,7 +12,6 @@ import subprocess
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -20,7 +19,7 @@ from builder.checkpoint import Checkpoint, load
 from builder.errors import BuildError
 from builder.gate.answers import prove_answers
 from builder.gate.compare import compare, on_tensors
-from builder.gate.constants import constants_need_proof, prove_constants
+from builder.gate.constants import archived, constants_need_proof, prove_constants
 from builder.gate.sentences import prove_sentences
 from builder.gate.texts import ODD, special_texts
 from builder.gate.verdict import VERDICTS, CosineVerdict, Verdict
@@ -70,7 +69,7 @@ def judge_stage(stage: Path, config: SetupConfig, calibrate: Path | None = None)
     if not verdict.passed:
         return verdict
     if facts.encoder == "fused" and constants_need_proof(facts):
-        prove_constants(checkpoint, _vectors(model), facts.encoder_spec, pooling)
+        prove_constants(checkpoint, *archived(model, facts), pooling)
     if isinstance(verdict, Verdict) and (device := gpu_of(facts)) is not None:
         there = _on_gpu(stage, config, facts, checkpoint, pooling, device)
         if not there.passed:
@@ -80,11 +79,6 @@ def judge_stage(stage: Path, config: SetupConfig, calibrate: Path | None = None)
         return replace(verdict, requests=prove_answers(stage, checkpoint, config, model))
     prove_sentences(stage, checkpoint, config, model, [*ODD, *special_texts(checkpoint.tokenizer)])
     return verdict
-
-
-def _vectors(model: Any) -> torch.Tensor:
-    """Of a loaded archive's encoder: the arena that is fp32 in every type."""
-    return model.module.encoder.vectors
 
 
 def _on_gpu(

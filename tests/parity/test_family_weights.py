@@ -39,7 +39,9 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("family", "sizes"), VARIANTS, ids=lambda value: value if isinstance(value, str) else "-".join(value))
+@pytest.mark.parametrize(
+    ("family", "sizes"), VARIANTS, ids=lambda value: value if isinstance(value, str) else "-".join(value)
+)
 def test_they_mean_what_transformers_computes(family: str, sizes: dict[str, Any]) -> None:
     model: Any = random_model(family, "embedding", vocab_size=60, **sizes)
     spec = spec_of(model.config)
