@@ -87,9 +87,9 @@ def pack(state: Mapping[str, Tensor], family: Family, spec: EncoderSpec, dtype: 
             matrices.append(weight.reshape(-1).to(dtype))
         else:
             vectors.append(weight.float().reshape(-1))
-    none = torch.zeros(0, spec.width, dtype=dtype)
-    word, position, segment = (tables.get(name, none) for name in ("word", "position", "segment"))
-    return PackedWeights(word, position, segment, torch.cat(matrices), torch.cat(vectors))
+    for name in ("position", "segment"):
+        tables.setdefault(name, torch.zeros(0, spec.width, dtype=dtype))
+    return PackedWeights(**tables, matrices=torch.cat(matrices), vectors=torch.cat(vectors))
 
 
 def _weight(state: State, family: Family, spec: EncoderSpec, slot: Slot) -> Tensor:

@@ -44,7 +44,8 @@ def constants_need_proof(facts: ArchiveFacts) -> bool:
 
 def archived(model: Any, facts: ArchiveFacts) -> tuple[torch.Tensor, str]:
     """Of a loaded archive: the vectors of its encoder, and the spec that it calls the operator with."""
-    node = model.module.inlined_graph.findNode("efft::encode")
+    graph = model.module.inlined_graph  # its nodes live as long as it does
+    node = graph.findNode("efft::encode")
     said = None if node is None else list(node.inputs())[4].toIValue()
     if said != facts.encoder_spec:
         raise BuildError("parity FAILED: the model's encoder is not the one in archive.json; no archive was written")

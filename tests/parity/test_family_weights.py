@@ -1,4 +1,4 @@
-"""What the builder hands to the engines, spec and weights, means what transformers computes: in float64, without one."""
+"""What the builder hands to the engines means what transformers computes: in float64, without an engine."""
 
 from __future__ import annotations
 

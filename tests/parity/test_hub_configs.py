@@ -1,4 +1,4 @@
-"""Configs written for repositories' own code are read as transformers' families: the same encoder, proven the same way."""
+"""Configs written for repositories' own code are read as transformers' families, and proven as those are."""
 
 from __future__ import annotations
 
@@ -75,9 +75,9 @@ def test_nomics_older_config(tmp_path: Path) -> None:
     make_checkpoint(tmp_path, "nomic_bert", "embedding")
     stated = json.loads((tmp_path / "config.json").read_text())
     older = {
-        "model_type": "nomic_bert", "architectures": ["NomicBertModel"], "vocab_size": stated["vocab_size"], "n_embd": 64,
-        "n_head": 2, "n_layer": 2, "n_inner": 112, "n_positions": 140, "type_vocab_size": 2, "rotary_emb_base": 1000,
-        "rotary_emb_fraction": 1.0, "prenorm": False, "activation_function": "swiglu", "layer_norm_epsilon": 1e-12,
+        "model_type": "nomic_bert", "architectures": ["NomicBertModel"], "vocab_size": stated["vocab_size"],
+        "n_embd": 64, "n_head": 2, "n_layer": 2, "n_inner": 112, "n_positions": 140, "type_vocab_size": 2,
+        "rotary_emb_base": 1000, "rotary_emb_fraction": 1.0, "prenorm": False, "activation_function": "swiglu", "layer_norm_epsilon": 1e-12,
         "auto_map": {"AutoModel": "modeling.NomicBertModel"}, "qkv_proj_bias": False, "rotary_scaling_factor": None,
     }  # fmt: skip
     before = load(SetupConfig(model_name=str(tmp_path)))
@@ -110,12 +110,11 @@ def test_what_is_not_computed_is_named(tmp_path: Path, changes: dict[str, Any], 
         ("roformer", {"rotary_value": True}, "rotary_value is set"),
         ("albert", {"embedding_size": 64}, "embedding_size 64 is hidden_size"),
         ("mpnet", {"relative_attention_num_buckets": 8}, "relative_attention_num_buckets is 8"),
-        ("modernbert", {"layer_types": ["chunked_attention"] * 4}, "layer_types chunked_attention"),
         ("jina_embeddings_v3", {
             "rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 16,
                                 "long_factor": [2.0] * 16, "original_max_position_embeddings": 64, "factor": 2.0},
         }, "rotary positions of type 'longrope'"),
-        ("t5", {"architectures": ["T5ForSequenceClassification"]}, "no sequence_classification that is an encoder"),
+        ("t5", {"architectures": ["T5ForSequenceClassification"]}, "no sequence classifier that is an encoder"),
         ("eurobert", {"classifier_pooling": "max"}, "classifier_pooling is 'max'"),
     ],
 )  # fmt: skip
