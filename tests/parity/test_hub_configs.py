@@ -77,8 +77,9 @@ def test_nomics_older_config(tmp_path: Path) -> None:
     older = {
         "model_type": "nomic_bert", "architectures": ["NomicBertModel"], "vocab_size": stated["vocab_size"],
         "n_embd": 64, "n_head": 2, "n_layer": 2, "n_inner": 112, "n_positions": 140, "type_vocab_size": 2,
-        "rotary_emb_base": 1000, "rotary_emb_fraction": 1.0, "prenorm": False, "activation_function": "swiglu", "layer_norm_epsilon": 1e-12,
-        "auto_map": {"AutoModel": "modeling.NomicBertModel"}, "qkv_proj_bias": False, "rotary_scaling_factor": None,
+        "rotary_emb_base": 1000, "rotary_emb_fraction": 1.0, "prenorm": False, "activation_function": "swiglu",
+        "layer_norm_epsilon": 1e-12, "auto_map": {"AutoModel": "modeling.NomicBertModel"}, "qkv_proj_bias": False,
+        "rotary_scaling_factor": None,
     }  # fmt: skip
     before = load(SetupConfig(model_name=str(tmp_path)))
     inputs = (torch.arange(5, 14)[None], torch.zeros(1, 9, dtype=torch.long), torch.ones(1, 9, dtype=torch.long))
