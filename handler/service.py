@@ -28,6 +28,7 @@ from handler.archive import ArchiveError
 from handler.bodies import Headers
 from handler.config import ConfigError
 from handler.decode import BODY_KEYS, instance
+from handler.doors import Door
 from handler.draining import Drain
 from handler.errors import RequestError, internal_error
 from handler.frames import Reader, Writer
@@ -43,8 +44,6 @@ logger = logging.getLogger(__name__)
 RETRY_AFTER = 1
 """Seconds after which a client may ask again where it is answered 503."""
 _FORMS = ("multipart/", "application/x-www-form-urlencoded")
-_SEQUENCE = "ts_request_sequence_"
-"""Begins the only headers that the front end makes up for a gRPC call (StreamPredictions2)."""
 _FRAMES = "0.12."
 """The releases of TorchServe whose frames :mod:`handler.frames` knows."""
 
@@ -139,28 +138,6 @@ def refusals(count: int) -> list[Reply]:
     """What requests get that reach a worker while the server stops."""
     error = RequestError("overloaded", "the server is stopping; ask again")
     return [Reply(error.status, error.phrase, error.body()) for _ in range(count)]
-
-
-class Door:
-    """What the front end says of one request: its headers, its body's type, and by which door it came."""
-
-    __slots__ = ("content_type", "explained", "headers", "over_grpc")
-
-    def __init__(self, headers: Mapping[str, Any]) -> None:
-        self.headers = headers
-        self.explained = headers.get("explain") == "True"
-        self.content_type: str | None = None
-        """Of the body, which TorchServe files under the parameter's name."""
-        for key in BODY_KEYS:
-            if isinstance(parameter := headers.get(key), Mapping):
-                self.content_type = parameter.get("content-type")
-                break
-        self.over_grpc = True
-        """A call by gRPC has no header, while the front end gives HTTP requests a content-length."""
-        for key, value in headers.items():
-            if isinstance(value, str) and not key.startswith(_SEQUENCE):
-                self.over_grpc = False
-                break
 
 
 def wants_description(rows: list[Mapping[str, Any]], context: Any) -> bool:
