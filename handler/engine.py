@@ -33,8 +33,9 @@ from handler.runtime import load_model, pick_device, set_threads
 from handler.schemas import Answer, Request
 from handler.tasks import TASKS
 from handler.tasks.base import Job, Task
-from handler.threads import Placement, ThreadSettings, place
+from handler.threads import Placement, ThreadSettings, gpu_threads, place
 from handler.tokenizer import Tokenizer
+from handler.transfer import wait_as
 
 Item: TypeAlias = "Request | str | Mapping[str, Any] | RequestError"
 """A request of the task's schema, its fields as a mapping, or a text where the task takes one alone. An error that the
@@ -126,7 +127,12 @@ class Engine:
         if not path.exists():
             raise ArchiveError("tokenizer.json is missing from the archive; build it again")
         # Before anything is computed: the threads that libraries start from here on inherit the worker's cores.
-        placement = place(ThreadSettings.of(settings, config))
+        threads = ThreadSettings.of(settings, config)
+        if gpu is not None:
+            wait_as(threads.workers)
+            if not threads.threads:
+                threads = threads.model_copy(update={"threads": gpu_threads(threads.workers)})
+        placement = place(threads)
         set_threads(placement)
         model = load_model(folder, facts, config, gpu)
         length = min(facts.max_positions, config.max_length or facts.max_positions)

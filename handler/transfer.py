@@ -7,12 +7,39 @@ waits once. torch keeps pinned blocks for later ones of their size (its caching 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
+from typing import Final, Literal
 
 import numpy as np
 import torch
 
 from handler.packing import Arrays
+
+Wait = Literal["spin", "block"]
+WAIT: Final = "EFFT_GPU_WAIT"
+"""Of the environment: ``spin`` or ``block``, whatever the number of workers."""
+_waiting: list[Wait] = ["spin"]
+
+
+def wait_as(workers: int) -> None:
+    """How this process waits for the GPU from now on, by how many workers the server has.
+
+    A lone worker spins, which notices the end some ten microseconds sooner. Of several each sleeps, so that the cores
+    are there for the others' tokenizing and for the front end.
+    """
+    wanted = os.environ.get(WAIT)
+    _waiting[0] = "spin" if wanted == "spin" or (wanted != "block" and workers == 1) else "block"
+
+
+def _wait(device: torch.device) -> None:
+    stream = torch.cuda.current_stream(device)
+    if _waiting[0] == "spin":
+        stream.synchronize()
+        return
+    event = torch.cuda.Event(blocking=True)
+    event.record(stream)
+    event.synchronize()
 
 
 def to_device(arrays: Iterable[np.ndarray], device: torch.device) -> list[torch.Tensor]:
@@ -33,5 +60,5 @@ def to_host(outputs: Iterable[torch.Tensor], device: torch.device) -> Arrays:
     for output in outputs:
         place = torch.empty(output.shape, dtype=torch.float32, pin_memory=True)
         landed.append(place.copy_(output, non_blocking=True))
-    torch.cuda.current_stream(device).synchronize()
+    _wait(device)
     return tuple(place.numpy() for place in landed)
