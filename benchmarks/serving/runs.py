@@ -13,7 +13,7 @@ from benchmarks.serving.servers import Served
 
 Check = Callable[[Served], None]
 """Raises Refused where a running server's answers are wrong."""
-_STAGES = ("decode", "encode", "run", "postprocess")
+_STAGES = ("decode", "encode", "run", "postprocess", "respond")
 
 
 def sweep(
@@ -57,11 +57,15 @@ def _row(served: Served, bodies: list[str], rate: float, seconds: float) -> dict
 
 def stages(before: dict[str, float], after: dict[str, float]) -> dict[str, float]:
     """Mean milliseconds of a request's wait in TorchServe's queue, and of each stage of a batch in the handler."""
+    # Of an archive whose handler has no histograms: the last second's.
     times = {name: after[f"efft_{name}_time"] for name in _STAGES if f"efft_{name}_time" in after}
 
     def gained(name: str) -> float:
         return after.get(name, 0.0) - before.get(name, 0.0)
 
+    for name in _STAGES:
+        if batches := gained(f"efft_stage_seconds_count:{name}"):
+            times[name] = 1e3 * gained(f"efft_stage_seconds_sum:{name}") / batches
     number = gained("ts_inference_requests_total")
     if number:
         times = {"queue": gained("ts_queue_latency_microseconds") / number / 1e3, **times}
