@@ -32,6 +32,11 @@ def wait_as(workers: int) -> None:
     _waiting[0] = "spin" if wanted == "spin" or (wanted != "block" and workers == 1) else "block"
 
 
+def waiting() -> Wait:
+    """How this process waits for the GPU."""
+    return _waiting[0]
+
+
 def _wait(device: torch.device) -> None:
     stream = torch.cuda.current_stream(device)
     if _waiting[0] == "spin":
