@@ -109,16 +109,21 @@ def figures(
     most = of.get((False, 256))
     ceiling = of.get((True, 256))
     one, none = of.get((False, 1)), of.get((True, 1))
+    timed = one and none and one["p50"] is not None and none["p50"] is not None
     found: dict[str, float | None] = {
         "requests_per_second_256": most and most["requests_per_second"],
-        "share_of_empty_256": most and ceiling and most["requests_per_second"] / ceiling["requests_per_second"],
-        "one_connection_above_empty_ms": one and none and one["p50"] - none["p50"],
+        "share_of_empty_256": most and ceiling and _share(most, ceiling),
+        "one_connection_above_empty_ms": one["p50"] - none["p50"] if timed else None,
         "predict_1_ms": process["rows"]["1"]["total_ms"],
         "predict_32_ms": process["rows"]["32"]["total_ms"],
     }
     own = memory["workers"] - memory["count"] * memory["context"]
     found["memory_over_weights"] = own / memory["weights"] if memory["weights"] and memory["workers"] else None
     return found
+
+
+def _share(ours: dict[str, Any], theirs: dict[str, Any]) -> float:
+    return ours["requests_per_second"] / max(1.0, theirs["requests_per_second"])
 
 
 def verdicts(found: dict[str, float | None]) -> list[str]:

@@ -29,7 +29,7 @@ def build(beside: Path, folder: Path, workers: int | None = None) -> Path:
     config.write_text(yaml.safe_dump(settings, sort_keys=True), encoding="utf-8")
     command = [
         sys.executable, "-m", "model_archiver.model_packaging", "--model-name", NAME, "--version", "1.0",
-        "--handler", str(Path(__file__).with_name("empty_handler.py")) + ":handle", "--config-file", str(config),
+        "--handler", str(Path(__file__).with_name("empty_handler.py")), "--config-file", str(config),
         "--export-path", str(folder), "--archive-format", "zip-store", "--force",
     ]  # fmt: skip
     environment = {**os.environ, "TMPDIR": str(scratch)}

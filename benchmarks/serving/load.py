@@ -73,13 +73,14 @@ class Point:
 
 @dataclass(frozen=True)
 class Loop:
-    """A closed loop's figures: requests/s that were answered with 200, latencies in milliseconds, and what failed."""
+    """A closed loop's figures: requests/s that were answered with 200, latencies in milliseconds (None where nothing
+    was answered), and what failed."""
 
     connections: int
     requests_per_second: float
-    p50: float
-    p95: float
-    p99: float
+    p50: float | None
+    p95: float | None
+    p99: float | None
     failed: int
     generator_cores: float
     """Of the machine, that the load generator kept busy."""
@@ -113,11 +114,9 @@ def closed(
     result, cpu = _run(target, bodies, [], connections, seconds, threads)
     duration = result["microseconds"] / 1e6
     failed = result["status_errors"] + result["socket_errors"] + result["timeouts"]
-    p50, p95, p99 = (value or math.inf for value in percentiles(result["histogram"], 0))
+    found = [None if p is None else round(p, 3) for p in percentiles(result["histogram"], 0)]
     answered = (result["requests"] - result["status_errors"]) / duration
-    return Loop(
-        connections, round(answered, 1), round(p50, 3), round(p95, 3), round(p99, 3), failed, round(cpu / duration, 2)
-    )
+    return Loop(connections, round(answered, 1), *found, failed, round(cpu / duration, 2))
 
 
 def row(loop: Loop) -> dict[str, Any]:
@@ -193,6 +192,8 @@ def percentiles(histogram: Sequence[Sequence[int]], lost: int) -> list[float | N
     """
     total = sum(count for _, count in histogram) + lost
     found: list[float | None] = []
+    if total == 0:
+        return [None] * 3
     for share in (0.50, 0.95, 0.99):
         wanted, seen, value = math.ceil(share * total), 0, None
         for microseconds, count in histogram:
