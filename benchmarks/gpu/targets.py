@@ -183,13 +183,10 @@ def main() -> int:
         found: dict[str, float | None] = {}
         for turn, workers in enumerate(options.workers):
             served_child.set_workers(archive, workers)
-            own, count, taken = serve(
-                archive, bodies, options, (options.logs or folder) / f"ours-{turn}", options.connections
-            )
+            logs = options.logs or folder
+            own, count, taken = serve(archive, bodies, options, logs / f"ours-{turn}")
             ceiling = empty.build(archive, folder / "empty")
-            other, _, _ = serve(
-                ceiling, bodies, options, (options.logs or folder) / f"empty-{turn}", options.connections
-            )
+            other, _, _ = serve(ceiling, bodies, options, logs / f"empty-{turn}")
             memory = {"count": count, "workers": taken, "context": context, "weights": process["weights_bytes"]}
             found = found or figures(own, other, process, memory)
             rows += [{**row, "workers": count} for row in [*own, *other]]

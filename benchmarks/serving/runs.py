@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from benchmarks.serving import search
-from benchmarks.serving.load import WARM_UP, Point, burst, exercise, offer
+from benchmarks.serving.load import WARM_UP, Point, burst, closed, exercise, offer
 from benchmarks.serving.servers import Served
 
 Check = Callable[[Served], None]
@@ -30,6 +30,24 @@ def sweep(
             yield row
             if row["saturated"]:
                 return
+
+
+def loops(
+    served: Served, check: Check, payloads: list[dict[str, Any]], connections: list[int], seconds: float
+) -> Iterator[dict[str, Any]]:
+    """Closed loops of every number of connections; a result row for each."""
+    bodies = [json.dumps(served.body(payload)) for payload in payloads]
+    with served:
+        check(served)
+        exercise(served.target)
+        for number in connections:
+            metrics, used = served.metrics(), served.processor_seconds()
+            loop = closed(served.target, bodies, number, seconds, warm_up=0)
+            sent = max(1.0, loop.requests_per_second * seconds)
+            parts = {name: 1e3 * (after - used[name]) / sent for name, after in served.processor_seconds().items()}
+            parts["load_generator"] = 1e3 * loop.generator_cores * seconds / sent
+            figures = {"achieved": loop.requests_per_second, **asdict(loop)}
+            yield {**figures, "processor_ms": parts, "stages_ms": stages(metrics, served.metrics())}
 
 
 def find(

@@ -14,12 +14,13 @@ import pytest
 import tokenizers
 import yaml
 
-from benchmarks.serving import inputs, search
+from benchmarks import table
+from benchmarks.serving import empty, empty_handler, inputs, search
 from benchmarks.serving.command import named
 from benchmarks.serving.engine import engine_rate
 from benchmarks.serving.load import Target, arrivals, burst, closed, exercise, offer, summarise
 from benchmarks.serving.prepare import settle
-from benchmarks.serving.runs import find, stages, sweep
+from benchmarks.serving.runs import find, loops, stages, sweep
 from benchmarks.serving.servers import Served, parse_metrics
 from benchmarks.workloads import DISTRIBUTIONS
 from handler.predictor import Predictor
@@ -276,3 +277,31 @@ def test_an_archive_that_is_not_tuned_gets_a_worker_a_core(tmp_path: Path) -> No
         assert settings["batchSize"] == (32 if tuned else 8)
     assert settings["maxWorkers"] == available_cores()
     assert settings["handler"] == {"threads": 1, "pin": True}
+
+
+@needs_wrk
+def test_closed_loops_make_a_row_for_each_number_of_connections(target: Target) -> None:
+    class Running(Idle):
+        pass
+
+    Running.target = target  # type: ignore[assignment]
+    monkeypatch = pytest.MonkeyPatch()
+    with monkeypatch.context() as patch:
+        patch.setattr("benchmarks.serving.runs.exercise", lambda target: None)
+        rows = list(loops(Running(), accepted, [{"text": "good"}], [1, 3], seconds=1))
+    assert [row["connections"] for row in rows] == [1, 3]
+    assert all(row["achieved"] > 10 and row["failed"] == 0 for row in rows)
+    result = {"kind": "loops", "settings": {"data": "a.tsv", "data_type": "fp32"}, "engine_rate": {}}
+    (drawn,) = table.of({**result, "rows": [{"server": "x", **row} for row in rows]})
+    assert drawn.header[1] == "connections"
+
+
+def test_the_empty_handler_has_the_workers_of_an_archive(tmp_path: Path) -> None:
+    beside = tmp_path / "beside.mar"
+    with zipfile.ZipFile(beside, "w") as packed:
+        packed.writestr("model-config.yaml", "maxWorkers: 3\nminWorkers: 3\nbatchSize: 8\nhandler: {threads: 1}\n")
+    with zipfile.ZipFile(empty.build(beside, tmp_path)) as packed:
+        settings = yaml.safe_load(packed.read("model-config.yaml"))
+        assert "empty_handler.py" in packed.namelist()
+    assert settings == {"maxWorkers": 3, "minWorkers": 3, "batchSize": 8}
+    assert [len(empty_handler.handle(rows, None)) for rows in (None, [{}, {}])] == [0, 2]

@@ -132,7 +132,7 @@ def test_a_refused_server_gets_no_load_and_the_table_says_why(served: There, mon
     monkeypatch.setattr("benchmarks.serving.runs.exercise", loaded.append)
     monkeypatch.setattr("benchmarks.serving.runs.offer", offered)
     wrong = There(Target("http://127.0.0.1:1", "/", {}))
-    options = Namespace(rates=[1.0], p95=None, seconds=1.0)
+    options = Namespace(rates=[1.0], p95=None, connections=None, seconds=1.0)
     reference = Reference(["good"], [{"good": 0.9, "bad": 0.1}])
     measured = command._measure({"plain": wrong, "litserve:bf16": served}, options, {}, reference, ["good"])
     assert set(measured["refused"]) == {"plain"}
