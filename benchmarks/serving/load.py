@@ -2,7 +2,7 @@
 
 A closed loop (a user waits for its answer before it asks again) slows down with the server and hides its queue;
 Schroeder, Wierman and Harchol-Balter, "Open Versus Closed: A Cautionary Tale", NSDI 2006. wrk is a C program: a load
-generator in Python takes the cores that it measures, 1 to 3 ms of a core for each request here.
+generator in Python takes the cores that it measures.
 """
 
 from __future__ import annotations
