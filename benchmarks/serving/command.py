@@ -73,7 +73,7 @@ def run(options: argparse.Namespace) -> None:
         ours = [server for server in servers if server.partition(":")[0] in prepare.KINDS]
         files = {server: prepare.archive(server, model, longest, options.threads, store) for server in ours}
         if options.tune:
-            prepare.tune(files, texts, folder)
+            prepare.tune(files, texts, folder, options.p95)
         if options.prepare:
             return
         engines: dict[str, float] = {}
