@@ -7,6 +7,7 @@ the cores is the front end's. Batches of 32 after 1 ms are as many requests as e
 
 from __future__ import annotations
 
+import platform
 from pathlib import Path
 
 MOST = 8
@@ -28,3 +29,16 @@ def default_workers(on_gpu: bool, cores: int, gpus: int) -> int:
     if not on_gpu or gpus == 0:
         return 1
     return gpus * max(1, min(MOST, cores // (2 * gpus)))
+
+
+def processor() -> str:
+    """The processor's name, with its family and model: virtual machines tend to give several the same name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    entries = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in reversed(lines))}
+    name = entries.get("model name", platform.machine())
+    if "cpu family" not in entries:
+        return name
+    return f"{name} (family {entries['cpu family']} model {entries.get('model', '?')})"

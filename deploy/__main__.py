@@ -115,9 +115,10 @@ def _proxy(proxy: Proxy, *, only_print: bool) -> None:
 
 def _serve(server: Server, models: list[str]) -> None:
     print(f"starting TorchServe with {', '.join(models)}")
-    server.start(models)
-    from deploy.fitting import fit  # here, since torch comes with it
+    from deploy.fitting import fit, prepare  # here, since torch comes with it
 
+    prepare()
+    server.start(models)
     for line in fit(server, models):
         print(line)
     print("ready; in another shell, for example:")

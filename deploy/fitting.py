@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,16 +11,21 @@ from typing import Any
 import requests
 import yaml
 
-from builder.errors import BuildError
-from builder.inspection import read_facts
-from builder.serving import default_workers, gpus
-from builder.tune.workers import processor
+from builder.serving import default_workers, gpus, processor
 from deploy.server import Server, ServerError
-from handler.archive import ArchiveFacts
+from handler.archive import ArchiveError, ArchiveFacts
 from handler.threads import available_cores
+from handler.transfer import WAIT
 
 _PATIENCE = 400.0
 """Seconds for new workers to load."""
+
+
+def prepare() -> None:
+    """Before a server starts that :func:`fit` may give more workers than its archives say: on GPUs they are to sleep
+    while they wait, as several of an archive's own number do."""
+    if gpus():
+        os.environ.setdefault(WAIT, "block")
 
 
 def fit(server: Server, models: Sequence[str]) -> list[str]:
@@ -32,14 +38,14 @@ def fit(server: Server, models: Sequence[str]) -> list[str]:
     for name in models:
         archive = server.store / f"{name}.mar"
         try:
-            facts = read_facts(archive)
-        except BuildError:
+            facts, settings = read(archive)
+        except (ArchiveError, KeyError, OSError, zipfile.BadZipFile):
             continue  # another's archive, which TorchServe serves as well
         line = offer(facts, archive)
         if line is None:
             continue
         wanted = default_workers("cuda" in facts.model.devices, available_cores(), gpus())
-        workers = _settings(archive).get("maxWorkers", 1)
+        workers = settings.get("maxWorkers", 1)
         if wanted > workers == 1:
             scale(server, name, wanted)
             line = f"{name}: {wanted} workers for this machine's GPUs; {line}"
@@ -47,9 +53,12 @@ def fit(server: Server, models: Sequence[str]) -> list[str]:
     return lines
 
 
-def _settings(archive: Path) -> dict[str, Any]:
+def read(archive: Path) -> tuple[ArchiveFacts, dict[str, Any]]:
+    """What an archive says of itself and of its server. Raises ArchiveError, KeyError, OSError or BadZipFile for one
+    that is none of ours. (Not by the builder, which needs more packages than a server has.)"""
     with zipfile.ZipFile(archive) as packed:
-        return yaml.safe_load(packed.read("model-config.yaml")) or {}
+        settings = yaml.safe_load(packed.read("model-config.yaml")) or {}
+        return ArchiveFacts.parse(packed.read("archive.json")), settings
 
 
 def offer(facts: ArchiveFacts, archive: Path) -> str | None:

@@ -26,6 +26,8 @@ BOUNDS: Final[dict[str, Sequence[float]]] = {
     "padding_share": SHARES,
 }
 """Histograms and the upper bounds of their buckets. padding_share: of a pass's cells, those that hold no token."""
+RARE: Final = ("out_of_memory", "failed_passes", "truncations")
+"""Counters that are handed over once as 0, before anything is wrong."""
 _UNTRACED: Final = nullcontext()
 
 
@@ -87,6 +89,8 @@ class Metrics:
         self._gauges: dict[str, float] = {}
         self.totals: dict[str, float] = defaultdict(float)
         self._clear()
+        # A counter that a scraper first sees at 1 has not risen, to its mind.
+        self._counters.update(dict.fromkeys(RARE, 0.0))
 
     def _clear(self) -> None:
         self._counters: dict[str, float] = defaultdict(float)

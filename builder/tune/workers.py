@@ -9,7 +9,6 @@ rate all divisions have in common. The winner goes into the archive's ``model-co
 from __future__ import annotations
 
 import os
-import platform
 import statistics
 import tempfile
 import zipfile
@@ -24,6 +23,7 @@ import yaml
 from builder.errors import BuildError
 from builder.inspection import read_facts
 from builder.mar import replace_files
+from builder.serving import processor
 from builder.tune.mix import make_requests
 from builder.tune.server import Pool
 from handler.archive import ArchiveFacts
@@ -280,19 +280,6 @@ def server_settings(setting: Setting, pin: bool) -> dict[str, Any]:
         "maxBatchDelay": setting.max_batch_delay,
         "handler": {"threads": setting.threads, "pin": pin},
     }
-
-
-def processor() -> str:
-    """The processor's name, with its family and model: virtual machines tend to give several the same name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    entries = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in reversed(lines))}
-    name = entries.get("model name", platform.machine())
-    if "cpu family" not in entries:
-        return name
-    return f"{name} (family {entries['cpu family']} model {entries.get('model', '?')})"
 
 
 def available_memory() -> int:

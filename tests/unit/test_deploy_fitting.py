@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from builder.tune.workers import processor
+from builder.serving import processor
 from deploy import fitting
 from tests.unit.handler_fakes import facts
 
@@ -56,3 +56,13 @@ def test_what_is_settled_stays(tmp_path: Path, scaled: list[Any], changes: dict[
 def test_an_archive_that_was_tuned_elsewhere_is_offered_again(tmp_path: Path, scaled: list[Any]) -> None:
     (line,) = fitting.fit(store(tmp_path, workers=2, tuned={"processor": "another"}), ["fake"])  # type: ignore[arg-type]
     assert "was tuned on another machine (another)" in line
+
+
+def test_workers_on_gpus_sleep_unless_told(monkeypatch: pytest.MonkeyPatch, scaled: list[Any]) -> None:
+    monkeypatch.delenv(fitting.WAIT, raising=False)
+    monkeypatch.setenv(fitting.WAIT, "spin")
+    fitting.prepare()
+    assert fitting.os.environ[fitting.WAIT] == "spin"
+    monkeypatch.delenv(fitting.WAIT)
+    fitting.prepare()
+    assert fitting.os.environ.pop(fitting.WAIT) == "block"

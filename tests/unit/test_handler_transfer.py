@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
+from handler import transfer
 from handler.transfer import to_device, to_host
 
 CPU = torch.device("cpu")
@@ -20,3 +22,16 @@ def test_outputs_are_fp32() -> None:
     (half, single) = to_host([torch.ones(2, 3, dtype=torch.float16) / 3, torch.ones(1)], CPU)
     assert half.dtype == single.dtype == np.float32
     assert np.allclose(half, 1 / 3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("workers", "wanted", "expected"),
+    [(1, None, "spin"), (8, None, "block"), (8, "spin", "spin"), (1, "block", "block"), (2, "nonsense", "block")],
+)
+def test_how_a_worker_waits(monkeypatch: pytest.MonkeyPatch, workers: int, wanted: str | None, expected: str) -> None:
+    monkeypatch.delenv(transfer.WAIT, raising=False)
+    if wanted:
+        monkeypatch.setenv(transfer.WAIT, wanted)
+    transfer.wait_as(workers)
+    assert transfer.waiting() == expected
+    transfer.wait_as(1)
