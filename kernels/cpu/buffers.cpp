@@ -91,10 +91,11 @@ class Forms {
 
 int64_t scratch_bytes(const EncoderSpec& spec, int64_t longest) {
   const Kernels& k = kernels();
-  const Score score = spec.relative == Relative::disentangled ? Score::disentangled : Score::relative;
+  const bool apart = spec.relative == Relative::disentangled;
+  const int64_t rows = apart ? std::min(2 * spec.span(), 2 * longest) : 0;
   const int64_t bytes =
       std::max({product_scratch_bytes(k.f32), product_scratch_bytes(k.bf16), product_scratch_bytes(k.s8),
-                k.attend_scratch(score, longest, spec.head_size()), std::max(spec.hidden, spec.embedding) * 4 + 64});
+                k.attend_scratch(longest, spec.head_size(), rows), std::max(spec.hidden, spec.embedding) * 4 + 64});
   return (bytes + 4095) / 4096 * 4096;
 }
 

@@ -11,10 +11,6 @@ namespace efft::cpu {
 namespace {
 
 constexpr int64_t kAngleGrain = 16;  // rows of angles per task
-constexpr int64_t kPanelStep = 16;   // panels are whole vectors, of at most so many lanes
-
-int64_t padded(int64_t rows) { return (rows + kPanelStep - 1) / kPanelStep * kPanelStep; }
-
 }  // namespace
 
 PositionTables::PositionTables(const Call& call, const Tokens& tokens)
@@ -51,11 +47,11 @@ PositionTables::PositionTables(const Call& call, const Tokens& tokens)
     angles_at_ = carver.take(2 * kRotaryKinds * angles_bytes_);
   }
   if (relative_ >= 0) {
-    bias_stride_ = padded(2 * longest_);
+    bias_stride_ = position_columns(2 * longest_);
     bias_at_ = carver.take(spec_.heads * bias_stride_ * 4);
   }
   if (spec_.c2p) {
-    head_bytes_ = padded(rows_) * spec_.head_size() * bytes_of(type_);
+    head_bytes_ = position_columns(rows_) * spec_.head_size() * bytes_of(type_);
     keys_at_ = carver.take(spec_.heads * head_bytes_);
   }
   if (spec_.p2c && type_ != Type::f32) queries_at_ = carver.take(rows_ * spec_.context() * bytes_of(type_));
@@ -135,8 +131,9 @@ void PositionTables::complete(Attend& a, const Attention& attention, int64_t hea
   }
   if (attention.position_keys < 0 && attention.position_queries < 0) return;
   a.row_of = buckets_.data() + longest_ - 1;
+  a.position_near = spec_.buckets > 0 ? spec_.buckets / 2 : spec_.span() - 1;
   a.last_row = lowest_ + rows_ - 1;
-  a.position_panels = padded(rows_);
+  a.positions = rows_;
   if (attention.position_keys >= 0) a.position_keys = memory_ + keys_at_ + head * head_bytes_;
   if (attention.position_queries < 0) return;
   a.position_stride = spec_.context();

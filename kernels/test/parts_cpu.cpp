@@ -119,7 +119,7 @@ Tensor attention(const Tensor& qkv, const Tensor& bias, const Tensor& cu_seqlens
   const int64_t biased_at = carver.take((tokens * width + 16) * element);
   const int64_t context_at = carver.take(tokens * hidden * element);
   const int64_t row_at = carver.take(team * width * 4);
-  const int64_t scratch_bytes = (k.attend_scratch(cpu::Score::full, longest, size) + 63) / 64 * 64;
+  const int64_t scratch_bytes = (k.attend_scratch(longest, size, 0) + 63) / 64 * 64;
   const int64_t scratch_at = carver.take(team * scratch_bytes);
   cpu::ThreadWorkspace workspace;
   char* base = workspace.reserve(carver.used());

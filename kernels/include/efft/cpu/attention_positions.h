@@ -14,28 +14,49 @@
 namespace efft::cpu {
 namespace {
 
-// Room for the products of a block.
+// Room for the products of a block; rows: of positions that any distance meets.
 struct PositionScratch {
-  static constexpr int64_t kQueryStride = kPositionKeys + kAttendRows + 2 * kAttendColumns;
-  int64_t key_stride, from_queries_at = 0, from_keys_at, bytes;
+  int64_t query_stride, key_stride, from_queries_at = 0, from_keys_at, bytes;
 
-  explicit PositionScratch(int64_t keys) {
+  PositionScratch(int64_t keys, int64_t rows) {
+    query_stride = round_up(rows, kWidth) + 16;
     key_stride = round_up(std::min(keys, kPositionKeys), kWidth) + 16;
-    from_keys_at = round_up(kAttendRows * kQueryStride * 4, 64);
-    bytes = from_keys_at + (kPositionQueries + kPositionKeys) * key_stride * 4;
+    from_keys_at = round_up(kAttendRows * query_stride * 4, 64);
+    bytes = from_keys_at + (rows + kAttendRows) * key_stride * 4;
   }
 };
+
+// Row r of `out` += the diagonal of `from` that falls from its row r by one row a column: out[r][lane] +=
+// from[r - lane][lane]. Each step moves half of the lanes by a power of two, so that a row takes but a few selections.
+inline void add_diagonals(const float* from, int64_t stride, float* out, int64_t out_stride, int64_t rows) {
+  constexpr int kFirst = kWidth - 1, kAll = kFirst + kAttendRows;
+  Vec v[kAll];
+#pragma GCC unroll 32
+  for (int k = 0; k < kAll; ++k) v[k] = load(from + (k - kFirst) * stride);
+#pragma GCC unroll 32
+  for (int k = kAll - 1; k >= 1; --k) v[k] = select_lanes<1>(v[k], v[k - 1]);
+#pragma GCC unroll 32
+  for (int k = kAll - 1; k >= 3; --k) v[k] = select_lanes<2>(v[k], v[k - 2]);
+#pragma GCC unroll 32
+  for (int k = kAll - 1; k >= 7; --k) v[k] = select_lanes<4>(v[k], v[k - 4]);
+  if constexpr (kWidth == 16) {
+#pragma GCC unroll 32
+    for (int k = kAll - 1; k >= 15; --k) v[k] = select_lanes<8>(v[k], v[k - 8]);
+  }
+#pragma GCC unroll 32
+  for (int r = 0; r < kAttendRows; ++r) {
+    if (r < rows) store(out + r * out_stride, load(out + r * out_stride) + v[kFirst + r]);
+  }
+}
 
 template <typename Element>
 class Positions {
  public:
   Positions(const Attend& p, char* scratch)
       : p_(p),
-        at_(p.keys),
+        at_(p.keys, p.positions),
         from_queries_(reinterpret_cast<float*>(scratch + at_.from_queries_at)),
-        from_keys_(reinterpret_cast<float*>(scratch + at_.from_keys_at)) {
-    for (int lane = 0; lane < kWidth; ++lane) diagonal_[lane] = -lane * static_cast<int32_t>(at_.key_stride - 1);
-  }
+        from_keys_(reinterpret_cast<float*>(scratch + at_.from_keys_at)) {}
 
   // The products of `keys` for queries [query, query + count). panels: of the keys from `packed` on, `width` columns.
   void start(int64_t query, int64_t count, Span keys, const Element* panels, int64_t packed, int64_t width) {
@@ -54,72 +75,119 @@ class Positions {
   // Adds to the logits of `rows` queries, the first of which is the sequence's query `first`, and the keys of `span`,
   // which lies within the block.
   void add(const Element* query, int64_t first, int64_t rows, Span span, float* logits, int64_t stride) const {
-    const int64_t count = span.last - span.first;
-    if (p_.position_keys) {
-      const auto [low, high] = rows_of(first, rows, span);
-      const int64_t column = (p_.last_row - high) / kWidth * kWidth;
-      multiply_panels(query, p_.query_stride, rows, static_cast<const Element*>(p_.position_keys), p_.position_panels,
-                      p_.head_size, column, round_up(p_.last_row - low + 1, kWidth), from_queries_,
-                      PositionScratch::kQueryStride);
-      for (int64_t r = 0; r < rows; ++r) {
-        const float* row_zero = from_queries_ + r * PositionScratch::kQueryStride + p_.last_row - column;
-        add_of_query(row_zero, p_.row_of + span.first - (first + r), count, logits + r * stride);
+    const int64_t count = span.last - span.first, whole = count / kWidth * kWidth;
+    const Block block{first, rows, span.first, logits, stride, multiply(query, first, rows, span), from_keys(span)};
+    const auto [low, high] = rows_of(first, rows, span);
+    if (low == high) {
+      add_alike(block, low, whole);
+      return add_last(block, whole, count);
+    }
+    for (int64_t i = 0; i < whole; i += kWidth) {
+      const int64_t nearest = span.first + i - (first + rows - 1), farthest = span.first + i + kWidth - 1 - first;
+      if (nearest >= -p_.position_near && farthest <= p_.position_near) {
+        add_near(block, i);
+      } else {
+        for (int64_t r = 0; r < rows; ++r) add_far(block, r, i);
       }
     }
-    if (!p_.position_queries) return;
-    for (int64_t r = 0; r < rows; ++r) {
-      const float* row_zero = from_keys_ - lowest_ * at_.key_stride + span.first - first_key_;
-      add_of_keys(row_zero, p_.row_of + span.first - (first + r), count, logits + r * stride);
-    }
+    add_last(block, whole, count);
   }
 
  private:
+  // Some queries' logits of keys from `key` on; each product where it would lie of the row of positions 0.
+  struct Block {
+    int64_t query, rows, key;
+    float* logits;
+    int64_t stride;
+    const float* from_queries;  // null: none
+    const float* from_keys;     // null: none
+
+    float* row(int64_t r) const { return logits + r * stride; }
+  };
+
   // The lowest and the highest row that a pair of these meets.
   std::pair<int64_t, int64_t> rows_of(int64_t query, int64_t count, Span keys) const {
     return {p_.row_of[keys.last - 1 - query], p_.row_of[keys.first - (query + count - 1)]};
   }
 
-  // Rows fall from key to key, one a step near the diagonal and not at all far from it.
-  static void add_of_query(const float* row_zero, const int32_t* row_of, int64_t count, float* logits) {
-    int64_t i = 0;
-    for (; i + kWidth <= count; i += kWidth) {
-      const int32_t first = row_of[i], last = row_of[i + kWidth - 1];
-      Vec value;
-      if (first - last == kWidth - 1) {
-        value = load(row_zero - first);
-      } else if (first == last) {
-        value = splat(row_zero[-first]);
-      } else {
-        int32_t at[kWidth];
-        for (int lane = 0; lane < kWidth; ++lane) at[lane] = -row_of[i + lane];
-        value = gather(row_zero, at);
-      }
-      store(logits + i, load(logits + i) + value);
-    }
-    for (; i < count; ++i) logits[i] += row_zero[-row_of[i]];
+  const float* from_keys(Span span) const {
+    return p_.position_queries ? from_keys_ - lowest_ * at_.key_stride + span.first - first_key_ : nullptr;
   }
 
-  void add_of_keys(const float* row_zero, const int32_t* row_of, int64_t count, float* logits) const {
-    const int64_t stride = at_.key_stride;
-    int64_t i = 0;
-    for (; i + kWidth <= count; i += kWidth) {
-      const int32_t first = row_of[i], last = row_of[i + kWidth - 1];
-      const float* start = row_zero + first * stride + i;
-      Vec value;
-      if (first == last) {
-        value = load(start);
-      } else if (first - last == kWidth - 1) {
-        value = gather(start, diagonal_);
-      } else {
-        int32_t at[kWidth];
-        for (int lane = 0; lane < kWidth; ++lane) {
-          at[lane] = (row_of[i + lane] - first) * static_cast<int32_t>(stride) + lane;
-        }
-        value = gather(start, at);
-      }
-      store(logits + i, load(logits + i) + value);
+  const float* multiply(const Element* query, int64_t first, int64_t rows, Span span) const {
+    if (!p_.position_keys) return nullptr;
+    const auto [low, high] = rows_of(first, rows, span);
+    const int64_t column = (p_.last_row - high) / kWidth * kWidth;
+    multiply_panels(query, p_.query_stride, rows, static_cast<const Element*>(p_.position_keys),
+                    round_up(p_.positions, kWidth), p_.head_size, column, round_up(p_.last_row - low + 1, kWidth),
+                    from_queries_, at_.query_stride);
+    return from_queries_ + p_.last_row - column;
+  }
+
+  const int32_t* row_of(const Block& b, int64_t r, int64_t i) const { return p_.row_of + b.key + i - (b.query + r); }
+
+  // All add the query's product first, the key's then: which of them does it depends on the other queries, the sum's
+  // rounding must not.
+
+  // Where each step of distance is a row.
+  void add_near(const Block& b, int64_t i) const {
+    const int64_t first = *row_of(b, 0, i);
+    for (int64_t r = 0; b.from_queries && r < b.rows; ++r) {
+      float* logits = b.row(r) + i;
+      store(logits, load(logits) + load(b.from_queries + r * at_.query_stride - first - r));
     }
-    for (; i < count; ++i) logits[i] += row_zero[row_of[i] * stride + i];
+    if (!b.from_keys) return;
+    add_diagonals(b.from_keys + first * at_.key_stride + i, at_.key_stride, b.logits + i, b.stride, b.rows);
+  }
+
+  // Where all distances are the row's.
+  void add_alike(const Block& b, int64_t row, int64_t count) const {
+    const float* from_keys = b.from_keys ? b.from_keys + row * at_.key_stride : nullptr;
+    for (int64_t r = 0; r < b.rows; ++r) {
+      const Vec from_query = splat(b.from_queries ? b.from_queries[r * at_.query_stride - row] : 0.0f);
+      float* logits = b.row(r);
+      for (int64_t i = 0; i < count; i += kWidth) {
+        const Vec sum = load(logits + i) + from_query;
+        store(logits + i, from_keys ? sum + load(from_keys + i) : sum);
+      }
+    }
+  }
+
+  // Rows fall from key to key, or stay.
+  void add_far(const Block& b, int64_t r, int64_t i) const {
+    const int32_t* rows = row_of(b, r, i);
+    const int32_t first = rows[0], stride = static_cast<int32_t>(at_.key_stride);
+    const float* from_query = b.from_queries ? b.from_queries + r * at_.query_stride - first : nullptr;
+    const float* from_keys = b.from_keys ? b.from_keys + int64_t{first} * stride + i : nullptr;
+    float* logits = b.row(r) + i;
+    Vec sum = load(logits);
+    if (first == rows[kWidth - 1]) {
+      if (from_query) sum = sum + splat(*from_query);
+      return store(logits, from_keys ? sum + load(from_keys) : sum);
+    }
+    int32_t at[kWidth];
+    if (from_query) {
+      for (int lane = 0; lane < kWidth; ++lane) at[lane] = first - rows[lane];
+      sum = sum + gather(from_query, at);
+    }
+    if (from_keys) {
+      for (int lane = 0; lane < kWidth; ++lane) at[lane] = (rows[lane] - first) * stride + lane;
+      sum = sum + gather(from_keys, at);
+    }
+    store(logits, sum);
+  }
+
+  // What makes no whole vector.
+  void add_last(const Block& b, int64_t first, int64_t last) const {
+    for (int64_t r = 0; r < b.rows; ++r) {
+      for (int64_t i = first; i < last; ++i) add_one(b, r, i);
+    }
+  }
+
+  void add_one(const Block& b, int64_t r, int64_t i) const {
+    const int64_t row = *row_of(b, r, i);
+    if (b.from_queries) b.row(r)[i] += b.from_queries[r * at_.query_stride - row];
+    if (b.from_keys) b.row(r)[i] += b.from_keys[row * at_.key_stride + i];
   }
 
   const Attend& p_;
@@ -127,7 +195,6 @@ class Positions {
   float* from_queries_;  // [query][position], the last row first
   float* from_keys_;     // [position - lowest_][key]
   int64_t lowest_ = 0, first_key_ = 0;
-  int32_t diagonal_[kWidth];
 };
 
 // As Kernels::pack_positions.

@@ -86,12 +86,13 @@ struct Attend {
   // Score::relative: keys at a distance of at most `reach` are seen; `bias`, at [key - query], is over the scale.
   int64_t reach;
   const float* bias;
-  // Score::disentangled: which row of the positions a key at [key - query] meets, falling by at most one a step; the
-  // rows' keys as panels, the last row first, from that of row `last_row` on; and their queries as rows. A null pointer
-  // is a product that nobody adds.
+  // Score::disentangled: which row of the positions a key at [key - query] meets, falling with it, by one a step up to
+  // a distance of `position_near`; the rows' keys as panels, the last row first, from that of row `last_row` on; and
+  // their queries as rows. A null pointer is a product that nobody adds.
   const int32_t* row_of;
+  int64_t position_near;
   const void* position_keys;
-  int64_t last_row, position_panels;  // columns of all panels together
+  int64_t last_row, positions;  // how many rows there are
   const void* position_queries;
   int64_t position_stride;
 };
@@ -144,8 +145,8 @@ struct Kernels {
   Format f32;
   Format bf16;  // where bf16 products are not native this is the f32 format
   Format s8;    // rows == 0 where there is none
-  // Bytes of scratch that attend needs for `keys` keys.
-  int64_t (*attend_scratch)(Score, int64_t keys, int64_t head_size);
+  // Bytes of scratch that attend needs for `keys` keys and `positions` rows of positions.
+  int64_t (*attend_scratch)(int64_t keys, int64_t head_size, int64_t positions);
   // By Score.
   void (*attend_f32[kScores])(const Attend&, void* scratch);
   void (*attend_bf16[kScores])(const Attend&, void* scratch);  // null where bf16 is not native

@@ -9,6 +9,9 @@
 
 namespace efft::cpu {
 
+// So many numbers as whole vectors of any instruction set.
+inline int64_t position_columns(int64_t rows) { return (rows + 15) / 16 * 16; }
+
 class PositionTables {
  public:
   // At most so many phases, of fill() and pack() together, for a call with `layers` attend steps.

@@ -46,6 +46,13 @@ inline __m256i narrow(Vec a) {
 #endif
 }
 
+// Lanes of b whose number has this bit, the others of a.
+template <int bit>
+inline Vec select_lanes(Vec a, Vec b) {
+  constexpr __mmask16 mask = bit == 1 ? 0xaaaa : bit == 2 ? 0xcccc : bit == 4 ? 0xf0f0 : 0xff00;
+  return _mm512_mask_mov_ps(a, mask, b);
+}
+
 // Lanes from[at[i]].
 inline Vec gather(const float* from, const int32_t* at) {
   return _mm512_i32gather_ps(_mm512_loadu_si512(at), from, sizeof(float));
