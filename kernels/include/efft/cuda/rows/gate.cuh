@@ -12,43 +12,53 @@ constexpr int kGateThreads = 256;
 
 namespace detail {
 
-template <typename T, int WIDTH, Pointwise KIND>
+// From here on a thread takes its columns of four rows, so that it reads their biases once.
+constexpr int kManyGateRows = 1024;
+
+template <typename T, int WIDTH, int ROWS, Pointwise KIND>
 __global__ void __launch_bounds__(kGateThreads)
     gate_kernel(const T* x, const float* bias, T* out, const int* tokens, int capacity, int width) {
   wait_for_predecessor();
   release_successor();
   const int packs_a_row = width / WIDTH;
   const int64_t pack = static_cast<int64_t>(blockIdx.x) * kGateThreads + threadIdx.x;
-  const int64_t rows = tokens == nullptr ? capacity : *tokens;
-  if (pack >= rows * packs_a_row) return;
-  const int64_t row = pack / packs_a_row;
+  const int64_t rows = tokens == nullptr ? capacity : *tokens, first = pack / packs_a_row * ROWS;
+  if (first >= rows) return;
   const int column = static_cast<int>(pack % packs_a_row) * WIDTH;
-  const T* const from = x + row * 2 * width + column;
-  float gate[WIDTH], up[WIDTH];
-  load(from, gate);
-  load(from + width, up);
+  const T* const from = x + first * 2 * width + column;
+  float gate[ROWS][WIDTH], up[ROWS][WIDTH];
+#pragma unroll
+  for (int r = 0; r < ROWS; ++r) {
+    if (first + r >= rows) break;
+    load(from + r * 2 * static_cast<int64_t>(width), gate[r]);
+    load(from + (r * 2 + 1) * static_cast<int64_t>(width), up[r]);
+  }
+  float b[WIDTH] = {}, c[WIDTH] = {};
   if (bias != nullptr) {
-    float b[WIDTH], c[WIDTH];
     load_parameters(bias + column, b);
     load_parameters(bias + width + column, c);
-#pragma unroll
-    for (int i = 0; i < WIDTH; ++i) gate[i] += b[i], up[i] += c[i];
   }
-  apply<KIND, T>(gate);
 #pragma unroll
-  for (int i = 0; i < WIDTH; ++i) gate[i] *= up[i];
-  store(out + row * width + column, gate);
+  for (int r = 0; r < ROWS; ++r) {
+    if (first + r >= rows) break;
+#pragma unroll
+    for (int i = 0; i < WIDTH; ++i) gate[r][i] += b[i], up[r][i] += c[i];
+    apply<KIND, T>(gate[r]);
+#pragma unroll
+    for (int i = 0; i < WIDTH; ++i) gate[r][i] *= up[r][i];
+    store(out + (first + r) * width + column, gate[r]);
+  }
 }
 
-template <typename T, int WIDTH>
+template <typename T, int WIDTH, int ROWS>
 cudaError_t launch_gate(const T* x, const float* bias, Pointwise kind, T* out, const int* tokens, int capacity,
                         int width, cudaStream_t stream, Order order) {
 #define EFFT_PICK(name) \
-  if (kind == Pointwise::name) kernel = gate_kernel<T, WIDTH, Pointwise::name>;
-  auto kernel = gate_kernel<T, WIDTH, Pointwise::none>;
+  if (kind == Pointwise::name) kernel = gate_kernel<T, WIDTH, ROWS, Pointwise::name>;
+  auto kernel = gate_kernel<T, WIDTH, ROWS, Pointwise::none>;
   EFFT_ACTIVATIONS(EFFT_PICK)
 #undef EFFT_PICK
-  const int64_t packs = static_cast<int64_t>(capacity) * (width / WIDTH);
+  const int64_t packs = static_cast<int64_t>((capacity + ROWS - 1) / ROWS) * (width / WIDTH);
   const dim3 grid(static_cast<unsigned>((packs + kGateThreads - 1) / kGateThreads));
   return launch(kernel, {grid, dim3(kGateThreads), 0, order, stream}, x, bias, out, tokens, capacity, width);
 }
@@ -61,9 +71,11 @@ template <typename T>
 cudaError_t gate(const T* x, const float* bias, Pointwise kind, T* out, const int* tokens, int capacity, int width,
                  cudaStream_t stream, Order order = Order::kOverlap) {
   if (width % kPackWidth<T> == 0 && aligned(x) && aligned(bias) && aligned(out)) {
-    return detail::launch_gate<T, kPackWidth<T>>(x, bias, kind, out, tokens, capacity, width, stream, order);
+    if (capacity >= detail::kManyGateRows)
+      return detail::launch_gate<T, kPackWidth<T>, 4>(x, bias, kind, out, tokens, capacity, width, stream, order);
+    return detail::launch_gate<T, kPackWidth<T>, 1>(x, bias, kind, out, tokens, capacity, width, stream, order);
   }
-  return detail::launch_gate<T, 1>(x, bias, kind, out, tokens, capacity, width, stream, order);
+  return detail::launch_gate<T, 1, 1>(x, bias, kind, out, tokens, capacity, width, stream, order);
 }
 
 #define EFFT_GATE(T) \
