@@ -81,7 +81,8 @@ class Embedding(Task[EmbeddingRequest]):
             request = job.request
             groups.setdefault((request.normalize, request.dimensions, request.precision), []).append(place)
         for places in groups.values():
-            vectors = np.stack([_averaged(jobs[place], outputs[place]) for place in places])
+            rows = [_averaged(jobs[place], outputs[place]) for place in places]
+            vectors = np.stack(rows) if len(rows) > 1 else rows[0][None]
             request = jobs[places[0]].request
             try:
                 finished = quantised(self._shaped(vectors, request), request.precision)
