@@ -14,12 +14,12 @@
 namespace efft::cpu {
 namespace {
 
-// Room for the products of a block; rows: of positions that any distance meets, rounded up to whole vectors.
+// Room for the products of a block; rows: of positions that any distance meets.
 struct PositionScratch {
   int64_t query_stride, key_stride, from_queries_at = 0, from_keys_at, bytes;
 
   PositionScratch(int64_t keys, int64_t rows) {
-    query_stride = rows + 16;
+    query_stride = round_up(rows, kWidth) + 16;
     key_stride = round_up(std::min(keys, kPositionKeys), kWidth) + 16;
     from_keys_at = round_up(kAttendRows * query_stride * 4, 64);
     bytes = from_keys_at + (rows + kAttendRows) * key_stride * 4;
@@ -54,7 +54,7 @@ class Positions {
  public:
   Positions(const Attend& p, char* scratch)
       : p_(p),
-        at_(p.keys, p.position_panels),
+        at_(p.keys, p.positions),
         from_queries_(reinterpret_cast<float*>(scratch + at_.from_queries_at)),
         from_keys_(reinterpret_cast<float*>(scratch + at_.from_keys_at)) {}
 
@@ -118,8 +118,9 @@ class Positions {
     if (!p_.position_keys) return nullptr;
     const auto [low, high] = rows_of(first, rows, span);
     const int64_t column = (p_.last_row - high) / kWidth * kWidth;
-    multiply_panels(query, p_.query_stride, rows, static_cast<const Element*>(p_.position_keys), p_.position_panels,
-                    p_.head_size, column, round_up(p_.last_row - low + 1, kWidth), from_queries_, at_.query_stride);
+    multiply_panels(query, p_.query_stride, rows, static_cast<const Element*>(p_.position_keys),
+                    round_up(p_.positions, kWidth), p_.head_size, column, round_up(p_.last_row - low + 1, kWidth),
+                    from_queries_, at_.query_stride);
     return from_queries_ + p_.last_row - column;
   }
 
