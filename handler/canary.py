@@ -19,6 +19,8 @@ def canary_request(task: Task, mask: str) -> dict[str, Any]:
         return {"query": "Who built the lighthouse?", "texts": [TEXT]}
     if task == "fill_mask":
         return {"text": f"{mask} {TEXT}"}
+    if task == "zero_shot_classification":
+        return {"text": TEXT, "candidate_labels": ["a building"]}
     return {"text": TEXT}
 
 

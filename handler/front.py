@@ -82,9 +82,10 @@ class Fronts:
         words = encoding.word_ids
         reaching = (place for place, (_, stop) in enumerate(encoding.offsets) if stop > end - self._margin)
         first = next(reaching, len(words) - 1)
-        if first < 0 or words[first] is None:
+        unsettled = words[first] if words else None
+        if unsettled is None:
             return 0
-        settled = words[first] - 1  # the last word before the margin may have been waiting for the next
+        settled = unsettled - 1  # the last word before the margin may have been waiting for the next
         return next((place for place, word in enumerate(words) if word is None or word >= settled), 0)
 
 

@@ -18,7 +18,20 @@ CLASSES = {
     "token_classification": "AutoModelForTokenClassification",
     "fill_mask": "AutoModelForMaskedLM",
     "embedding": "AutoModel",
+    "zero_shot_classification": "AutoModelForSequenceClassification",
+    "sparse_embedding": "AutoModelForMaskedLM",
+    "multi_vector_embedding": "AutoModel",
+    "hybrid_embedding": "AutoModel",
 }
+
+
+def class_of(task: str, bare: bool) -> str:
+    """The class of transformers that loads a checkpoint for a task; ``bare``: without a head of its own."""
+    return "AutoModel" if bare else CLASSES[task]
+
+
+UNSEEN = 3
+"""In a mask: a token that no token attends to (``handler.packing.collate``)."""
 
 
 class OriginalModel:
@@ -40,10 +53,11 @@ class OriginalModel:
                 tensors["token_type_ids"] = segments
             inputs = {name: torch.from_numpy(array).to(self.device) for name, array in tensors.items()}
             marked = inputs["attention_mask"]
-            inputs["attention_mask"] = (marked > 0).long()
+            inputs["attention_mask"] = ((marked > 0) & (marked != UNSEEN)).long()
             outputs = self._module(**inputs).to_tuple()
             if self._head is not None:
-                outputs = (self._head(outputs[0], marked),)
+                made = self._head(outputs[0], marked)
+                outputs = made if isinstance(made, tuple) else (made,)
             elif self._pooling is not None:
                 outputs = (pool(outputs[0], inputs["attention_mask"], self._pooling),)
             return tuple(output.float().cpu().numpy() for output in outputs)
@@ -59,7 +73,8 @@ def load_original(folder: Path, facts: ArchiveFacts) -> Any:
         raise ArchiveError(f"{folder.name}/ is missing from the archive; build it again")
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(facts.original_type, torch.float32)
     try:
-        loader = getattr(transformers, CLASSES[facts.task])
+        lexical = facts.sparse is not None and facts.sparse.kind == "lexical"
+        loader = getattr(transformers, class_of(facts.task, lexical))
         model = loader.from_pretrained(folder, dtype=dtype, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # whatever a damaged file makes the library raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -68,7 +83,7 @@ def load_original(folder: Path, facts: ArchiveFacts) -> Any:
 
 
 HEAD = "head.pt"
-"""Within the checkpoint's folder: an embedding model's pooling and layers, traced, for (hidden, mask)."""
+"""Within the checkpoint's folder: what stands behind an embedding model's encoder, traced, for (hidden, mask)."""
 
 
 def load_head(folder: Path, device: torch.device) -> Any:

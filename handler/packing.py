@@ -181,7 +181,7 @@ def _lost() -> RequestError:
 def collate(sequences: Many[Sequence], pad_id: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """ids, segments, mask: int64 [B, S], padded on the right to the longest sequence.
 
-    The mask is 1 on tokens, 2 on those that pooling leaves out, 0 on pads.
+    The mask is 1 on tokens, 2 on those that pooling leaves out, 3 on those that no token attends to, 0 on pads.
     """
     lengths = np.array([len(sequence.ids) for sequence in sequences])
     mask = (np.arange(lengths.max()) < lengths[:, None]).astype(np.int64)
@@ -190,6 +190,8 @@ def collate(sequences: Many[Sequence], pad_id: int) -> tuple[np.ndarray, np.ndar
     for row, sequence in enumerate(sequences):
         ids[row, : lengths[row]] = sequence.ids
         mask[row, : sequence.prompt] = 2
+        if sequence.unseen:
+            mask[row, lengths[row] - sequence.unseen : lengths[row]] = 3
         if sequence.segments is not None:
             segments[row, : lengths[row]] = sequence.segments
     return ids, segments, mask

@@ -16,12 +16,11 @@ from builder.checkpoint import Checkpoint
 from builder.errors import BuildError
 from builder.gate.probes import probes
 from builder.gate.verdict import ALLOWED_RATIO, Verdict
-from builder.models import DTYPES, stock_model
+from builder.models import DTYPES, per_token, stock_model
 from handler.packing import Model as ServedModel
 
 FLOOR = 2.0**-21
 """Relative error that passes in any case: four roundings of fp32, for checkpoints on which PyTorch errs by none."""
-_PER_TOKEN = ("question_answering", "token_classification", "fill_mask")
 
 Model = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ...]]
 
@@ -37,7 +36,7 @@ def compare(
     count = 0
     for name, inputs in probes(checkpoint):
         with torch.inference_mode():
-            keep = inputs[2].bool() if checkpoint.task in _PER_TOKEN else None
+            keep = [inputs[2].bool() if each else None for each in per_token(checkpoint)]
             expected = _numbers(reference.double()(*inputs), keep)
             ours = _numbers(candidate(*inputs), keep)
             theirs = _numbers(tuple(output.cpu() for output in plain(*(x.to(device) for x in inputs))), keep)
@@ -56,9 +55,10 @@ def compare(
     return Verdict(error, plain_error, ratio, worst[0], worst[1], count, passed, device)
 
 
-def _numbers(outputs: tuple[Tensor, ...], keep: Tensor | None) -> Tensor:
-    """All numbers of an answer as one float64 vector; ``keep`` [B, S] marks those that stand on valid tokens."""
-    return torch.cat([(o if keep is None else o[keep]).reshape(-1).double() for o in outputs])
+def _numbers(outputs: tuple[Tensor, ...], keep: list[Tensor | None]) -> Tensor:
+    """All numbers of an answer as one float64 vector; ``keep`` [B, S], of each output, marks valid tokens."""
+    parts = [o if valid is None else o[valid] for o, valid in zip(outputs, keep, strict=True)]
+    return torch.cat([part.reshape(-1).double() for part in parts])
 
 
 def on_tensors(model: ServedModel) -> Model:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Many
 from functools import lru_cache
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
@@ -12,46 +12,36 @@ from handler.archive import ArchiveFacts
 from handler.config import SetupConfig
 from handler.errors import RequestError
 from handler.packing import Arrays
-from handler.schemas import EmbeddingAnswer, EmbeddingRequest
-from handler.tasks.base import Job, Task, with_dropped
-from handler.tasks.prompts import prompt_of
-from handler.tokenizer import Input, Tokenizer
+from handler.schemas import Answer, EmbeddingAnswer, EmbeddingRequest
+from handler.tasks.base import Job, with_dropped
+from handler.tasks.prompts import PromptedTask, prompt_of
+from handler.tokenizer import Tokenizer
 
 TINY = 1e-12
 """Keeps the norm of a zero vector from dividing by zero, as torch.nn.functional.normalize does."""
 
 
-class Embedding(Task[EmbeddingRequest]):
+E = TypeVar("E", bound=EmbeddingRequest)
+
+
+class Embedding(PromptedTask[E]):
     """The model's output is a pooled vector [D]; windows of one text are averaged by their tokens.
 
     A prompt stands before the text, thus in the first window only.
     """
 
     request = EmbeddingRequest
-    answer = EmbeddingAnswer
+    answer: ClassVar[type[Answer]] = EmbeddingAnswer
 
     def __init__(self, facts: ArchiveFacts, config: SetupConfig, tokenizer: Tokenizer) -> None:
         super().__init__(facts, config, tokenizer)
         self._prompt_length = lru_cache(256)(tokenizer.prompt_length)
 
-    def input(self, request: EmbeddingRequest) -> Input:
-        """See Task.input."""
-        return prompt_of(request, self.facts) + request.text
+    def encode(self, requests: Many[E]) -> list[Job[E] | RequestError]:
+        """See Task.encode."""
+        return [self._marked(job) for job in super().encode(requests)]
 
-    def encode(self, requests: Many[EmbeddingRequest]) -> list[Job[EmbeddingRequest] | RequestError]:
-        """See Task.encode; a request with an unknown prompt is an error of its own."""
-        found: list[Job[EmbeddingRequest] | RequestError | None] = [self._refused(request) for request in requests]
-        jobs = iter(super().encode([r for r, error in zip(requests, found, strict=True) if error is None]))
-        return [self._marked(next(jobs)) if error is None else error for error in found]
-
-    def _refused(self, request: EmbeddingRequest) -> RequestError | None:
-        try:
-            prompt_of(request, self.facts)
-        except RequestError as error:
-            return error
-        return None
-
-    def _marked(self, job: Job[EmbeddingRequest] | RequestError) -> Job[EmbeddingRequest] | RequestError:
+    def _marked(self, job: Job[E] | RequestError) -> Job[E] | RequestError:
         """The job, with the prompt's tokens marked where the model's pooling leaves them out."""
         if self.facts.include_prompt or isinstance(job, RequestError):
             return job
@@ -63,11 +53,14 @@ class Embedding(Task[EmbeddingRequest]):
                 return RequestError("too_long", "the prompt leaves no room for the text", "prompt")
         return job
 
-    def finish(self, job: Job[EmbeddingRequest], outputs: list[Arrays]) -> dict[str, Any]:
+    def finish(self, job: Job[E], outputs: list[Arrays]) -> dict[str, Any]:
         """See Task.finish."""
+        return with_dropped({"embedding": self.vector(job, [output[0] for output in outputs]).tolist()}, job)
+
+    def vector(self, job: Job[E], pooled: list[np.ndarray]) -> np.ndarray:
+        """A text's vector of those [D] of its windows. Raises RequestError for more dimensions than there are."""
         weights = [len(sequence.ids) - sequence.prompt for sequence in job.sequences]
-        vector = np.average([output[0] for output in outputs], axis=0, weights=weights).astype(np.float32)
-        return with_dropped({"embedding": self._shaped(vector, job.request).tolist()}, job)
+        return self._shaped(np.average(pooled, axis=0, weights=weights).astype(np.float32), job.request)
 
     def _shaped(self, vector: np.ndarray, request: EmbeddingRequest) -> np.ndarray:
         """Normalised and cut, in sentence-transformers' order: as the model says, cut, again where asked for."""
