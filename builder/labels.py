@@ -86,8 +86,8 @@ def entailment(config: Any, source: str) -> int:
     rows = [row for name, row in config.label2id.items() if str(name).lower().startswith("entail")]
     if config.num_labels < 2 or not rows or not 0 <= rows[0] < config.num_labels:
         raise BuildError(
-            f"{source}: zero_shot_classification needs a classifier with a label called entailment, and one that says the "
-            f"contrary; {_REMEDY.removeprefix('correct it, or ')}"
+            f"{source}: zero_shot_classification needs a classifier with a label called entailment, and one that says "
+            f"the contrary; {_REMEDY.removeprefix('correct it, or ')}"
         )
     return int(rows[0])
 

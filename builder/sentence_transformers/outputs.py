@@ -58,7 +58,7 @@ def read_sparse(source: Source, hidden: int) -> SentenceModel:
 
 def read_multi_vector(source: Source, hidden: int) -> SentenceModel:
     """A multi-vector encoder's settings and layers. Raises BuildError naming what cannot be served."""
-    if (source.root / COLBERT_LINEAR).is_file():
+    if has_token_layer(source.root):
         return replace(library.read_embedding(source), outputs=_of_tokens(source, hidden))
     folders.check_multi_vector_modules(source.root, source.name)
     model = open_multi_vector(source)
@@ -78,7 +78,7 @@ def read_hybrid(source: Source, hidden: int) -> SentenceModel:
 
     Raises BuildError where it has only one.
     """
-    lexical, tokens = has_lexical(source.root), (source.root / COLBERT_LINEAR).is_file()
+    lexical, tokens = has_lexical(source.root), has_token_layer(source.root)
     if not (lexical or tokens):
         raise BuildError(
             f"{source.name}: hybrid_embedding needs {SPARSE_LINEAR} or {COLBERT_LINEAR} beside the weights, as BGE-M3 "
@@ -98,6 +98,11 @@ def read_hybrid(source: Source, hidden: int) -> SentenceModel:
 def has_lexical(root: Path) -> bool:
     """Whether a folder holds BGE-M3's layer for lexical weights."""
     return (root / SPARSE_LINEAR).is_file()
+
+
+def has_token_layer(root: Path) -> bool:
+    """Whether a folder holds BGE-M3's layer for token vectors."""
+    return (root / COLBERT_LINEAR).is_file()
 
 
 def open_sparse(source: Source, dtype: torch.dtype = torch.float32) -> Any:
