@@ -209,7 +209,8 @@ def test_queries_are_cut_and_texts_read_in_windows(late: Predictor) -> None:
 @pytest.mark.parametrize(
     "body",
     [
-        {}, {"query": "a"}, {"texts": ["a"]}, {"text": "a", "query": "b", "texts": ["c"]}, {"text": "a", "texts": ["b"]},
+        {}, {"query": "a"}, {"texts": ["a"]}, {"text": "a", "query": "b", "texts": ["c"]},
+        {"text": "a", "texts": ["b"]},
     ],
 )  # fmt: skip
 def test_either_a_text_or_a_query_with_texts(late: Predictor, body: Any) -> None:
