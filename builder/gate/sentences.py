@@ -86,6 +86,8 @@ def _cases(facts: ArchiveFacts, texts: Sequence[str]) -> list[tuple[str, dict[st
     given = [
         (text, {"prompt": "Represent this text: "}) for text in texts if text in short or text.startswith("Storms.")
     ]
+    if facts.task == "multi_vector_embedding":
+        given += [("x", {"input_type": "query"})]  # as short as a query that is filled up can be
     return [(text, {}) for text in texts] + given + [(text, choice) for choice in choices for text in short]
 
 
