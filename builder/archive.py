@@ -168,6 +168,7 @@ def _facts(
                 "name": checkpoint.source,
                 "revision": checkpoint.revision,
                 "sha256": checkpoint.sha256,
+                **({} if config.adapter is None else {"adapter": Path(config.adapter).name}),
                 "unused": checkpoint.unused,
             },
         }
@@ -267,7 +268,9 @@ def _stage_files(
         shutil.copyfile(library.path, stage / library.path.name)
     if facts.labels:
         _write_json(stage / "index_to_name.json", {str(i): label for i, label in enumerate(facts.labels)})
-    served = config.model_copy(update={"model_name": checkpoint.source, "name": facts.name, "task": checkpoint.task})
+    adapter = None if config.adapter is None else Path(config.adapter).name
+    names = {"model_name": checkpoint.source, "name": facts.name, "task": checkpoint.task, "adapter": adapter}
+    served = config.model_copy(update=names)
     _write_json(stage / "setup_config.json", served.model_dump(mode="json"))
     (stage / "model-config.yaml").write_text(yaml.safe_dump(_server_settings(config), sort_keys=True))
     facts.save(stage / "archive.json")

@@ -131,6 +131,9 @@ class SetupConfig(_Strict):
     model_name: str = Field(min_length=1)
     """A local Hugging Face folder or a hub name."""
     revision: str | None = None
+    adapter: Annotated[str, Field(min_length=1)] | None = None
+    """A PEFT adapter that is merged into the checkpoint: its folder, or the name of one within the checkpoint's. One
+    that lies beside the weights, or names its base, is merged without being named."""
     name: str | None = Field(default=None, pattern=NAME_PATTERN)
     """The archive's name; None: the last part of ``model_name``."""
     task: Task | None = None

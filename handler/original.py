@@ -24,10 +24,14 @@ CLASSES = {
     "hybrid_embedding": "AutoModel",
 }
 
+_ENCODERS = ("t5", "mt5")
+"""Model types whose AutoModel has a decoder too."""
 
-def class_of(task: str, bare: bool) -> str:
-    """The class of transformers that loads a checkpoint for a task; ``bare``: without a head of its own."""
-    return "AutoModel" if bare else CLASSES[task]
+
+def class_of(task: str, model_type: str, bare: bool) -> str:
+    """transformers' class that loads a model type for a task; ``bare``: without a head of its own."""
+    name = "AutoModel" if bare else CLASSES[task]
+    return "AutoModelForTextEncoding" if name == "AutoModel" and model_type in _ENCODERS else name
 
 
 UNSEEN = 3
@@ -74,7 +78,7 @@ def load_original(folder: Path, facts: ArchiveFacts) -> Any:
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(facts.original_type, torch.float32)
     try:
         lexical = facts.sparse is not None and facts.sparse.kind == "lexical"
-        loader = getattr(transformers, class_of(facts.task, lexical))
+        loader = getattr(transformers, class_of(facts.task, facts.family, lexical))
         model = loader.from_pretrained(folder, dtype=dtype, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # whatever a damaged file makes the library raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]

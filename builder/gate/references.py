@@ -208,21 +208,34 @@ class QuestionReference(Reference):
         offsets = [self._characters(encoded, int(token), payload["context"]) for token in inside]
         spans = np.triu(np.outer(first[1:], last[1:]))
         spans -= np.triu(spans, self.LONGEST_ANSWER)
+        every = spans.copy()
         spans *= _with_text(offsets)
         if not spans.any():
             return None if not answer["answer"] else f"the answer {answer['answer']!r} where there is nothing to answer"
         places = occurrences(payload["context"], answer["answer"])
         within = np.zeros_like(spans)
+        touched = np.zeros_like(spans)
+        words = np.array([self._word(encoded, int(token)) for token in inside])
         for begin, stop in places:
             mine = [begin <= a and b <= stop for a, b in offsets]
             within = np.maximum(within, spans * np.outer(mine, mine))
-        best, most = float(within.max()), float(within.sum())
+            near = (words[:, 0] < stop) & (begin < words[:, 1])
+            touched = np.maximum(touched, every * np.outer(near, near))
+        best, most = float(within.max()), float(touched.sum())
         score = answer["score"]
         if float(spans.max()) > score * (1 + RELATIVE) + ABSOLUTE or best > score * (1 + RELATIVE) + ABSOLUTE:
             return f"the answer {answer['answer']!r} at {score:.4f}, transformers has one at {float(spans.max()):.4f}"
         if score > most * (1 + RELATIVE) + ABSOLUTE:
             return f"the answer {answer['answer']!r} at {score:.4f}, transformers gives it {most:.4f}"
         return None
+
+    @staticmethod
+    def _word(encoded: Any, token: int) -> tuple[int, int]:
+        """The characters of a token's word. An answer ends with words where there are spaces between them, so that a
+        span reads as others of the same words do: one of the space before a word, which may be a token, as the word."""
+        word = encoded.token_to_word(0, token)
+        span = encoded.token_to_chars(0, token) if word is None else encoded.word_to_chars(0, word, 1)
+        return (0, 0) if span is None else (span.start, span.end)
 
     @staticmethod
     def _characters(encoded: Any, token: int, context: str) -> tuple[int, int]:
