@@ -7,14 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import requests
 import transformers
 from sentence_transformers import MultiVectorEncoder, SentenceTransformer, SparseEncoder
 
 from deploy.server import Server
 from handler.client import Client, ServerError
 from tests.checkpoints import TEXTS
-from tests.e2e.conftest import run
+from tests.e2e.conftest import registered
 from tests.output_folders import DIMENSIONS, make_colbert, make_m3, make_nli, make_splade
 
 LONGEST = 8192
@@ -33,20 +32,11 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def client(server: Server, folders: dict[str, Path]) -> Iterator[Client]:
+def client(server: Server, folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     """A client of the running server, with this module's archives registered in it."""
-    url = f"http://127.0.0.1:{server.ports[1]}/models"
-    for name, folder in folders.items():
-        task = TASKS[name]
-        chosen = [] if task is None else ["--task", task]
-        run("builder", "archive", "--model", str(folder), "--output", str(server.store), "--device", "cpu", *chosen)
-        settings: dict[str, str | int] = {"url": f"{name}.mar", "initial_workers": 1, "synchronous": "true"}
-        answer = requests.post(url, params=settings, headers=server.headers("management"), timeout=120)
-        assert answer.ok, answer.text
-    with Client(server.url, key_file=server.folder / "key_file.json", timeout=60) as made:
+    configs = {name: {"model_name": str(folder), "task": TASKS[name]} for name, folder in folders.items()}
+    with registered(server, configs, tmp_path_factory.mktemp("configs")) as made:
         yield made
-    for name in folders:
-        requests.delete(f"{url}/{name}", headers=server.headers("management"), timeout=60)
 
 
 def test_zero_shot(client: Client, folders: dict[str, Path]) -> None:
