@@ -26,10 +26,10 @@ def kinds(answer: type[BaseModel]) -> dict[str, Kind]:
 
 def _kind(name: str, annotation: Any) -> Kind:
     plain = [part for part in get_args(annotation) if part is not type(None)] or [annotation]
+    if list[float] in (annotation, *plain) and name in _VECTORS:  # as numbers; no column holds base64
+        return "vector"
     if get_origin(annotation) is list or len(plain) > 1:
         plain = [annotation]
-    if plain[0] == list[float] and name in _VECTORS:
-        return "vector"
     names: dict[Any, Kind] = {str: "text", float: "real", int: "whole"}
     return names.get(plain[0], "nested")
 
@@ -67,4 +67,5 @@ def _vectors(values: Many[Any]) -> np.ndarray:
 
 def _objects(values: Many[Any]) -> np.ndarray:
     """One by one: np.array would make more dimensions of lists of one length."""
-    return np.fromiter(values, dtype=object, count=len(values))
+    plain = (value.tolist() if isinstance(value, np.ndarray) else value for value in values)
+    return np.fromiter(plain, dtype=object, count=len(values))

@@ -167,9 +167,10 @@ class SetupConfig(_Strict):
 
     batch_size: Positive = 32
     """Most requests TorchServe joins into one batch."""
-    max_batch_delay: Count = 2
+    max_batch_delay: Count = 1
     """How long TorchServe waits for a batch to fill, in milliseconds; at least 1, to which 0 is raised."""
-    workers: Positive = 1
+    workers: Positive | None = None
+    """None: one, or by the GPUs and cores of the machine that builds the archive (builder/serving.py)."""
     threads: Count = 0
     """Threads of one worker on a CPU; 0: the machine's cores divided by the workers."""
     response_timeout: Positive = 120

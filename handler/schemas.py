@@ -96,6 +96,10 @@ class EmbeddingRequest(PromptedRequest, TextRequest):
 
     normalize: bool | None = None
     dimensions: Annotated[int, Field(gt=0)] | None = None
+    precision: Literal["float32", "float16", "int8", "binary", "ubinary"] | None = None
+    """Of the vector's numbers; int8 comes with a ``scale``, binary and ubinary are eight dimensions in a byte."""
+    encoding_format: Literal["float", "base64"] | None = None
+    """A list of numbers, or base64 of their bytes in little-endian order."""
 
 
 class SparseRequest(PromptedRequest, TextRequest):
@@ -220,7 +224,10 @@ class TokenAnswer(Answer):
 class EmbeddingAnswer(Answer):
     """A text's vector."""
 
-    embedding: list[float]
+    embedding: list[float] | str
+    """Text where ``encoding_format`` is base64."""
+    scale: float | None = None
+    """What int8 numbers are multiplied by."""
 
 
 class SparseAnswer(Answer):
@@ -254,7 +261,8 @@ class MultiVectorAnswer(Answer):
 class HybridAnswer(Answer):
     """The outputs that were asked for."""
 
-    embedding: list[float] | None = None
+    embedding: list[float] | str | None = None
+    scale: float | None = None
     sparse_embedding: dict[str, float] | None = None
     token_embeddings: list[list[float]] | None = None
 

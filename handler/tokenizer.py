@@ -140,21 +140,32 @@ class Tokenizer:
         Windows (policy "stride") share ``stride`` tokens; of a pair only one text is spread over them, see ``Cut``.
         ``longest``: limits of single inputs below ``max_length``.
         """
-        limits = [self.max_length if limit is None else min(limit, self.max_length) for limit in longest or ()]
-        fits = [
-            Fit(policy, stride, limits[place] if limits else self.max_length, cut)
-            for place, (policy, stride) in enumerate(zip(policies, strides, strict=True))
-        ]
-        fronts = [self._front(text, fit) for text, fit in zip(inputs, fits, strict=True)]
-        rows = iter(self._rows([t for t, front in zip(inputs, fronts, strict=True) if front is None], offsets))
-        return [
-            self._fitted(next(rows), text, fit, offsets) if front is None else self._beginning(*front, fit, offsets)
-            for text, fit, front in zip(inputs, fits, fronts, strict=True)
-        ]
+        most = self.max_length
+        limits = [most if limit is None else min(limit, most) for limit in longest or [None] * len(inputs)]
+        far = {
+            place: Fit(policies[place], strides[place], limits[place], cut)
+            for place, text in enumerate(inputs)
+            if (len(text) if isinstance(text, str) else max(map(len, text))) > LONG
+        }
+        fronts = {place: front for place, fit in far.items() if (front := self._front(inputs[place], fit)) is not None}
+        whole = [text for place, text in enumerate(inputs) if place not in fronts] if fronts else inputs
+        rows = iter(self._rows(whole, offsets))
+        results: list[Tokenized | RequestError] = []
+        for place, (text, limit) in enumerate(zip(inputs, limits, strict=True)):
+            if place in fronts:
+                results.append(self._beginning(*fronts[place], far[place], offsets))
+                continue
+            row = next(rows)
+            if 0 < len(row.ids) <= limit:
+                results.append(Tokenized([row]))
+            else:
+                fit = Fit(policies[place], strides[place], limit, cut)
+                results.append(self._fitted(row, text, fit, offsets))
+        return results
 
     def _rows(self, inputs: Many[Input], offsets: bool) -> list[Sequence]:
         """Each input whole, however long; by the word cache where that will do."""
-        quick = [None if offsets else self._quick(text) for text in inputs]
+        quick = [None] * len(inputs) if offsets else [self._quick(text) for text in inputs]
         rest = [text for text, row in zip(inputs, quick, strict=True) if row is None]
         if not rest:
             return [row for row in quick if row is not None]
@@ -201,8 +212,6 @@ class Tokenizer:
         length = len(row.ids)
         if length == 0:  # a tokenizer that adds no special tokens, and a text that its normalizer leaves nothing of
             return RequestError("empty", "the text has no tokens")
-        if length <= fit.longest:
-            return Tokenized([row])
         if fit.policy == "error":
             return RequestError("too_long", f"{length} tokens, the model takes {fit.longest}")
         try:

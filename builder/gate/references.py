@@ -215,12 +215,14 @@ class QuestionReference(Reference):
         places = occurrences(payload["context"], answer["answer"])
         within = np.zeros_like(spans)
         touched = np.zeros_like(spans)
-        words = np.array([self._word(encoded, int(token)) for token in inside])
+        edges = np.array([self._edges(encoded, int(token), payload["context"]) for token in inside])
         for begin, stop in places:
             mine = [begin <= a and b <= stop for a, b in offsets]
             within = np.maximum(within, spans * np.outer(mine, mine))
-            near = (words[:, 0] < stop) & (begin < words[:, 1])
-            touched = np.maximum(touched, every * np.outer(near, near))
+            word = (edges[:, 0] < stop) & (begin < edges[:, 1])
+            first = word | ((begin <= edges[:, 2]) & (edges[:, 2] < stop))
+            last = word | ((begin < edges[:, 3]) & (edges[:, 3] <= stop))
+            touched = np.maximum(touched, every * np.outer(first, last))
         best, most = float(within.max()), float(touched.sum())
         score = answer["score"]
         if float(spans.max()) > score * (1 + RELATIVE) + ABSOLUTE or best > score * (1 + RELATIVE) + ABSOLUTE:
@@ -230,12 +232,17 @@ class QuestionReference(Reference):
         return None
 
     @staticmethod
-    def _word(encoded: Any, token: int) -> tuple[int, int]:
-        """The characters of a token's word. An answer ends with words where there are spaces between them, so that a
-        span reads as others of the same words do: one of the space before a word, which may be a token, as the word."""
-        word = encoded.token_to_word(0, token)
-        span = encoded.token_to_chars(0, token) if word is None else encoded.word_to_chars(0, word, 1)
-        return (0, 0) if span is None else (span.start, span.end)
+    def _edges(encoded: Any, token: int, context: str) -> tuple[int, int, int, int]:
+        """First and last character of a token's word, where a span that begins with the token has its first letter, and
+        where one that ends with it has its last. An answer ends with letters, and with words where there are spaces
+        between them; a space may be a token. So spans of several first and last tokens read the same."""
+        span = encoded.token_to_chars(0, token)
+        if span is None:
+            return 0, 0, 0, 0
+        number = encoded.token_to_word(0, token)
+        word = span if number is None else encoded.word_to_chars(0, number, 1)
+        begin = len(context) - len(context[span.start :].lstrip())
+        return word.start, word.end, begin, len(context[: span.end].rstrip())
 
     @staticmethod
     def _characters(encoded: Any, token: int, context: str) -> tuple[int, int]:

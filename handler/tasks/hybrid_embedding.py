@@ -5,6 +5,7 @@ BGE-M3 (Chen et al., "M3-Embedding", ACL Findings 2024) gives all three.
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Many
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from handler.packing import Arrays
 from handler.schemas import HybridAnswer, HybridRequest
 from handler.tasks.base import Job, with_dropped
 from handler.tasks.embedding import Embedding
-from handler.tasks.multi_vector import TokenVectors
+from handler.tasks.multi_vector import TokenVectors, with_lists
 from handler.tasks.sparse_embedding import SparseWeights
 from handler.tokenizer import Sequence, Tokenizer
 
@@ -38,6 +39,12 @@ class HybridEmbedding(Embedding[HybridRequest]):
         length = len(sequence.ids)
         return tuple(o if n == "dense" else o[:length] for n, o in zip(self.facts.outputs, outputs, strict=True))
 
+    def finish_all(
+        self, jobs: Many[Job[HybridRequest]], outputs: Many[list[Arrays]]
+    ) -> list[dict[str, Any] | RequestError]:
+        """See Task.finish_all: one by one."""
+        return [self._finished(job, own) for job, own in zip(jobs, outputs, strict=True)]
+
     def finish(self, job: Job[HybridRequest], outputs: list[Arrays]) -> dict[str, Any]:
         """See Task.finish. Raises RequestError for an output that the archive does not have."""
         wanted = job.request.outputs or self.config.outputs or self.facts.outputs
@@ -49,15 +56,19 @@ class HybridEmbedding(Embedding[HybridRequest]):
             if name not in wanted:
                 continue
             if name == "dense":
-                made["embedding"] = self.vector(job, parts).tolist()
+                made |= self.of_windows(job, [(part,) for part in parts])
             elif name == "sparse":
-                windows: list[Arrays] = [
-                    self._weights.of(s, part) for s, part in zip(job.sequences, parts, strict=True)
-                ]
-                made["sparse_embedding"] = self._weights.answer(job.request, windows)
+                windows = [self._weights.of(s, part) for s, part in zip(job.sequences, parts, strict=True)]
+                made["sparse_embedding"] = self._weights.answer(job.request, list(windows))
             else:
-                made["token_embeddings"] = self._of_tokens(job.sequences, parts).tolist()
+                made["token_embeddings"] = self._of_tokens(job.sequences, parts)
         return with_dropped(made, job)
+
+    def present(self, answer: dict[str, Any], request: HybridRequest, *, arrays: bool) -> dict[str, Any]:
+        """See Task.present."""
+        if "embedding" in answer:
+            answer = super().present(answer, request, arrays=arrays)
+        return with_lists(answer, arrays)
 
     def _of_tokens(self, sequences: list[Sequence], parts: list[np.ndarray]) -> np.ndarray:
         counted = [part[self._vectors.counted(s, None)] for s, part in zip(sequences, parts, strict=True)]

@@ -109,13 +109,24 @@ class MultiVectorEmbedding(PromptedTask[MultiVectorRequest]):
         texts = [np.concatenate(list(islice(counted, count))) for count in job.counts]
         request = job.request
         if request.texts is None:
-            return with_dropped({"token_embeddings": texts[0].tolist()}, job)
+            return with_dropped({"token_embeddings": texts[0]}, job)
         scores = np.array([self.vectors.score(texts[0], text) for text in texts[1:]])
         order = best(scores, len(scores)) if request.sort else range(len(scores))
         results: list[dict[str, Any]] = [{"index": i, "score": float(scores[i])} for i in order]
         if request.return_text:
             results = [{**result, "text": request.texts[result["index"]]} for result in results]
         return with_dropped({"results": results}, job)
+
+    def present(self, answer: dict[str, Any], request: MultiVectorRequest, *, arrays: bool) -> dict[str, Any]:
+        """See Task.present."""
+        return with_lists(answer, arrays)
+
+
+def with_lists(answer: dict[str, Any], arrays: bool) -> dict[str, Any]:
+    """The answer's token vectors as lists, unless arrays may stay."""
+    if arrays or "token_embeddings" not in answer:
+        return answer
+    return {**answer, "token_embeddings": answer["token_embeddings"].tolist()}
 
 
 def replace_prompt(request: MultiVectorRequest) -> MultiVectorRequest:

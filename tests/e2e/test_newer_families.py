@@ -47,5 +47,7 @@ def test_a_deberta_tagger(client: Client, folders: dict[str, Path]) -> None:
     for text in (*TEXTS, LONG):
         ours = client.predict("tagger_v3", text, aggregation="none")["entities"]
         theirs = run(text)
-        assert [(e["label"], e["start"], e["end"]) for e in ours] == [(e["entity"], e["start"], e["end"]) for e in theirs]
+        assert [(e["label"], e["start"], e["end"]) for e in ours] == [
+            (e["entity"], e["start"], e["end"]) for e in theirs
+        ]
         assert [e["score"] for e in ours] == pytest.approx([float(e["score"]) for e in theirs], abs=1e-4)

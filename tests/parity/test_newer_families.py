@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 import torch
 
+from builder.archive import LibraryFile
 from builder.checkpoint import load
-from builder.gate.parity import compare
+from builder.gate.parity import compare, judge_stage
 from builder.models import DTYPES, packed_model
 from handler.config import SetupConfig
 from tests import newer_families as newer
 from tests.checkpoints import NEWER, make_checkpoint
+from tests.parity.test_gate import staged
 
 pytestmark = pytest.mark.usefixtures("cpu_library")
 
@@ -57,6 +59,26 @@ def test_type(tmp_path: Path, family: str, data_type: str) -> None:
     task = newer.HEADS[family][0]
     verdict = verdict_of(make_checkpoint(tmp_path, family, task), data_type, None)
     assert verdict.passed, verdict.line()
+
+
+WHOLE = [(family, "embedding", "fp32") for family in NEWER] + [
+    ("albert", "question_answering", "fp32"), ("deberta-v2", "question_answering", "fp32"),
+    ("modernbert", "question_answering", "fp32"), ("deberta-v2", "token_classification", "bf16"),
+    ("esm", "fill_mask", "fp16"), ("mpnet", "sequence_classification", "int8"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("family", "task", "data_type"), WHOLE, ids=lambda value: value)
+def test_an_archive_is_proven_end_to_end(
+    cpu_library: Path, tmp_path: Path, family: str, task: str, data_type: str
+) -> None:
+    """Its files, loaded as a worker loads them, and requests through its tokenizer and task code."""
+    model = make_checkpoint(tmp_path / "model", family, task)
+    libraries = [LibraryFile(cpu_library, "cpu", [])]
+    stage, config = staged(tmp_path, model, libraries, kind="thsext", data_type=data_type)
+    verdict = judge_stage(stage, config)
+    assert verdict.passed, verdict.line()
+    assert verdict.requests >= 20 or task == "embedding"
 
 
 def test_the_probes_end_where_their_work_would_take_too_long(tmp_path: Path) -> None:
