@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
-from handler.draining import Drain
+from handler.draining import BUSY, STOP, Drain
+
+POLL = 0.05
+"""Seconds between two looks whether everything has been answered."""
 
 
 class Running:
@@ -38,3 +44,19 @@ class Running:
             self._count -= 1
             if self._count == 0:
                 self._held.close()
+
+
+def close(folder: Path, timeout: float) -> bool:
+    """Have the servers that watch ``folder`` refuse new requests, and wait until those that run have their answers;
+    False where ``timeout`` seconds were not enough."""
+    (folder / STOP).touch()
+    end = time.monotonic() + timeout
+    with (folder / BUSY).open("a") as lock:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return True
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    return False
+                time.sleep(POLL)
