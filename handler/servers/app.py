@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from http import HTTPStatus
 
 from fastapi import FastAPI, Request, Response
@@ -16,12 +18,24 @@ from handler.wire import WireError
 
 
 def application(
-    models: Models, *, keys: tuple[str, ...] = (), running: Running | None = None, figures: Figures | None = None
+    models: Models,
+    *,
+    keys: tuple[str, ...] = (),
+    running: Running | None = None,
+    figures: Figures | None = None,
+    at_end: Callable[[], None] = lambda: None,
 ) -> FastAPI:
-    """The application around ``models``; ``keys``: see Door; ``running``: what drains it; ``figures``: its metrics."""
+    """The application around ``models``; ``keys``: see Door; ``running``: what drains it; ``figures``: its metrics;
+    ``at_end``: called when its server has answered everything."""
     running, figures = running or Running(), figures or Figures()
     door = Door(models, keys, running, figures)
-    app = FastAPI(title="Encoder models", version="1", docs_url=None, redoc_url=None, openapi_url=None)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        at_end()
+
+    app = FastAPI(title="Encoder models", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
     app.include_router(routes(door, models))
     app.include_router(health(models, running, figures))
 

@@ -131,6 +131,7 @@ class Batcher:
         self._ready: list[_Waiting] = []
         self._calls = 0
         self._stopping = False
+        self._encoded = False
         self._changed = threading.Condition()
         self._tokenizing = threading.Lock()
         # Candidates for a mask become text by the tokenizer, which takes one caller at a time.
@@ -196,6 +197,9 @@ class Batcher:
                 self._encode(calls)
             except BaseException as error:  # a thread that ends would leave every later request without an answer
                 self._fail(calls, error)
+        with self._changed:
+            self._encoded = True
+            self._changed.notify_all()
 
     def _next_calls(self) -> list[_Call]:
         """Calls of AT_ONCE inputs together; none when the batcher is closed."""
@@ -257,7 +261,7 @@ class Batcher:
         """What the budget holds; none when the batcher is closed and everything was run."""
         with self._changed:
             while True:
-                self._changed.wait_for(lambda: self._ready or self._finished())
+                self._changed.wait_for(lambda: self._ready or self._encoded)
                 if not self._ready:
                     return []
                 if taken := self._taken():
@@ -286,9 +290,6 @@ class Batcher:
         self._round += 1
         tell(late)
         return taken
-
-    def _finished(self) -> bool:
-        return self._stopping and not self._arrived and not self._threads[0].is_alive()
 
     def _run(self, taken: list[tuple[_Work, int]]) -> None:
         sequences: list[Sequence] = [work.job.sequences[index] for work, index in taken]

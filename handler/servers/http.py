@@ -110,7 +110,7 @@ def worker() -> FastAPI:
     models = LocalModels.open(
         archives, figures, device=options["device"], settings=options["settings"], capacity=options["queue"]
     )
-    return application(models, keys=keys, running=Running(), figures=figures)
+    return application(models, keys=keys, running=Running(), figures=figures, at_end=models.close)
 
 
 def shares(archive: Path, workers: int | None, threads: int | None) -> tuple[int, dict[str, Any]]:

@@ -99,8 +99,9 @@ class Embeddings(Protocol):
 
     def error(self, error: RequestError) -> Any:
         """See Protocol.error."""
+        param = "input" if error.field in ("text", "inputs") else error.field
         kind = "server_error" if self.status(error) >= HTTPStatus.INTERNAL_SERVER_ERROR else "invalid_request_error"
-        return {"error": {"message": error.message, "type": kind, "param": error.field, "code": error.type}}
+        return {"error": {"message": error.message, "type": kind, "param": param, "code": error.type}}
 
     def status(self, error: RequestError) -> int:
         """OpenAI answers 400 where a request is well-formed but wrong."""

@@ -88,7 +88,9 @@ class Rerank(Protocol):
 
     def error(self, error: RequestError) -> Any:
         """See Protocol.error."""
-        message = f"{error.field}: {error.message}" if error.field else error.message
+        name, dot, place = (error.field or "").partition(".")
+        where = ("documents" if name == "texts" else name) + dot + place
+        message = f"{where}: {error.message}" if where else error.message
         return {"id": str(uuid.uuid4()), "message": message, "detail": message}
 
 
