@@ -31,6 +31,9 @@ OPTIONS = "EFFT_HTTP"
 """Environment variable by which the processes of a server are told its options."""
 KEEP_ALIVE = 75
 """Seconds that an idle connection is kept: longer than a proxy before it keeps its own (nginx: 60)."""
+SILENCE = 120
+"""Seconds without a sign of life after which a process is replaced: one that starts on a busy machine gives none for a
+while, and uvicorn's own five seconds would end it again and again."""
 DRAIN = 60
 """Seconds that a stopping server gives its running requests."""
 
@@ -60,7 +63,6 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _main(options: argparse.Namespace) -> int:
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     try:
         archives = named(options.archives)
         cards = {name: Card.read(name, path) for name, path in archives.items()}
@@ -78,6 +80,7 @@ def _main(options: argparse.Namespace) -> int:
         common: dict[str, Any] = {
             "host": options.host, "port": options.port, "log_level": "warning", "access_log": False,
             "server_header": False, "timeout_keep_alive": KEEP_ALIVE, "timeout_graceful_shutdown": options.drain,
+            "timeout_worker_healthcheck": SILENCE,
         }  # fmt: skip
         names = ", ".join(f"{card.name} ({card.task})" for card in cards.values())
         where = f"http://{options.host}:{options.port}"
@@ -103,6 +106,7 @@ def say(text: str) -> None:
 def worker() -> FastAPI:
     """The application of one process, by the options in its environment. Ends the process where a model cannot be
     loaded, with one line."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     options = json.loads(os.environ[OPTIONS])
     figures = Figures()
     keys = read_keys(Path(options["key_file"]) if options["key_file"] else None)

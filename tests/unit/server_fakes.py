@@ -37,7 +37,14 @@ def predictors(folder: Path, **config: Any) -> dict[str, Predictor]:
 def card(name: str, model: Predictor) -> Card:
     fields = {"sequence_classification": ("text",), "question_answering": ("question", "context")}
     task = model.facts.task
-    return Card(name, task, "pytorch_torchscript", fields.get(task, ("text",)), 1_700_000_000, model.config.limits.max_body_bytes)
+    return Card(
+        name,
+        task,
+        "pytorch_torchscript",
+        fields.get(task, ("text",)),
+        1_700_000_000,
+        model.config.limits.max_body_bytes,
+    )
 
 
 @contextmanager

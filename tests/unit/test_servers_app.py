@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import fcntl
 import gzip
+import importlib
 import json
 import struct
 from collections.abc import Iterator
@@ -16,12 +18,17 @@ import pytest
 from starlette.testclient import TestClient
 
 from handler.canary import close
+from handler.config import ConfigError
 from handler.draining import BUSY, STOP, Drain
 from handler.predictor import Predictor
 from handler.servers import running as running_module
+from handler.servers.http import shares
+from handler.servers.keys import read_keys
+from handler.servers.model import Card
 from handler.servers.running import Running
-from tests.unit.handler_fakes import MAX_LENGTH, VOCABULARY
+from tests.unit.handler_fakes import MAX_LENGTH, VOCABULARY, TokenOutputs, save_archive
 from tests.unit.server_fakes import client, predictors
+from tests.unit.test_handler_engine import pack
 
 TEXT = "the cat sat on a mat"
 CLS, SEP = VOCABULARY["[CLS]"], VOCABULARY["[SEP]"]
@@ -470,3 +477,58 @@ def test_a_fault_shows_an_id_and_no_trace(
     assert reply.status_code == 500
     assert "id in the server's log" in reply.json()["error"]["message"]
     assert "the client's text" not in reply.text + caplog.text
+
+
+# The commands.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["none.mar"], "there is no archive 'none.mar'"),
+        (["a=x.mar", "a=y.mar"], "two archives are called a"),
+        ([__file__], "test_servers_app.py cannot be read"),
+        (["a b=x.mar"], "'a b' is no model's name"),
+        (["x.mar", "--key-file", "none.txt"], "there is no archive 'x.mar'"),
+    ],
+)
+@pytest.mark.parametrize("module", ["http", "ray_serve"])
+def test_what_cannot_be_served_is_said_in_one_line(
+    module: str, arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if module == "ray_serve":
+        pytest.importorskip("ray.serve", reason="ray[serve] is not installed")
+    command = importlib.import_module(f"handler.servers.{module}")
+    assert command.main(arguments) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{module}: ")
+    assert says in line
+
+
+def test_keys_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "keys.txt"
+    file.write_text("# of the shop\none\n\n two \n")
+    assert read_keys(file) == ("one", "two")
+    monkeypatch.setenv("EFFT_API_KEY", "three")
+    assert read_keys(file) == ("three", "one", "two")
+    assert read_keys(None) == ("three",)
+    file.write_text("\n")
+    with pytest.raises(ConfigError, match="holds no key"):
+        read_keys(file)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_keys(tmp_path / "none.txt")
+
+
+def test_processes_and_threads_are_as_tuned_unless_told(tmp_path: Path) -> None:
+    assert shares(tmp_path, 1, 3) == (1, {"maxWorkers": 1, "handler": {"threads": 3, "pin": False}})
+    (tmp_path / "model-config.yaml").write_text("maxWorkers: 2\nhandler: {threads: 1, pin: true}\n")
+    assert shares(tmp_path, None, None) == (2, {"maxWorkers": 2, "handler": {"threads": 1, "pin": True}})
+    with pytest.raises(ConfigError, match="at least 1"):
+        shares(tmp_path, 0, None)
+
+
+def test_a_card_is_read_without_the_model(tmp_path: Path) -> None:
+    files = save_archive(tmp_path / "files", TokenOutputs(2), "question_answering", {"stride": 4})
+    packed = Card.read("reader", pack(files, tmp_path / "reader.mar"))
+    assert packed == dataclasses.replace(Card.read("reader", files), created=packed.created)
+    assert (packed.task, packed.fields) == ("question_answering", ("question", "context"))
