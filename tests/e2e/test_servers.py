@@ -29,7 +29,7 @@ from tests.unit.test_handler_engine import pack
 pytest.importorskip("uvicorn", reason="uvicorn is not installed")
 openai = pytest.importorskip("openai", reason="openai is not installed")
 
-START = 120.0
+START = 240.0
 STOP = 60.0
 QUESTION = {"question": "Who founded the museum?", "context": CONTEXT}
 

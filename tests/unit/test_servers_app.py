@@ -8,6 +8,7 @@ import fcntl
 import gzip
 import importlib
 import json
+import re
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,7 @@ from handler.servers import running as running_module
 from handler.servers.http import shares
 from handler.servers.keys import read_keys
 from handler.servers.model import Card
+from handler.servers.routes import health, routes
 from handler.servers.running import Running
 from tests.unit.handler_fakes import MAX_LENGTH, VOCABULARY, TokenOutputs, save_archive
 from tests.unit.server_fakes import client, predictors
@@ -479,7 +481,26 @@ def test_a_fault_shows_an_id_and_no_trace(
     assert "the client's text" not in reply.text + caplog.text
 
 
-# The commands.
+# The commands and their page.
+
+
+def test_the_page_lists_every_address() -> None:
+    table = (
+        (Path(__file__).parents[2] / "docs" / "servers.md").read_text().partition("| address |")[2].partition("\n\n")[0]
+    )
+    listed = {
+        (method, path.replace("NAME", "{name}"))
+        for method, cell in re.findall(r"^\| `(\w+) (/.*?) \| ", table, re.MULTILINE)
+        for path in re.findall(r"/[^`, ]*", cell)
+    }
+    nobody: Any = None
+    served = {
+        (method, route.path)
+        for route in [*routes(nobody, nobody).routes, *health(nobody, nobody, nobody).routes]
+        for method in route.methods - {"HEAD", "PUT"}
+        if "{version}" not in route.path
+    }
+    assert listed == served
 
 
 @pytest.mark.parametrize(
