@@ -36,7 +36,7 @@ SERVERS = ("torchserve", "http", "ray")
 TEXTS = ROOT / "samples" / "data" / "tickets.tsv"
 COMPARED = 64
 """Texts whose answers are compared, one at a time: what shares a pass moves the last digits."""
-START = 180.0
+START = 400.0
 _SCRIPT = """
 local bodies, at = {}, 0
 for line in io.lines(os.getenv("EFFT_BODIES")) do bodies[#bodies + 1] = line end
