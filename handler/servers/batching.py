@@ -235,6 +235,8 @@ class Batcher:
             elif call.settle(place, job):
                 done.append(call)
         tell(done)
+        if empty := [work for work in works if not work.left]:
+            self._finish(empty)
         self._queue(works)
 
     def _queue(self, works: list[_Work]) -> None:

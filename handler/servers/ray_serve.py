@@ -208,14 +208,14 @@ def build(arguments: Arguments) -> serve.Application:
         "capacity": arguments.max_ongoing_requests,
     }
     model = _options(arguments)
+    deployed: Any = serve.deployment  # which is typed as a decorator alone
     if len(archives) == 1:
-        made = serve.deployment(serve.ingress()(Direct), name=next(iter(archives)), **model)
+        made = deployed(serve.ingress()(Direct), name=next(iter(archives)), **model)
         return made.bind(archives, keys, loading)
     handles = {
-        name: serve.deployment(Encoder, name=name, **model).bind(name, {name: path}, loading)
-        for name, path in archives.items()
+        name: deployed(Encoder, name=name, **model).bind(name, {name: path}, loading) for name, path in archives.items()
     }
-    entrance = serve.deployment(
+    entrance = deployed(
         serve.ingress()(Entrance),
         name="entrance",
         num_replicas=arguments.entrances,
