@@ -30,7 +30,7 @@ pytest.importorskip("uvicorn", reason="uvicorn is not installed")
 openai = pytest.importorskip("openai", reason="openai is not installed")
 
 START = 240.0
-STOP = 60.0
+STOP = 180.0
 QUESTION = {"question": "Who founded the museum?", "context": CONTEXT}
 
 
