@@ -41,6 +41,8 @@ from handler.wire import PROTOCOLS, Asked, HttpReply
 
 NAME = "efft"
 """Of the Serve application."""
+POLL = 0.5
+"""Seconds between two looks whether the application runs."""
 DRAIN = 60.0
 """Seconds that a stopping replica gives its running requests."""
 KEEP_ALIVE = 75
@@ -277,10 +279,11 @@ def _parser() -> argparse.ArgumentParser:
 def _main(options: argparse.Namespace) -> int:
     try:
         given = {name: getattr(options, name) for name in Arguments.model_fields}
-        made = build(Arguments(**given))
+        arguments = Arguments(**given)
+        made = build(arguments)
         with tempfile.TemporaryDirectory(prefix="efft-drain-") as scratch:
             folder = Path(os.environ.setdefault(VARIABLE, scratch))  # before Ray starts processes, which inherit it
-            _connect(options.ray)
+            _connect(options.ray, arguments.threads * arguments.min_replicas * len(arguments.archives))
             _serve(made, options, folder)
         return 0
     except ValidationError as error:
@@ -295,17 +298,20 @@ def _own(address: str) -> bool:
     return address in ("", "local") and not os.environ.get("RAY_ADDRESS")
 
 
-def _connect(address: str) -> None:
+def _connect(address: str, needed: int) -> None:
+    """``needed``: CPUs that the fewest replicas take. An own cluster has as many, however few the machine has: more
+    archives than cores share them, where Ray would wait for ever for another machine."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # of this process: what goes wrong comes as exceptions
     # No thread of its own for what replicas compute in their event loop: that is little, and the way there is long.
     os.environ.setdefault("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1")
     import ray
 
-    settings: dict[str, Any] = {"include_dashboard": False} if _own(address) else {}
+    settings: dict[str, Any] = {"include_dashboard": False, "num_cpus": max(available_cores(), needed)}
     if not _own(address):  # a cluster that runs already need not have this package
-        settings["runtime_env"] = {"py_modules": [str(Path(handler.__file__).parent)]}
+        settings = {"runtime_env": {"py_modules": [str(Path(handler.__file__).parent)]}}
     try:
-        ray.init(address=address or None, logging_level=logging.WARNING, **settings)
+        ray.init(address=address or None, logging_level=logging.ERROR, log_to_driver=False, **settings)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise ConfigError(f"no Ray cluster at {address!r} ({' '.join(str(error).split())[:200]})") from error
 
@@ -316,24 +322,36 @@ def _serve(made: serve.Application, options: argparse.Namespace, folder: Path) -
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
     try:
-        _deploy(made, options)
-        sys.stdout.write(f"ray_serve: serving at http://{options.host}:{options.port}\n")
-        sys.stdout.flush()
-        ended.wait()
+        if _deployed(made, options, ended):
+            sys.stdout.write(f"ray_serve: serving at http://{options.host}:{options.port}\n")
+            sys.stdout.flush()
+            ended.wait()
     finally:
         _take_down(options.ray, folder)
 
 
-def _deploy(made: serve.Application, options: argparse.Namespace) -> None:
+def _deployed(made: serve.Application, options: argparse.Namespace, ended: threading.Event) -> bool:
+    """Whether the application runs; False where the process was told to end first. Raises ConfigError."""
     serve.start(
         http_options={"host": options.host, "port": options.port, "keep_alive_timeout_s": KEEP_ALIVE},
         logging_config=_LOGGING,
     )
-    try:
-        serve.run(made, name=NAME, route_prefix="/")
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"the application could not be deployed: {reason[-300:]}") from error
+    # Serve's own way to wait hears no signal, and waits for ever for a replica that the cluster has no room for.
+    serve.run_many([serve.RunTarget(made, name=NAME, route_prefix="/")], wait_for_applications_running=False)
+    while not ended.wait(POLL):
+        state = serve.status().applications[NAME]
+        if state.status == "RUNNING":
+            return True
+        if state.status in ("DEPLOY_FAILED", "UNHEALTHY"):
+            raise ConfigError(f"the application could not be deployed: {_reason(state)}")
+    return False
+
+
+def _reason(state: Any) -> str:
+    """The last line of what Serve says of a failed application: the error's own."""
+    said = [deployment.message for deployment in state.deployments.values()] + [state.message]
+    lines = [line.strip() for message in said for line in message.splitlines() if "Error: " in line]
+    return (lines or [" ".join(state.message.split())])[-1][:300]
 
 
 def _take_down(address: str, folder: Path) -> None:
