@@ -276,8 +276,8 @@ def _stage_files(
     _write_json(stage / "setup_config.json", served.model_dump(mode="json"))
     (stage / "model-config.yaml").write_text(yaml.safe_dump(_server_settings(config, facts), sort_keys=True))
     facts.save(stage / "archive.json")
-    # No worker scores files.
-    ignore = shutil.ignore_patterns("__pycache__", "*.pyc", "bulk")
+    # No worker scores files or is another server.
+    ignore = shutil.ignore_patterns("__pycache__", "*.pyc", "bulk", "servers", "wire")
     shutil.copytree(ROOT / "handler", stage / "handler", ignore=ignore)
     shutil.copyfile(ROOT / "handler" / "service.py", stage / "service.py")
 

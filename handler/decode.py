@@ -140,11 +140,11 @@ class Decoder:
         if self._plain and kind == "text/plain":
             return payload
         if not self._plain or is_json(kind):
-            return _json(payload)
+            return read_json(payload)
         if payload.lstrip()[:1] not in "{[":
             return payload
         try:
-            return _json(payload)
+            return read_json(payload)
         except RequestError:
             if _LIKE_JSON.match(payload):
                 raise
@@ -263,7 +263,8 @@ def _read(parameters: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _json(text: str) -> Any:
+def read_json(text: str) -> Any:
+    """JSON by RFC 8259: no NaN. Raises RequestError with the place, without the client's words."""
     try:
         return quick_json.loads(text)
     except RecursionError:
@@ -349,4 +350,4 @@ def _strings(tensor: dict[str, Any]) -> list[Any]:
 
 def _element(value: Any) -> Any:
     """A string of a v2 tensor may itself be a JSON object, for tasks that need more than a text."""
-    return _json(value) if isinstance(value, str) and value.lstrip().startswith("{") else value
+    return read_json(value) if isinstance(value, str) and value.lstrip().startswith("{") else value
