@@ -171,14 +171,17 @@ class Engine:
         return self._encode(list(requests))
 
     def finish(
-        self, jobs: Many[Job[Any]], outputs: Iterable[Arrays | RequestError]
+        self, jobs: Many[Job[Any]], outputs: Iterable[Arrays | RequestError], *, arrays: bool = False
     ) -> list[dict[str, Any] | RequestError]:
-        """The last stage by itself: each job's answer as plain data, or its error. ``outputs``: of all their sequences.
+        """The last stage by itself: each job's answer as :meth:`payloads` gives it, or its error. ``outputs``: of all
+        their sequences.
 
         One thread at a time; of fill-mask archives not beside :meth:`encode`, since both ask the tokenizer.
         """
-        of_sequences = iter(outputs)
-        return [self._finish(job, of_sequences) for job in jobs]
+        return [
+            answer if isinstance(answer, RequestError) else self.task.present(answer, job.request, arrays=arrays)
+            for answer, job in zip(self._finish(jobs, iter(outputs)), jobs, strict=True)
+        ]
 
     def answer(self, requests: Iterable[Item], deadline: float = float("inf")) -> list[Answer | RequestError]:
         """Each request's answer, of the task's schema (``engine.task.answer``), or its error; in order.

@@ -314,7 +314,7 @@ class Batcher:
         begin = time.perf_counter()
         outputs = [work.outputs[index] for work in works for index in range(len(work.job.sequences))]
         with self._finishing:
-            answers = self._engine.finish([work.job for work in works], outputs)
+            answers = self._engine.finish([work.job for work in works], outputs, arrays=True)
         done = []
         for work, answer in zip(works, answers, strict=True):
             tokens = sum(len(sequence.ids) for sequence in work.job.sequences)

@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, ClassVar
 
-import orjson
-
+from handler import quick_json
 from handler.archive import ArchiveFacts
 from handler.bodies import Headers, decompressed, text_of
 from handler.config import SetupConfig
@@ -59,7 +58,8 @@ class HttpReply:
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of one input: its answer as plain data or its error, and the tokens that the model read for it."""
+    """What became of one input: its answer (plain data, but that vectors may be numpy arrays) or its error, and the
+    tokens that the model read for it."""
 
     answer: dict[str, Any] | RequestError
     tokens: int = 0
@@ -112,8 +112,8 @@ class Protocol(ABC):
 
 
 def encoded(payload: Any) -> bytes:
-    """JSON. Its numbers read back as the same doubles; what is not finite becomes null, but no answer holds such."""
-    return orjson.dumps(payload)
+    """JSON, as every server here writes it; numpy arrays are lists."""
+    return quick_json.dumps(payload)
 
 
 def json_body(asked: Asked, limit: int) -> dict[str, Any]:

@@ -70,6 +70,11 @@ def read(engine: Engine, *texts: str) -> list[Any]:
     return [engine.read(text) for text in texts]
 
 
+def plain(answer: Any) -> Any:
+    """An answer or an error, its vector as a list."""
+    return answer.body() if isinstance(answer, RequestError) else {**answer, "embedding": list(answer["embedding"])}
+
+
 def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
     async def bounded() -> Any:
         return await asyncio.wait_for(coroutine, 20)
@@ -86,10 +91,7 @@ def test_answers_are_the_engines_own(batcher: Batcher, engine: Engine) -> None:
     texts = ["the cat", "", "the cat sat on a mat", "one " * 60]
     outcomes = run(batcher.answers(read(engine, *texts), LATER))
     expected = engine.payloads(read(engine, *texts))
-    assert [o.answer for o in outcomes if not isinstance(o.answer, RequestError)] == [
-        answer for answer in expected if not isinstance(answer, RequestError)
-    ]
-    assert isinstance(outcomes[1].answer, RequestError)
+    assert [plain(outcome.answer) for outcome in outcomes] == [plain(answer) for answer in expected]
     assert [o.tokens for o in outcomes] == [4, 0, 8, MAX_LENGTH]
     assert run(batcher.answers([], LATER)) == []
 
@@ -143,8 +145,8 @@ def test_one_that_fails_costs_no_other_call_its_answer(batcher: Batcher, engine:
 
     (first,), (second,), (third,), _ = run(all_of_them())
     assert second.answer.type == "internal"
-    assert first.answer["embedding"]
-    assert third.answer["embedding"]
+    assert "embedding" in first.answer
+    assert "embedding" in third.answer
 
 
 def test_no_pass_begins_after_the_deadline(batcher: Batcher, engine: Engine, model: Model) -> None:
@@ -192,7 +194,7 @@ def test_more_than_the_capacity_is_refused(engine: Engine, model: Model) -> None
         with pytest.raises(RequestError, match="too many requests wait"):
             await small.answers(read(engine, "mat"), LATER)
         model.free.set()
-        assert (await first)[0].answer["embedding"]
+        assert "embedding" in (await first)[0].answer
 
     run(two())
     small.close()
@@ -212,7 +214,7 @@ def test_a_fault_of_a_stage_is_an_answer_and_the_threads_live_on(
             (outcome,) = run(batcher.answers(read(engine, "cat"), LATER))
             assert outcome.answer.type == "internal"
         (outcome,) = run(batcher.answers(read(engine, "cat"), LATER))
-        assert outcome.answer["embedding"]
+        assert "embedding" in outcome.answer
 
 
 def test_a_failed_device_is_reported(engine: Engine) -> None:
@@ -231,8 +233,8 @@ def test_many_clients_at_once_each_get_their_own(batcher: Batcher, engine: Engin
     async def every() -> list[Any]:
         return list(await asyncio.gather(*(batcher.answers(read(engine, text), LATER) for text in texts)))
 
-    answers = [outcome.answer for (outcome,) in run(every())]
-    assert answers == engine.payloads(read(engine, *texts))
+    answers = [plain(outcome.answer) for (outcome,) in run(every())]
+    assert answers == [plain(answer) for answer in engine.payloads(read(engine, *texts))]
 
 
 def test_while_alone_nothing_runs(batcher: Batcher, engine: Engine, model: Model) -> None:
