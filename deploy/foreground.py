@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import requests
 
@@ -28,6 +29,14 @@ _LOOK = 0.5
 """Seconds between two looks at whether the server still runs."""
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong with an option in one line, without the usage before it."""
+
+    def error(self, message: str) -> NoReturn:
+        """See argparse.ArgumentParser.error."""
+        self.exit(2, f"efft: {message}; see {self.prog} --help\n")
+
+
 def default_folder(port: int) -> Path:
     """Where a server on a port keeps logs, tokens and unpacked archives (XDG Base Directory Specification)."""
     state = os.environ.get("XDG_STATE_HOME", "")
@@ -36,7 +45,7 @@ def default_folder(port: int) -> Path:
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line of ``efft serve``."""
-    parser = argparse.ArgumentParser(prog="efft serve", description=__doc__)
+    parser = _Parser(prog="efft serve", description=__doc__)
     parser.add_argument("archives", nargs="+", type=Path, metavar="NAME.mar", help="or folders, whose archives all are")
     parser.add_argument("--host", default="127.0.0.1", help="where requests are taken (default: this machine only)")
     parser.add_argument("--port", type=int, default=PORTS[0], help=f"default: {PORTS[0]}")
@@ -159,7 +168,7 @@ def _store(folder: Path, archives: dict[str, Path]) -> Path:
 
 def health(arguments: Sequence[str] | None = None) -> int:
     """``efft health``: 0 where every model has all its workers, else 1 and one line. For an image's health check."""
-    parser = argparse.ArgumentParser(prog="efft health", description=health.__doc__)
+    parser = _Parser(prog="efft health", description=health.__doc__)
     parser.add_argument("--port", type=int, default=PORTS[0])
     parser.add_argument("--folder", type=Path, help="as of efft serve: the token is read there")
     options = parser.parse_args(arguments)

@@ -140,5 +140,8 @@ def test_a_served_archive_that_is_none_is_said_in_a_line(tmp_path: Path, capsys:
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith(f"efft: {message}")
     assert not (tmp_path / "run").exists()
+    with pytest.raises(SystemExit):
+        efft.main(["serve", "x.mar", "--prot", "1"])
+    assert capsys.readouterr().err == "efft: unrecognized arguments: --prot 1; see efft serve --help\n"
     assert efft.main(["health", "--port", "1", "--folder", str(tmp_path / "run")]) == 1
     assert capsys.readouterr().err == "efft: no answer from http://127.0.0.1:1 (ConnectionError)\n"
