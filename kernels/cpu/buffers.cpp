@@ -4,7 +4,6 @@
 #include <stdexcept>
 #include <vector>
 
-#include "efft/cpu/position_tables.h"
 #include "efft/cpu/schedule.h"
 
 namespace efft::cpu {
@@ -96,8 +95,7 @@ int64_t scratch_bytes(const EncoderSpec& spec, int64_t longest) {
   const int64_t rows = apart ? std::min(2 * spec.span(), 2 * longest) : 0;
   const int64_t bytes =
       std::max({product_scratch_bytes(k.f32), product_scratch_bytes(k.bf16), product_scratch_bytes(k.s8),
-                k.attend_scratch(longest, spec.head_size(), position_columns(rows)),
-                std::max(spec.hidden, spec.embedding) * 4 + 64});
+                k.attend_scratch(longest, spec.head_size(), rows), std::max(spec.hidden, spec.embedding) * 4 + 64});
   return (bytes + 4095) / 4096 * 4096;
 }
 

@@ -133,7 +133,7 @@ void PositionTables::complete(Attend& a, const Attention& attention, int64_t hea
   a.row_of = buckets_.data() + longest_ - 1;
   a.position_near = spec_.buckets > 0 ? spec_.buckets / 2 : spec_.span() - 1;
   a.last_row = lowest_ + rows_ - 1;
-  a.position_panels = position_columns(rows_);
+  a.positions = rows_;
   if (attention.position_keys >= 0) a.position_keys = memory_ + keys_at_ + head * head_bytes_;
   if (attention.position_queries < 0) return;
   a.position_stride = spec_.context();

@@ -18,9 +18,11 @@ from tests.kernels.reference import Weights
 from tests.kernels.test_encoder import on, tensors
 
 RAGGED = [5, 1, 37, 0, 64, 2]
-EDGES = [15, 16, 17, 31, 33, 48, 100, 130]
-BOUNDS = [255, 256, 257, 400, 513, 600]
+LENGTHS = [*RAGGED, 15, 16, 17, 31, 33, 48, 100, 130]
+BOUNDS = [255, 256, 257, 400, 513]
 """Where blocks of keys of disentangled attention begin."""
+FP32_AND_BF16 = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+"""For long texts, of which plain PyTorch makes much work in fp16; the engine computes those in fp32."""
 
 
 @pytest.fixture
@@ -44,10 +46,9 @@ def compare(efft, device, dtype, spec: EncoderSpec, lengths: list[int], generato
     assert_close(actual.cpu(), plain, truth)
 
 
-@pytest.mark.parametrize("lengths", [RAGGED, EDGES], ids=["ragged", "edges"])
 @pytest.mark.parametrize("name", SPECS)
-def test_hidden_states(efft, device, dtype, generator, name, lengths) -> None:
-    compare(efft, device, dtype, SPECS[name], lengths, generator)
+def test_hidden_states(efft, device, dtype, generator, name) -> None:
+    compare(efft, device, dtype, SPECS[name], LENGTHS, generator)
 
 
 @pytest.mark.parametrize("output", ["first", "mean"])
@@ -56,11 +57,13 @@ def test_reduced_outputs(efft, device, dtype, generator, name, output) -> None:
     compare(efft, device, dtype, SPECS[name], RAGGED, generator, output)
 
 
+@FP32_AND_BF16
 @pytest.mark.parametrize("name", ["deberta", "many buckets", "c2p", "p2c"])
 def test_positions_across_blocks_of_keys(efft, device, dtype, generator, name) -> None:
     compare(efft, device, dtype, replace(SPECS[name], layers=1), BOUNDS, generator)
 
 
+@FP32_AND_BF16
 @pytest.mark.parametrize("name", ["plain", "modernbert", "mpnet", "many buckets", "a very wide window", "alibi"])
 def test_more_keys_than_are_seen_at_once(efft, device, dtype, generator, name) -> None:
     """Sums that are rescaled from block to block of keys."""
@@ -68,9 +71,10 @@ def test_more_keys_than_are_seen_at_once(efft, device, dtype, generator, name) -
     options = {"plain": {}, "a very wide window": wide}.get(name)
     spec = replace(SMALL, **options) if options is not None else SPECS[name]
     local = spec.local[-1:] if spec.local else ""
-    compare(efft, device, dtype, replace(spec, layers=1, local=local), [1025, 3, 1600], generator)
+    compare(efft, device, dtype, replace(spec, layers=1, local=local), [1025, 3, 1400], generator)
 
 
+@FP32_AND_BF16
 @pytest.mark.parametrize("name", ["modernbert", "many buckets", "all at once"])
 def test_neither_threads_nor_neighbours_change_the_result(efft, device, dtype, generator, name) -> None:
     spec = SPECS[name]

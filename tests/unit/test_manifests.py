@@ -135,7 +135,7 @@ def test_compose_gives_the_proxy_all_that_its_template_asks_for() -> None:
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", [])), name
         for volume in service.get("volumes", []):
             source = volume.split(":")[0]
-            generated = source.endswith(("model_store", "tls", "grafana")) or source in COMPOSE["volumes"]
+            generated = source.endswith(("model_store", "tls")) or source in COMPOSE["volumes"]
             assert generated or (DOCKER / source).resolve().exists(), source
     model = COMPOSE["services"]["model"]
     assert {mount.split(":")[0] for mount in model["tmpfs"]} == WRITABLE

@@ -14,12 +14,12 @@
 namespace efft::cpu {
 namespace {
 
-// Room for the products of a block; rows: of positions that any distance meets, rounded up to whole vectors.
+// Room for the products of a block; rows: of positions that any distance meets.
 struct PositionScratch {
   int64_t query_stride, key_stride, from_queries_at = 0, from_keys_at, bytes;
 
   PositionScratch(int64_t keys, int64_t rows) {
-    query_stride = rows + 16;
+    query_stride = round_up(rows, kWidth) + 16;
     key_stride = round_up(std::min(keys, kPositionKeys), kWidth) + 16;
     from_keys_at = round_up(kAttendRows * query_stride * 4, 64);
     bytes = from_keys_at + (rows + kAttendRows) * key_stride * 4;
@@ -54,7 +54,7 @@ class Positions {
  public:
   Positions(const Attend& p, char* scratch)
       : p_(p),
-        at_(p.keys, p.position_panels),
+        at_(p.keys, p.positions),
         from_queries_(reinterpret_cast<float*>(scratch + at_.from_queries_at)),
         from_keys_(reinterpret_cast<float*>(scratch + at_.from_keys_at)) {}
 
@@ -77,6 +77,11 @@ class Positions {
   void add(const Element* query, int64_t first, int64_t rows, Span span, float* logits, int64_t stride) const {
     const int64_t count = span.last - span.first, whole = count / kWidth * kWidth;
     const Block block{first, rows, span.first, logits, stride, multiply(query, first, rows, span), from_keys(span)};
+    const auto [low, high] = rows_of(first, rows, span);
+    if (low == high) {
+      add_alike(block, low, whole);
+      return add_last(block, whole, count);
+    }
     for (int64_t i = 0; i < whole; i += kWidth) {
       const int64_t nearest = span.first + i - (first + rows - 1), farthest = span.first + i + kWidth - 1 - first;
       if (nearest >= -p_.position_near && farthest <= p_.position_near) {
@@ -85,9 +90,7 @@ class Positions {
         for (int64_t r = 0; r < rows; ++r) add_far(block, r, i);
       }
     }
-    for (int64_t r = 0; r < rows; ++r) {
-      for (int64_t i = whole; i < count; ++i) add_one(block, r, i);
-    }
+    add_last(block, whole, count);
   }
 
  private:
@@ -115,23 +118,38 @@ class Positions {
     if (!p_.position_keys) return nullptr;
     const auto [low, high] = rows_of(first, rows, span);
     const int64_t column = (p_.last_row - high) / kWidth * kWidth;
-    multiply_panels(query, p_.query_stride, rows, static_cast<const Element*>(p_.position_keys), p_.position_panels,
-                    p_.head_size, column, round_up(p_.last_row - low + 1, kWidth), from_queries_, at_.query_stride);
+    multiply_panels(query, p_.query_stride, rows, static_cast<const Element*>(p_.position_keys),
+                    round_up(p_.positions, kWidth), p_.head_size, column, round_up(p_.last_row - low + 1, kWidth),
+                    from_queries_, at_.query_stride);
     return from_queries_ + p_.last_row - column;
   }
 
   const int32_t* row_of(const Block& b, int64_t r, int64_t i) const { return p_.row_of + b.key + i - (b.query + r); }
 
+  // All add the query's product first, the key's then: which of them does it depends on the other queries, the sum's
+  // rounding must not.
+
   // Where each step of distance is a row.
   void add_near(const Block& b, int64_t i) const {
     const int64_t first = *row_of(b, 0, i);
-    if (b.from_keys) {
-      add_diagonals(b.from_keys + first * at_.key_stride + i, at_.key_stride, b.logits + i, b.stride, b.rows);
-    }
-    if (!b.from_queries) return;
-    for (int64_t r = 0; r < b.rows; ++r) {
+    for (int64_t r = 0; b.from_queries && r < b.rows; ++r) {
       float* logits = b.row(r) + i;
       store(logits, load(logits) + load(b.from_queries + r * at_.query_stride - first - r));
+    }
+    if (!b.from_keys) return;
+    add_diagonals(b.from_keys + first * at_.key_stride + i, at_.key_stride, b.logits + i, b.stride, b.rows);
+  }
+
+  // Where all distances are the row's.
+  void add_alike(const Block& b, int64_t row, int64_t count) const {
+    const float* from_keys = b.from_keys ? b.from_keys + row * at_.key_stride : nullptr;
+    for (int64_t r = 0; r < b.rows; ++r) {
+      const Vec from_query = splat(b.from_queries ? b.from_queries[r * at_.query_stride - row] : 0.0f);
+      float* logits = b.row(r);
+      for (int64_t i = 0; i < count; i += kWidth) {
+        const Vec sum = load(logits + i) + from_query;
+        store(logits + i, from_keys ? sum + load(from_keys + i) : sum);
+      }
     }
   }
 
@@ -139,21 +157,31 @@ class Positions {
   void add_far(const Block& b, int64_t r, int64_t i) const {
     const int32_t* rows = row_of(b, r, i);
     const int32_t first = rows[0], stride = static_cast<int32_t>(at_.key_stride);
-    const bool same = first == rows[kWidth - 1];
+    const float* from_query = b.from_queries ? b.from_queries + r * at_.query_stride - first : nullptr;
+    const float* from_keys = b.from_keys ? b.from_keys + int64_t{first} * stride + i : nullptr;
     float* logits = b.row(r) + i;
-    int32_t at[kWidth];
     Vec sum = load(logits);
-    if (b.from_queries) {
-      const float* from = b.from_queries + r * at_.query_stride;
-      for (int lane = 0; lane < kWidth; ++lane) at[lane] = -rows[lane];
-      sum = sum + (same ? splat(from[-first]) : gather(from, at));
+    if (first == rows[kWidth - 1]) {
+      if (from_query) sum = sum + splat(*from_query);
+      return store(logits, from_keys ? sum + load(from_keys) : sum);
     }
-    if (b.from_keys) {
-      const float* from = b.from_keys + int64_t{first} * stride + i;
+    int32_t at[kWidth];
+    if (from_query) {
+      for (int lane = 0; lane < kWidth; ++lane) at[lane] = first - rows[lane];
+      sum = sum + gather(from_query, at);
+    }
+    if (from_keys) {
       for (int lane = 0; lane < kWidth; ++lane) at[lane] = (rows[lane] - first) * stride + lane;
-      sum = sum + (same ? load(from) : gather(from, at));
+      sum = sum + gather(from_keys, at);
     }
     store(logits, sum);
+  }
+
+  // What makes no whole vector.
+  void add_last(const Block& b, int64_t first, int64_t last) const {
+    for (int64_t r = 0; r < b.rows; ++r) {
+      for (int64_t i = first; i < last; ++i) add_one(b, r, i);
+    }
   }
 
   void add_one(const Block& b, int64_t r, int64_t i) const {

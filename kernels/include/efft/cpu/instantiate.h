@@ -10,9 +10,9 @@
 namespace efft::cpu {
 namespace {
 
-inline int64_t attend_scratch(int64_t keys, int64_t head_size, int64_t position_panels) {
-  const int64_t positions = position_panels > 0 ? PositionScratch(keys, position_panels).bytes : 0;
-  const int64_t bytes = AttendScratch(keys, head_size).bytes + positions;
+inline int64_t attend_scratch(int64_t keys, int64_t head_size, int64_t positions) {
+  const int64_t more = positions > 0 ? PositionScratch(keys, positions).bytes : 0;
+  const int64_t bytes = AttendScratch(keys, head_size).bytes + more;
 #if defined(__AMX_TILE__)
   return std::max(bytes, AmxAttendScratch(keys, head_size).bytes);
 #else

@@ -92,7 +92,7 @@ struct Attend {
   const int32_t* row_of;
   int64_t position_near;
   const void* position_keys;
-  int64_t last_row, position_panels;  // columns of all panels together
+  int64_t last_row, positions;  // how many rows there are
   const void* position_queries;
   int64_t position_stride;
 };
@@ -145,8 +145,8 @@ struct Kernels {
   Format f32;
   Format bf16;  // where bf16 products are not native this is the f32 format
   Format s8;    // rows == 0 where there is none
-  // Bytes of scratch that attend needs for `keys` keys, and `position_panels` columns of positions.
-  int64_t (*attend_scratch)(int64_t keys, int64_t head_size, int64_t position_panels);
+  // Bytes of scratch that attend needs for `keys` keys and `positions` rows of positions.
+  int64_t (*attend_scratch)(int64_t keys, int64_t head_size, int64_t positions);
   // By Score.
   void (*attend_f32[kScores])(const Attend&, void* scratch);
   void (*attend_bf16[kScores])(const Attend&, void* scratch);  // null where bf16 is not native

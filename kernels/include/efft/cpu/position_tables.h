@@ -9,7 +9,7 @@
 
 namespace efft::cpu {
 
-// Columns of the panels of so many rows of positions: whole vectors of any instruction set.
+// So many numbers as whole vectors of any instruction set.
 inline int64_t position_columns(int64_t rows) { return (rows + 15) / 16 * 16; }
 
 class PositionTables {
