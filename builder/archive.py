@@ -28,9 +28,10 @@ from builder.formats.torchscript import example_inputs
 from builder.gate.parity import prove
 from builder.gate.verdict import CosineVerdict, Verdict
 from builder.mar import pack
-from builder.models import DTYPES, sentence_head, stock_model
+from builder.models import DTYPES, own_head, stock_model
 from builder.naming import archive_name, check_output
 from builder.quantisation.schemes import RECIPES
+from builder.sentence_transformers.outputs import skipped
 from builder.serving import default_workers, gpus
 from builder.staging import staging
 from builder.tokenizers import TOKENIZER_FILES
@@ -152,8 +153,10 @@ def _facts(
             "uses_segments": checkpoint.uses_segments,
             "pad_id": checkpoint.config.pad_token_id or 0,
             "mask_id": tokenizer.mask_token_id,
+            "entailment": checkpoint.entailment,
             "truncation_side": tokenizer.truncation_side,
             **_sentence_facts(config, checkpoint),
+            **_output_facts(checkpoint, tokenizer),
             "sizes": Sizes(
                 layers=spec.layers,
                 hidden=spec.hidden,
@@ -184,7 +187,7 @@ def _torch_facts(config: SetupConfig) -> TorchFacts:
 
 def _sentence_facts(config: SetupConfig, checkpoint: Checkpoint) -> dict[str, Any]:
     """What embeddings and rerank scores are made with. Raises BuildError for a default prompt that does not exist."""
-    if checkpoint.task not in ("embedding", "rerank"):
+    if not checkpoint.prompted:
         return {}
     sentences = checkpoint.sentences
     prompts = {**sentences.prompts, **(config.prompts or {})}
@@ -192,7 +195,7 @@ def _sentence_facts(config: SetupConfig, checkpoint: Checkpoint) -> dict[str, An
     if default is not None and default not in prompts:
         raise BuildError(f"default_prompt_name is {default!r}, but the prompts are {', '.join(prompts) or 'none'}")
     facts = {"prompts": prompts, "default_prompt_name": default, "activation": sentences.activation}
-    if checkpoint.task == "rerank":
+    if checkpoint.task not in ("embedding", "hybrid_embedding"):
         return facts
     return {
         **facts,
@@ -202,6 +205,18 @@ def _sentence_facts(config: SetupConfig, checkpoint: Checkpoint) -> dict[str, An
         "dimensions": sentences.dimensions,
         "include_prompt": sentences.include_prompt,
     }
+
+
+def _output_facts(checkpoint: Checkpoint, tokenizer: Any) -> dict[str, Any]:
+    """How a model of several outputs, or of one that is no vector, is served."""
+    outputs = checkpoint.sentences.outputs
+    if outputs is None:
+        return {}
+    sparse = outputs.sparse
+    if sparse is not None and sparse.kind == "lexical":
+        sparse = sparse.model_copy(update={"skip": skipped(tokenizer)})
+    names = outputs.names if checkpoint.task == "hybrid_embedding" else ()
+    return {"sparse": sparse, "multi_vector": outputs.multi_vector, "outputs": list(names)}
 
 
 def _stage_model(
@@ -217,7 +232,7 @@ def _stage_model(
         # Explanations need gradients, which the fused encoder does not give: its differentiable twin is the original.
         original = DTYPES[original_type(config.compute, config.scheme)]
         checkpoint.load_model(original).save_pretrained(stage / FILES["transformers"])  # type: ignore[operator]
-        if checkpoint.task == "embedding":
+        if own_head(checkpoint, facts.pooling) is not None:
             _stage_head(stage / FILES["transformers"], config, checkpoint, facts)
     if config.format == "transformers":
         return facts
@@ -236,10 +251,13 @@ def _stage_model(
 
 
 def _stage_head(folder: Path, config: SetupConfig, checkpoint: Checkpoint, facts: ArchiveFacts) -> None:
-    """An embedding model's pooling and layers beside the original, which is the encoder alone."""
+    """What stands behind an embedding model's encoder beside the original, which is the encoder alone; of a sparse one
+    what stands behind its logits."""
+    head = own_head(checkpoint, facts.pooling)
+    assert head is not None
     form = "export" if config.format == "export" else "torchscript"
-    hidden, mask = torch.zeros(2, 4, facts.sizes.hidden), torch.ones(2, 4, dtype=torch.int64)
-    WRITERS[form](sentence_head(checkpoint, facts.pooling), (hidden, mask), folder / HEADS[form])
+    width = facts.sizes.hidden if checkpoint.bare else checkpoint.config.vocab_size
+    WRITERS[form](head, (torch.zeros(2, 4, width), torch.ones(2, 4, dtype=torch.int64)), folder / HEADS[form])
 
 
 def _stage_files(
@@ -267,8 +285,8 @@ def _stage_files(
     _write_json(stage / "setup_config.json", served.model_dump(mode="json"))
     (stage / "model-config.yaml").write_text(yaml.safe_dump(_server_settings(config, facts), sort_keys=True))
     facts.save(stage / "archive.json")
-    # No worker scores files.
-    ignore = shutil.ignore_patterns("__pycache__", "*.pyc", "bulk")
+    # No worker scores files or is another server.
+    ignore = shutil.ignore_patterns("__pycache__", "*.pyc", "bulk", "servers", "wire")
     shutil.copytree(ROOT / "handler", stage / "handler", ignore=ignore)
     shutil.copyfile(ROOT / "handler" / "service.py", stage / "service.py")
 

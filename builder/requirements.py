@@ -58,7 +58,7 @@ def check_fresh(name: str, text: str) -> None:
     blocks = {**locked(text), **locked((LOCKS / "torch.txt").read_text(encoding="utf-8"))}
     for requirement in pinned(name):
         package, _, version = requirement.partition("==")
-        normal = re.sub(r"[-_.]+", "-", package).lower()
+        normal = re.sub(r"[-_.]+", "-", package.partition("[")[0]).lower()
         if not any(
             block.startswith((f"{normal}=={version} ", f"{normal}=={version}\n")) for block in blocks.get(normal, [])
         ):

@@ -13,7 +13,16 @@ from typing import Any, Literal, get_args
 from handler.schemes import SCHEMES
 
 Task = Literal[
-    "sequence_classification", "question_answering", "token_classification", "embedding", "rerank", "fill_mask"
+    "sequence_classification",
+    "question_answering",
+    "token_classification",
+    "embedding",
+    "rerank",
+    "fill_mask",
+    "zero_shot_classification",
+    "sparse_embedding",
+    "multi_vector_embedding",
+    "hybrid_embedding",
 ]
 TASKS: tuple[str, ...] = get_args(Task)
 Encoder = Literal["fused", "stock"]

@@ -200,8 +200,11 @@ def text_columns(task: str, given: list[str], source: Source) -> dict[str, str]:
             raise BulkError(f"{task} needs a column for {missing[0]}: --column {' '.join(f.upper() for f in needed)}")
     for field, name in columns.items():
         _require(source, name)
-        if source.kind == "parquet" and not _holds_text(source.schema.field(name).type, field == "texts"):
-            kind = "lists of text" if field == "texts" else "text"
+        lists = field in ("texts", "candidate_labels")
+        if field == "candidate_labels" and source.kind == "parquet":  # or texts with commas between the labels
+            lists = not _holds_text(source.schema.field(name).type, False)
+        if source.kind == "parquet" and not _holds_text(source.schema.field(name).type, lists):
+            kind = "lists of text" if lists else "text"
             raise BulkError(f"column {name!r} is {source.schema.field(name).type}, but {field} must be {kind}")
     return columns
 
