@@ -177,8 +177,10 @@ class Engine:
 
         One thread at a time; of fill-mask archives not beside :meth:`encode`, since both ask the tokenizer.
         """
-        of_sequences = iter(outputs)
-        return [self._finish(job, of_sequences) for job in jobs]
+        return [
+            answer if isinstance(answer, RequestError) else self.task.present(answer, job.request, arrays=False)
+            for job, answer in zip(jobs, self._finish(jobs, iter(outputs)), strict=True)
+        ]
 
     def answer(self, requests: Iterable[Item], deadline: float = float("inf")) -> list[Answer | RequestError]:
         """Each request's answer, of the task's schema (``engine.task.answer``), or its error; in order.

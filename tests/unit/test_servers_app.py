@@ -197,7 +197,7 @@ def test_a_fault_shows_an_id_and_no_trace(
     def broken(*_: Any) -> Any:
         raise KeyError("the client's text")
 
-    monkeypatch.setattr(models["colours"].engine.task, "finish", broken)
+    monkeypatch.setattr(models["colours"].engine.task, "finish_all", broken)
     with client(models) as app:
         reply = app.post("/predictions/colours", json=TEXT)
     assert reply.status_code == 500
