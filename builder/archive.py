@@ -23,7 +23,8 @@ from builder.checkpoint import Checkpoint, load
 from builder.compile import OLDEST_TORCH, ROOT
 from builder.errors import BuildError
 from builder.families import spec_of
-from builder.formats.torchscript import example_inputs, save_torchscript
+from builder.formats import WRITERS
+from builder.formats.torchscript import example_inputs
 from builder.gate.parity import prove
 from builder.gate.verdict import CosineVerdict, Verdict
 from builder.mar import pack
@@ -37,7 +38,7 @@ from builder.tokenizers import TOKENIZER_FILES
 from handler.archive import ArchiveFacts, LibraryFacts, ModelFacts, Sizes, TorchFacts
 from handler.config import SetupConfig
 from handler.gemm_config import NAME as GEMM_CONFIG
-from handler.original import HEAD
+from handler.original import HEADS
 from handler.schemes import SCHEMES, original_type
 from handler.spellings import FILES, devices
 from handler.threads import available_cores
@@ -164,7 +165,7 @@ def _facts(
                 heads=spec.heads,
             ),
             "encoder_spec": spec.text() if config.encoder == "fused" else "",
-            "torch": TorchFacts(built=torch.__version__.split("+")[0], oldest=".".join(map(str, OLDEST_TORCH))),
+            "torch": _torch_facts(config),
             "libraries": {library.path.name: library.facts for library in libraries},
             "checkpoint": {
                 "name": checkpoint.source,
@@ -175,6 +176,13 @@ def _facts(
             },
         }
     )
+
+
+def _torch_facts(config: SetupConfig) -> TorchFacts:
+    built = torch.__version__.split("+")[0]
+    # An older torch need not know the schema in which torch.export writes a graph.
+    oldest = built.split(".")[:2] if config.format == "export" else map(str, OLDEST_TORCH)
+    return TorchFacts(built=built, oldest=".".join(oldest))
 
 
 def _sentence_facts(config: SetupConfig, checkpoint: Checkpoint) -> dict[str, Any]:
@@ -225,7 +233,7 @@ def _stage_model(
         original = DTYPES[original_type(config.compute, config.scheme)]
         checkpoint.load_model(original).save_pretrained(stage / FILES["transformers"])  # type: ignore[operator]
         if own_head(checkpoint, facts.pooling) is not None:
-            _stage_head(stage / FILES["transformers"] / HEAD, checkpoint, facts)
+            _stage_head(stage / FILES["transformers"], config, checkpoint, facts)
     if config.format == "transformers":
         return facts
     if config.encoder == "stock":
@@ -238,17 +246,18 @@ def _stage_model(
         facts = facts.model_copy(update={"quantisation": chosen})
     length = min(16, facts.max_positions)
     inputs = example_inputs(checkpoint.config.vocab_size, max(2, min(config.batch_size, 4)), length)
-    save_torchscript(module, inputs, stage / facts.model.file)
+    WRITERS[config.format](module, inputs, stage / facts.model.file)
     return facts
 
 
-def _stage_head(path: Path, checkpoint: Checkpoint, facts: ArchiveFacts) -> None:
+def _stage_head(folder: Path, config: SetupConfig, checkpoint: Checkpoint, facts: ArchiveFacts) -> None:
     """What stands behind an embedding model's encoder beside the original, which is the encoder alone; of a sparse one
     what stands behind its logits."""
     head = own_head(checkpoint, facts.pooling)
     assert head is not None
+    form = "export" if config.format == "export" else "torchscript"
     width = facts.sizes.hidden if checkpoint.bare else checkpoint.config.vocab_size
-    save_torchscript(head, (torch.zeros(2, 4, width), torch.ones(2, 4, dtype=torch.int64)), path)
+    WRITERS[form](head, (torch.zeros(2, 4, width), torch.ones(2, 4, dtype=torch.int64)), folder / HEADS[form])
 
 
 def _stage_files(

@@ -123,9 +123,9 @@ class SetupConfig(_Strict):
     """One archive's settings.
 
     ``mode`` (the task), ``kind`` (``ori``: stock and transformers; ``ths``: stock and torchscript; ``thsext``: fused
-    and torchscript) and ``data_type`` (a compute type, or int8) are accepted. The parent example's ``save_mode`` and
-    ``FasterTransformer`` say encoder and format where nothing else does: pretrained -> ori; torchscript -> thsext with
-    FasterTransformer, ths without it.
+    and torchscript; the last two with ``format`` export, too) and ``data_type`` (a compute type, or int8) are accepted.
+    The parent example's ``save_mode`` and ``FasterTransformer`` say encoder and format where nothing else does:
+    pretrained -> ori; torchscript -> thsext with FasterTransformer, ths without it.
     """
 
     model_name: str = Field(min_length=1)
@@ -141,7 +141,8 @@ class SetupConfig(_Strict):
     encoder: Encoder = "fused"
     """The kernels of this project, or transformers' own modules."""
     format: ModelFormat = "torchscript"
-    """How the model is stored: traced, or as transformers saves it (the stock encoder only)."""
+    """How the model is stored: traced by TorchScript or torch.export, or as transformers saves it (the stock encoder
+    only)."""
     compute: Compute = "fp32"
     """The type of weights and arithmetic."""
     scheme: SchemeName = "none"

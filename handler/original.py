@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from handler.archive import ArchiveError, ArchiveFacts
+from handler.formats import load_file
 from handler.packing import Arrays
 
 CLASSES = {
@@ -86,19 +87,17 @@ def load_original(folder: Path, facts: ArchiveFacts) -> Any:
     return model.train(False)
 
 
-HEAD = "head.pt"
-"""Within the checkpoint's folder: what stands behind an embedding model's encoder, traced, for (hidden, mask)."""
+HEADS = {"torchscript": "head.pt", "export": "head.pt2"}
+"""Within the checkpoint's folder: what stands behind an embedding model's encoder for (hidden, mask), by format."""
 
 
 def load_head(folder: Path, device: torch.device) -> Any:
-    """What stands behind the encoder of an embedding model that is more than ``pool``; None: nothing does."""
-    if not (folder / HEAD).is_file():
-        return None
-    try:
-        return torch.jit.load(str(folder / HEAD), map_location=device)
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ArchiveError(f"{folder.name}/{HEAD} cannot be loaded ({reason}); build the archive again") from error
+    """What stands behind the encoder of an embedding model that is more than ``pool``; None: nothing does.
+
+    Raises ArchiveError where its file cannot be read.
+    """
+    form = next((form for form, name in HEADS.items() if (folder / name).is_file()), None)
+    return None if form is None else load_file(folder / HEADS[form], form, device)
 
 
 def pool(hidden: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tensor:

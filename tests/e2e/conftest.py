@@ -22,6 +22,7 @@ from tests.checkpoints import make_checkpoint
 
 SAMPLES = ("ticket_routing", "document_qa")
 OTHERS = {"roberta_like": "roberta", "distilbert_like": "distilbert"}
+FORMATS = {"roberta_like": "torchscript", "distilbert_like": "export"}
 
 
 def free_ports(count: int) -> list[int]:
@@ -69,7 +70,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
         run("builder", "archive", f"setup_configs/{name}.json", "--output", str(folder), "--device", "cpu")
     for name, family in OTHERS.items():
         checkpoint = make_checkpoint(tmp_path_factory.mktemp(name) / name, family)
-        run("builder", "archive", "--model", str(checkpoint), "--output", str(folder), "--device", "cpu")
+        options = ["--format", FORMATS[name], "--output", str(folder), "--device", "cpu"]
+        run("builder", "archive", "--model", str(checkpoint), *options)
     return folder
 
 
