@@ -4,7 +4,7 @@
 # text of every variable of the command line, and of the environment's that are used here, is taken as it stands
 # (value), kept from being expanded again (:=), and reaches the programs as environment, never as a part of a command.
 # What make itself expands before it reads this file (a name with $ in it, NAME:=, --eval) is the caller's own program.
-VARIABLES := MODEL NAME NAMES TASK ENCODER FORMAT COMPUTE SCHEME MODE KIND DTYPE DEVICE CALIBRATE BENCH TORCH_INDEX PYTHON
+VARIABLES := MODEL NAME NAMES TASK ENCODER FORMAT COMPUTE SCHEME MODE KIND DTYPE DEVICE CALIBRATE ADAPTER BENCH TORCH_INDEX PYTHON
 define as_it_stands
 override $(1) := $$(value $(1))
 endef
@@ -27,7 +27,7 @@ override PYTHONPATH := $(CURDIR)
 export PYTHONPATH
 
 .PHONY: help setup compile archive serve stop predict demo models test lint format gpu-check bench bench-peers report \
-  figures lock audit sbom clean
+  figures wheel lock audit sbom clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | awk -F'|' '{printf "%-12s %s\n", $$1, $$2}'
@@ -44,7 +44,7 @@ $(VENV)/.ready: pyproject.toml $(LOCKS)
 compile: setup  ## compile the kernels for DEVICE=cpu (default) or cuda
 	@$(RUN) compile
 
-archive: setup  ## build archives: both samples, or MODEL=folder-or-hub-name [TASK=] [ENCODER=] [FORMAT=] [COMPUTE=] [SCHEME=] [NAME=] [DEVICE=] [CALIBRATE=texts]
+archive: setup  ## build archives: both samples, or MODEL=folder-or-hub-name [TASK=] [ENCODER=] [FORMAT=] [COMPUTE=] [SCHEME=] [NAME=] [DEVICE=] [CALIBRATE=texts] [ADAPTER=folder]
 	@$(RUN) archive
 
 serve: setup  ## start TorchServe in the background with NAMES (default: both samples)
@@ -96,6 +96,9 @@ figures: $(VENV)/.bench  ## redraw the README's plots from benchmarks/results
 $(VENV)/.bench $(VENV)/.peers: $(VENV)/.%: $(VENV)/.ready locks/%.txt
 	@$(BIN)/python -m builder.requirements $*
 	@touch $@
+
+wheel: setup  ## build/dist/efft-VERSION.whl, whose command efft works without this checkout (docs/deploy.md)
+	@$(BIN)/python -m hatchling build -t wheel -d build/dist
 
 lock: $(TOOLS)/.ready  ## make the files in locks/ anew from pyproject.toml, then the SBOM [TORCH_INDEX= adds its builds of torch]
 	@$(TOOLS)/bin/python -m builder.locks lock

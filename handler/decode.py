@@ -16,10 +16,11 @@ from typing import Any, NoReturn
 
 from pydantic import ValidationError
 
+from handler import quick_json
 from handler.bodies import FORM, RAW_FORM, Headers, check_form, decompressed, form_fields, is_json, text_of
 from handler.config import Limits, first_problem
 from handler.errors import RequestError
-from handler.schemas import Request, RerankRequest
+from handler.schemas import Request
 
 BODY_KEYS = ("body", "data")
 MESSAGE_LENGTH = 300
@@ -53,7 +54,7 @@ def as_predictions(answers: list[Any]) -> Any:
 
 def as_outputs(answers: list[Any], id: str | None = None) -> Any:
     """KServe's v2 protocol: one tensor of strings, each an answer in JSON; the request's id goes back with it."""
-    data = [json.dumps(answer, ensure_ascii=False) for answer in answers]
+    data = [quick_json.dumps(answer).decode() for answer in answers]
     tensor = {"name": "predictions", "shape": [len(data)], "datatype": "BYTES", "data": data}
     return {**({} if id is None else {"id": id}), "outputs": [tensor]}
 
@@ -69,7 +70,9 @@ class Decoder:
         self._limits = limits
         self._fields = schema.model_fields
         self._plain = "text" in self._fields
-        self._texts = {"text", "text_pair", "question", "context", "query", "texts", "target"} & set(self._fields)
+        texts = {"text", "text_pair", "question", "context", "query", "texts", "candidate_labels", "target"}
+        self._texts = texts & set(self._fields)
+        self._many = bool(self._texts & {"texts", "candidate_labels"})
         self._allow_overrides = allow_overrides
 
     def decode(
@@ -102,7 +105,7 @@ class Decoder:
         parameters = {key: value for key, value in row.items() if key not in BODY_KEYS}
         for key in BODY_KEYS:
             if row.get(key) is not None and row[key] != b"":
-                return row[key], _read(parameters), content_type
+                return row[key], _read(parameters) if parameters else parameters, content_type
         stated = Headers(headers)
         if len(parameters) == 1 and stated.request_type == "multipart/form-data":
             ((name, value),) = parameters.items()
@@ -137,11 +140,11 @@ class Decoder:
         if self._plain and kind == "text/plain":
             return payload
         if not self._plain or is_json(kind):
-            return _json(payload)
+            return read_json(payload)
         if payload.lstrip()[:1] not in "{[":
             return payload
         try:
-            return _json(payload)
+            return read_json(payload)
         except RequestError:
             if _LIKE_JSON.match(payload):
                 raise
@@ -213,7 +216,7 @@ class Decoder:
         if isinstance(element, str) and self._plain:
             element = {"text": element}
         if not isinstance(element, dict):
-            needed = ", ".join(name for name, info in self._fields.items() if info.is_required())
+            needed = ", ".join(name for name, info in self._fields.items() if info.is_required()) or "text"
             _refuse(f"an input must be an object with {needed}{' or a text' if self._plain else ''}", None)
         merged = {**parameters, **element} if parameters else element
         if not self._allow_overrides:
@@ -236,10 +239,11 @@ class Decoder:
             for text in value if isinstance(value, list) else (value,):
                 if isinstance(text, str):
                     total += _checked_length(text, name)
-        if isinstance(texts := getattr(request, "texts", None), list) and len(texts) > self._limits.max_inputs:
-            raise RequestError("too_many", f"{len(texts)} texts, at most {self._limits.max_inputs} allowed", "texts")
-        if isinstance(request, RerankRequest):  # each text is read together with the query
-            total += len(request.query) * (len(request.texts) - 1)
+            if self._many and isinstance(value, list) and len(value) > self._limits.max_inputs:
+                raise RequestError("too_many", f"{len(value)} {name}, at most {self._limits.max_inputs} allowed", name)
+        if self._many and request.read_together is not None:
+            one, several = (getattr(request, name) for name in request.read_together)
+            total += len(one) * (len(several or [""]) - 1)
         return total
 
     def _too_large(self) -> NoReturn:
@@ -259,9 +263,10 @@ def _read(parameters: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _json(text: str) -> Any:
+def read_json(text: str) -> Any:
+    """JSON by RFC 8259: no NaN. Raises RequestError with the place, without the client's words."""
     try:
-        return _DECODER.decode(text)
+        return quick_json.loads(text)
     except RecursionError:
         raise RequestError("invalid_json", "the JSON is nested too deeply") from None
     except ValueError as error:
@@ -280,14 +285,8 @@ def _reason(text: str, error: ValueError) -> str:
     return f"{error.msg}{where}"
 
 
-def _not_a_number(name: str) -> NoReturn:
-    raise ValueError(name)
-
-
 _LIKE_JSON = re.compile(r"""\s*(\{\s*(["'}]|$)|\[[\s\[]*(["'{]|$)|\[[-\s\d.,eE+\[\]]*$)""")
 """Meant as JSON, though it is none: a bracket before a quote, before another one, before numbers alone, or nothing."""
-_DECODER = json.JSONDecoder(parse_constant=_not_a_number)
-"""Made once: json.loads makes a new one at each call that has an option."""
 
 
 def _checked_length(text: str, name: str) -> int:
@@ -351,4 +350,4 @@ def _strings(tensor: dict[str, Any]) -> list[Any]:
 
 def _element(value: Any) -> Any:
     """A string of a v2 tensor may itself be a JSON object, for tasks that need more than a text."""
-    return _json(value) if isinstance(value, str) and value.lstrip().startswith("{") else value
+    return read_json(value) if isinstance(value, str) and value.lstrip().startswith("{") else value

@@ -19,6 +19,7 @@ from builder.checkpoint import Checkpoint, load
 from builder.errors import BuildError
 from builder.gate.answers import prove_answers
 from builder.gate.compare import compare, on_tensors
+from builder.gate.constants import archived, constants_need_proof, prove_constants
 from builder.gate.sentences import prove_sentences
 from builder.gate.texts import ODD, special_texts
 from builder.gate.verdict import VERDICTS, CosineVerdict, Verdict
@@ -62,17 +63,19 @@ def judge_stage(stage: Path, config: SetupConfig, calibrate: Path | None = None)
     """All of the gate: the figures on each device that the archive can run on here, then the answers."""
     checkpoint = load(config)
     facts = ArchiveFacts.load(stage / "archive.json")
-    pooling = checkpoint.sentences.pooling if checkpoint.task == "embedding" else None
+    pooling = checkpoint.sentences.pooling if checkpoint.task in ("embedding", "hybrid_embedding") else None
     model = load_model(stage, facts, config)
     verdict = RECIPES[config.scheme].judge(checkpoint, model, config.compute, pooling, calibrate)
     if not verdict.passed:
         return verdict
+    if facts.encoder == "fused" and constants_need_proof(facts):
+        prove_constants(checkpoint, *archived(model, facts), pooling)
     if isinstance(verdict, Verdict) and (device := gpu_of(facts)) is not None:
         there = _on_gpu(stage, config, facts, checkpoint, pooling, device)
         if not there.passed:
             return there
         verdict = replace(verdict, on_gpu=asdict(there))
-    if checkpoint.task not in ("embedding", "rerank"):
+    if not checkpoint.prompted:
         return replace(verdict, requests=prove_answers(stage, checkpoint, config, model))
     prove_sentences(stage, checkpoint, config, model, [*ODD, *special_texts(checkpoint.tokenizer)])
     return verdict

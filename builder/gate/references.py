@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from builder.checkpoint import Checkpoint
-from builder.gate.texts import BY_SCRIPT, LONG, ODD, PAIRS, QUESTIONS, special_texts
+from builder.gate.texts import BY_SCRIPT, CLAIMED, LONG, ODD, PAIRS, QUESTIONS, special_texts
 from handler.characters import trimmed, whole
 
 RELATIVE, ABSOLUTE = 5e-3, 2e-6
@@ -100,6 +100,25 @@ class ClassificationReference(Reference):
         return same_scores(
             [(row["label"], row["score"]) for row in ours], [(row["label"], row["score"]) for row in theirs]
         )
+
+
+class ZeroShotReference(Reference):
+    """transformers' zero-shot-classification pipeline."""
+
+    pipeline = "zero-shot-classification"
+
+    def payloads(self) -> Iterator[tuple[str, Payload]]:
+        """See Reference.payloads: labels of several words and scripts, one label, other claims."""
+        for place, (name, text) in enumerate(self.texts()):
+            yield name, {"text": text, **CLAIMED[place % len(CLAIMED)], "truncation": "truncate"}
+
+    def problem(self, payload: Payload, answer: Any) -> str | None:
+        """See Reference.problem."""
+        options = {key: value for key, value in payload.items() if key not in ("text", "truncation")}
+        # transformers cuts at the tokenizer's own limit here, which is set to that of the archive.
+        theirs = self.ask(payload["text"], **options)
+        ours = zip(answer["labels"], answer["scores"], strict=True)
+        return same_scores(list(ours), list(zip(theirs["labels"], theirs["scores"], strict=True)))
 
 
 class TokenReference(Reference):
@@ -189,21 +208,41 @@ class QuestionReference(Reference):
         offsets = [self._characters(encoded, int(token), payload["context"]) for token in inside]
         spans = np.triu(np.outer(first[1:], last[1:]))
         spans -= np.triu(spans, self.LONGEST_ANSWER)
+        every = spans.copy()
         spans *= _with_text(offsets)
         if not spans.any():
             return None if not answer["answer"] else f"the answer {answer['answer']!r} where there is nothing to answer"
         places = occurrences(payload["context"], answer["answer"])
         within = np.zeros_like(spans)
+        touched = np.zeros_like(spans)
+        edges = np.array([self._edges(encoded, int(token), payload["context"]) for token in inside])
         for begin, stop in places:
             mine = [begin <= a and b <= stop for a, b in offsets]
             within = np.maximum(within, spans * np.outer(mine, mine))
-        best, most = float(within.max()), float(within.sum())
+            word = (edges[:, 0] < stop) & (begin < edges[:, 1])
+            first = word | ((begin <= edges[:, 2]) & (edges[:, 2] < stop))
+            last = word | ((begin < edges[:, 3]) & (edges[:, 3] <= stop))
+            touched = np.maximum(touched, every * np.outer(first, last))
+        best, most = float(within.max()), float(touched.sum())
         score = answer["score"]
         if float(spans.max()) > score * (1 + RELATIVE) + ABSOLUTE or best > score * (1 + RELATIVE) + ABSOLUTE:
             return f"the answer {answer['answer']!r} at {score:.4f}, transformers has one at {float(spans.max()):.4f}"
         if score > most * (1 + RELATIVE) + ABSOLUTE:
             return f"the answer {answer['answer']!r} at {score:.4f}, transformers gives it {most:.4f}"
         return None
+
+    @staticmethod
+    def _edges(encoded: Any, token: int, context: str) -> tuple[int, int, int, int]:
+        """First and last character of a token's word, where a span that begins with the token has its first letter, and
+        where one that ends with it has its last. An answer ends with letters, and with words where there are spaces
+        between them; a space may be a token. So spans of several first and last tokens read the same."""
+        span = encoded.token_to_chars(0, token)
+        if span is None:
+            return 0, 0, 0, 0
+        number = encoded.token_to_word(0, token)
+        word = span if number is None else encoded.word_to_chars(0, number, 1)
+        begin = len(context) - len(context[span.start :].lstrip())
+        return word.start, word.end, begin, len(context[: span.end].rstrip())
 
     @staticmethod
     def _characters(encoded: Any, token: int, context: str) -> tuple[int, int]:
@@ -246,4 +285,5 @@ REFERENCES: dict[str, type[Reference]] = {
     "question_answering": QuestionReference,
     "token_classification": TokenReference,
     "fill_mask": FillMaskReference,
+    "zero_shot_classification": ZeroShotReference,
 }

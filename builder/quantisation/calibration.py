@@ -168,8 +168,9 @@ def measured_reach(checkpoint: Checkpoint, base: nn.Module, batches: Sequence[In
     ``base`` is the checkpoint's encoder as transformers has it. Inputs that attention or an activation makes have no
     outliers that a factor would have to move.
     """
+    # Of qkv that of the values: DeBERTa's projections of queries and keys are given positions too.
     watched = {
-        slot.name: checkpoint.family.modules(slot.name, slot.layer)[0]
+        slot.name: checkpoint.family.modules(slot.name, slot.layer)[-1]
         for slot in matrices(spec_of(checkpoint.config))
         if slot.feed not in ("attention", "activation")
     }

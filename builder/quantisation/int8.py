@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from builder.checkpoint import Checkpoint
-from builder.encoder import encode, pack, prepare
+from builder.encoder import encode, pack, prepare, tensors_of
 from builder.families import spec_of
 from builder.gate.probes import Inputs, probes
 from builder.gate.verdict import HEAD_ERROR, POOLED_COSINE, TOKEN_COSINE, CosineVerdict
@@ -27,6 +27,8 @@ from builder.quantisation.quantise import most_sensitive, quantise
 from builder.slots import matrices
 from handler.runtime import TracedModel
 
+_WORK = 1e11
+"""Operations of the longest probe: every choice of matrices runs it once."""
 _MARGIN = 0.9
 """Matrices are kept in bf16 until this share of the allowed distance is reached: another processor rounds otherwise."""
 
@@ -76,7 +78,7 @@ def _pool(hidden: Tensor, mask: Tensor, output: str) -> Tensor:
 def gate_inputs(checkpoint: Checkpoint, calibrate: Path | None) -> tuple[Calibration, list[tuple[str, Inputs]]]:
     """The calibration inputs, and those with the gate's probes of random ids."""
     chosen = calibration(checkpoint, calibrate)
-    return chosen, [*probes(checkpoint), *chosen.inputs]
+    return chosen, [*probes(checkpoint, _WORK), *chosen.inputs]
 
 
 def expected_states(
@@ -107,8 +109,8 @@ def quantised_model(
     model = checkpoint.load_model()
     base = encoder_of(checkpoint, model)
     chosen, inputs = gate_inputs(checkpoint, calibrate)
-    exact = pack(base.state_dict(), checkpoint.family, spec, torch.float32)
-    served = pack(base.state_dict(), checkpoint.family, spec, torch.bfloat16)
+    exact = pack(tensors_of(base), checkpoint.family, spec, torch.float32)
+    served = pack(tensors_of(base), checkpoint.family, spec, torch.bfloat16)
     cases = expected_states(checkpoint, base, inputs)
     reach = measured_reach(checkpoint, base, [batch for _, batch in chosen.inputs])
 
@@ -138,7 +140,7 @@ def judge(checkpoint: Checkpoint, model: TracedModel, pooling: str | None, calib
         return encode(spec, weights, batch, "hidden").float()
 
     found = measure(expected_states(checkpoint, base, inputs), hidden, output)
-    exact = pack(base.state_dict(), checkpoint.family, spec, torch.float32)
+    exact = pack(tensors_of(base), checkpoint.family, spec, torch.float32)
     reference = assemble(checkpoint, stock, exact, pooling)
     squares = torch.zeros(2, dtype=torch.float64)
     for _, batch in inputs:

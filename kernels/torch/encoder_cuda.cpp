@@ -10,6 +10,8 @@
 
 #include "../cuda/engine/fold.h"
 #include "../cuda/engine/lanes.h"
+#include "../cuda/engine/position_tables.h"
+#include "efft/cuda/rows/positions.cuh"
 #include "tensors_cuda.h"
 
 namespace efft::cuda {
@@ -35,17 +37,36 @@ bool torch_allows_tf32() {
 int64_t folded_at(const Lowered& encoder) {
   return (2 * arena_elements(encoder.slots, SlotKind::matrix) + 255) / 256 * 256;
 }
+// Then the tables of positions, where there are any.
+int64_t position_tables_at(const Lowered& encoder) {
+  return folded_at(encoder) + static_cast<int64_t>(folded_bytes(encoder));
+}
 int64_t prepared_elements(const Lowered& encoder) {
-  return (folded_at(encoder) + static_cast<int64_t>(folded_bytes(encoder))) / 2;
+  return position_tables_at(encoder) / 2 + position_table_elements(encoder);
 }
 bool is_prepared(const Tensor& matrices, const Lowered& encoder) {
   return matrices.dim() == 1 && matrices.element_size() == 2 && encoder.spec.norm == NormPlace::post &&
          matrices.numel() == prepared_elements(encoder);
 }
 
+// Throws std::runtime_error in one line for an encoder that the engine cannot run yet.
+void check_runs(const EncoderSpec& spec) {
+  check_known(
+      spec,
+      {"layers",    "hidden",   "heads",  "intermediate", "embedding", "activation",   "norm",       "epsilon",
+       "positions", "offset",   "pad",    "head",         "kv_heads",  "normalise",    "first_norm", "embedding_norm",
+       "types",     "gated",    "rotary", "rotary_size",  "window",    "local",        "scale",      "relative",
+       "buckets",   "distance", "c2p",    "p2c",          "layer_of",  "dropout_token"},
+      "the CUDA engine");
+  STD_TORCH_CHECK(spec.relative != Relative::disentangled || spec.local.empty(),
+                  "spec: the CUDA engine does not run local layers with relative=disentangled");
+  buckets_of(spec);
+}
+
 Tensor run_encoder(const Tensor& ids_in, const Tensor& segments_in, const Tensor& mask_in, const Weights& weights,
                    const std::shared_ptr<const Lowered>& encoder, const std::string& output) {
   const Output wanted = output_of(output);
+  check_runs(encoder->spec);
   check_call(ids_in, segments_in, mask_in, weights, *encoder);
   check_cuda("ids", ids_in);
   const bool prepared = is_prepared(weights.matrices, *encoder);
@@ -60,19 +81,21 @@ Tensor run_encoder(const Tensor& ids_in, const Tensor& segments_in, const Tensor
   if (ids.numel() == 0) return torch::stable::fill_(result, 0);
 
   const Type type = type_of(word);
+  const bool tables = prepared && encoder->spec.relative == Relative::disentangled;
   const Model model{encoder,
                     type,
                     type == Type::f32 && torch_allows_tf32(),
                     word.data_ptr(),
-                    position.data_ptr(),
-                    segment.data_ptr(),
+                    encoder->spec.positions == PositionCount::none ? nullptr : position.data_ptr(),
+                    encoder->spec.types ? segment.data_ptr() : nullptr,
                     static_cast<int>(word.size(0)),
                     static_cast<int>(position.size(0)),
                     static_cast<int>(segment.size(0)),
                     matrices.data_ptr(),
                     data<const float>(vectors),
                     prepared ? data<const char>(matrices) + folded_at(*encoder) : nullptr,
-                    wanted};
+                    wanted,
+                    tables ? data<const char>(matrices) + position_tables_at(*encoder) : nullptr};
   const Call call{data<const int64_t>(ids), data<const int64_t>(segments), data<const int64_t>(mask),
                   result.data_ptr(),        static_cast<int>(ids.size(0)), static_cast<int>(ids.size(1))};
   const auto allocate = [&word](size_t bytes) -> std::shared_ptr<void> {
@@ -103,6 +126,9 @@ Tensor folded(const Tensor& matrices_in, const Tensor& vectors_in, const Lowered
       check(fold_weights(encoder, data<const T>(matrices), data<const float>(vectors),
                          data<char>(out) + folded_at(encoder), stream),
             "folding the weights");
+      check(make_position_tables(encoder, data<const float>(vectors),
+                                 reinterpret_cast<T*>(data<char>(out) + position_tables_at(encoder)), stream),
+            "the tables of positions");
     }
   });
   return out;
@@ -111,13 +137,15 @@ Tensor folded(const Tensor& matrices_in, const Tensor& vectors_in, const Lowered
 // The tables and the vectors stay as they are; the matrices, too, where folding them is of no use.
 std::vector<Tensor> prepare_weights(std::vector<Tensor> tensors, const std::string& spec) {
   const auto encoder = lowered(spec);
+  check_runs(encoder->spec);
   const Weights weights = weights_of(tensors);
   check_weights(weights, *encoder);
   check_cuda("word", weights.word);
   if (is_prepared(weights.matrices, *encoder)) return tensors;
   check_matrices(weights.matrices, *encoder);
   const DeviceGuard guard(weights.word.get_device_index());
-  if (weights.matrices.element_size() == 2 && folds(DeviceInfo::current(), encoder->spec))
+  const bool tables = encoder->spec.relative == Relative::disentangled && encoder->spec.norm == NormPlace::post;
+  if (weights.matrices.element_size() == 2 && (tables || folds(DeviceInfo::current(), encoder->spec)))
     tensors[kMatrices] = folded(weights.matrices, weights.vectors, *encoder);
   return tensors;
 }

@@ -5,15 +5,16 @@
 #include <type_traits>
 
 #include "../linear/matmul.h"
-#include "efft/cuda/attention/attention.cuh"
 #include "efft/cuda/for_type.cuh"
 #include "efft/cuda/linear/linear.cuh"
 #include "efft/cuda/rows/add_norm.cuh"
 #include "efft/cuda/rows/bias_activation.cuh"
 #include "efft/cuda/rows/embed_norm.cuh"
+#include "efft/cuda/rows/gate.cuh"
 #include "efft/cuda/rows/pool.cuh"
 #include "engine.h"
 #include "fold.h"
+#include "position_steps.cuh"
 
 namespace efft::cuda {
 namespace {
@@ -33,6 +34,7 @@ class Walk {
         tokens_(layout.tokens(memory)),
         device_(DeviceInfo::current()),
         stream_(stream),
+        positions_(model, bucket, layout, memory, stream),
         part_width_(program_.values.size()) {}
 
   // Steps [first, end).
@@ -84,21 +86,33 @@ class Walk {
                                     model_.words,
                                     model_.positions,
                                     model_.segments};
+    positions_.start();
     const bool by_ids = spec_.positions == PositionCount::ids;
-    const EmbeddingNorm norm{vector(step.norm.gamma), vector(step.norm.beta), epsilon(), spec_.positions,
-                             static_cast<int>(by_ids ? spec_.pad : spec_.offset)};
+    const EmbeddingNorm norm{vector(step.norm.gamma),
+                             vector(step.norm.beta),
+                             epsilon(),
+                             spec_.positions,
+                             static_cast<int>(by_ids ? spec_.pad : spec_.offset),
+                             spec_.normalise,
+                             spec_.dropout_token,
+                             positions_.factors()};
     check(embed_norm(unpadded_.call, unpadded_.cu_seqlens, unpadded_.rows, tokens_, tables, norm, value(step.output),
                      bucket_.tokens, width(step.output), stream_),
           "the embeddings");
   }
 
   // Attention adds the bias of queries, keys and values while it loads them; folded products add all of theirs.
-  bool attention_adds_bias() const { return layout_.path != Path::small; }
+  bool attention_adds_bias() const { return layout_.path != Path::small && !positions_.want_biases(); }
+
+  // Where a product goes: a gated one to where both of its halves find room.
+  T* target(const Step& step) const {
+    return step.gated ? static_cast<T*>(layout_.halves(memory_)) : value(step.output);
+  }
 
   void linear(int i) {
     const Step& step = program_.steps[i];
     const bool closes = step.residual >= 0;
-    const Pointwise kind = step.activates ? pointwise(spec_.activation) : Pointwise::none;
+    const Pointwise kind = step.activates && !step.gated ? pointwise(spec_.activation) : Pointwise::none;
     const float* bias = next_is(i, Op::attend) && attention_adds_bias() ? nullptr : vector(step.bias);
     const T* const w = matrix(step.weight);
     LinearShape shape;
@@ -114,6 +128,14 @@ class Walk {
     const LinearPlan plan = choose_linear(device_, shape);
     if (plan.backend == Backend::library) return library(i, shape, w, bias, kind);
     if constexpr (kTwoBytes) own(step, shape, plan, bias);
+    if (step.gated) gate(step, nullptr);
+  }
+
+  void gate(const Step& step, const float* bias) {
+    const T* const halves = target(step);
+    check(cuda::gate(halves, bias, pointwise(spec_.activation), value(step.output), tokens_, bucket_.tokens,
+                     width(step.output), stream_),
+          "activation and gate");
   }
 
   // LayerNorm of a product's input, but for the row sums of its weights.
@@ -140,7 +162,7 @@ class Walk {
       a.epilogue.gamma = vector(step.residual_norm.gamma);
       a.epilogue.beta = vector(step.residual_norm.beta);
     }
-    a.epilogue.out = value(step.output);
+    a.epilogue.out = target(step);
     if (program_.values[step.output].moments) {
       a.epilogue.moments = layout_.moments(memory_, step.output);
       part_width_[step.output] = plan.moment_columns();
@@ -156,8 +178,9 @@ class Walk {
     const Step& step = program_.steps[i];
     const Product product{model_.type, model_.tf32, bucket_.tokens, shape.n, shape.k};
     const T* const addend = step.residual >= 0 ? value(step.residual) : nullptr;
-    T* const y = value(step.output);
+    T* const y = target(step);
     Matmul::of_current_device().run(product, value(step.input), w, addend, y, layout_.scratch(memory_), stream_);
+    if (step.gated) return gate(step, bias);
     if (bias == nullptr && kind == Pointwise::none) return;
     if (kind == Pointwise::none && next_is(i, Op::norm)) {
       owed_bias_ = bias;
@@ -171,14 +194,8 @@ class Walk {
 
   void attend(const Step& step) {
     const Step& maker = program_.steps[program_.values[step.input].made];
-    const AttentionArguments<T> a{value(step.input),
-                                  attention_adds_bias() ? vector(maker.bias) : nullptr,
-                                  unpadded_.cu_seqlens,
-                                  value(step.output),
-                                  bucket_.batch,
-                                  static_cast<int>(spec_.heads),
-                                  static_cast<int>(spec_.head_size())};
-    check(attention(a, bucket_.length, bucket_.tokens, stream_), "attention");
+    positions_.attend(step, value(step.input), attention_adds_bias() ? vector(maker.bias) : nullptr,
+                      value(step.output));
   }
 
   // The last one writes the padded result itself.
@@ -194,7 +211,8 @@ class Walk {
                        vector(step.norm.beta),
                        epsilon(),
                        value(step.output),
-                       read_again ? x : nullptr};
+                       read_again ? x : nullptr,
+                       spec_.normalise};
     owed_bias_ = nullptr;
     const int columns = width(step.output);
     if (writes_result(i)) {
@@ -229,6 +247,7 @@ class Walk {
   const int* const tokens_;
   const DeviceInfo& device_;
   const cudaStream_t stream_;
+  const PositionSteps<T> positions_;
   std::vector<int> part_width_;       // of each value with moments: elements that one of them tells of
   const float* owed_bias_ = nullptr;  // to the value that the last product wrote
 };

@@ -17,7 +17,7 @@ namespace efft::cpu {
 
 struct ArenaEntry {
   Type type;
-  int32_t reserved;
+  int32_t gated;  // 0 or 1, see Panels
   int64_t outputs, depth;
   int64_t data, scales, corrections, factors;  // offsets in bytes from the block's start; the last three: s8 only
 };
@@ -54,6 +54,7 @@ class Prepared {
             block_ + e.data,
             e.outputs,
             e.depth,
+            e.gated != 0,
             reinterpret_cast<const float*>(block_ + e.scales),
             reinterpret_cast<const float*>(block_ + e.corrections),
             reinterpret_cast<const float*>(block_ + e.factors)};
