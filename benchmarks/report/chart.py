@@ -26,7 +26,7 @@ Bar = tuple[str, float, bool]
 
 
 def bars(result: dict[str, Any], workload: str, peers: str) -> list[Bar]:
-    """BERT-base at ``workload``: other engines in the type ``peers``, ours in the narrower ones too; the slowest first."""
+    """BERT-base at ``workload``, the slowest first: other engines in the type ``peers``, ours in narrower ones too."""
     found: dict[str, Bar] = {}
     for row in result["rows"]:
         if row["model"] != "base" or row["workload"] != workload or "median_ms" not in row or row.get("refused"):
@@ -52,7 +52,8 @@ def draw(cpu: dict[str, Any], gpu: dict[str, Any], path: Path) -> None:
 def _panel(axes: Axes, shown: list[Bar], title: str) -> None:
     colours = [_OURS if ours else _OTHER for _, _, ours in shown]
     drawn = axes.barh([label for label, _, _ in shown], [value for _, value, _ in shown], color=colours)
-    axes.bar_label(drawn, [f"{value:.0f}" if value >= 100 else f"{value:.3g}" for _, value, _ in shown], padding=3, fontsize=8)
+    labels = [f"{value:.0f}" if value >= 100 else f"{value:.3g}" for _, value, _ in shown]
+    axes.bar_label(drawn, labels, padding=3, fontsize=8)
     axes.set_title(f"{title}, milliseconds", fontsize=10)
     axes.tick_params(labelsize=8)
     axes.spines[["top", "right"]].set_visible(False)
