@@ -77,6 +77,7 @@ class Walk {
     if (!r.values) r.values = reinterpret_cast<float*>(scratch_);
     r.scale = to.operand.scales + t;
     r.factors = to.factors;
+    r.step = to.step;
     return r;
   }
 
@@ -162,6 +163,7 @@ class Walk {
       r.operand_type = value.operand.type;
       r.scale = value.operand.scales + t;
       r.factors = value.factors;
+      r.step = value.step;
       k_.convert(value.rows.at(t, 0), value.rows.type, value.rows.width, r);
     });
   }

@@ -12,6 +12,7 @@
 #include "efft/cuda/rows/bias_activation.cuh"
 #include "efft/cuda/rows/embed_norm.cuh"
 #include "efft/cuda/rows/pool.cuh"
+#include "eight_steps.cuh"
 #include "engine.h"
 #include "fold.h"
 
@@ -33,6 +34,7 @@ class Walk {
         tokens_(layout.tokens(memory)),
         device_(DeviceInfo::current()),
         stream_(stream),
+        eight_bits_(model, bucket, layout, memory, stream),
         part_width_(program_.values.size()) {}
 
   // Steps [first, end).
@@ -100,6 +102,10 @@ class Walk {
     const bool closes = step.residual >= 0;
     const Pointwise kind = step.activates ? pointwise(spec_.activation) : Pointwise::none;
     const float* bias = next_is(i, Op::attend) && attention_adds_bias() ? nullptr : vector(step.bias);
+    if (eight_bits_.takes(step)) {
+      if (!eight_bits_.product(i, bias, kind)) finish_library(i, bias, kind);
+      return;
+    }
     const T* const w = matrix(step.weight);
     LinearShape shape;
     shape.own_only = layout_.path != Path::library;
@@ -158,14 +164,21 @@ class Walk {
     const T* const addend = step.residual >= 0 ? value(step.residual) : nullptr;
     T* const y = value(step.output);
     Matmul::of_current_device().run(product, value(step.input), w, addend, y, layout_.scratch(memory_), stream_);
+    finish_library(i, bias, kind);
+  }
+
+  // What is left of a product that is sums and residual.
+  void finish_library(int i, const float* bias, Pointwise kind) {
+    const Step& step = program_.steps[i];
+    T* const y = value(step.output);
     if (bias == nullptr && kind == Pointwise::none) return;
     if (kind == Pointwise::none && next_is(i, Op::norm)) {
       owed_bias_ = bias;
       return;
     }
-    if (addend != nullptr && kind != Pointwise::none)
+    if (step.residual >= 0 && kind != Pointwise::none)
       throw std::runtime_error("efft: no kernel activates a product that adds a residual");
-    check(bias_activation(static_cast<const T*>(y), bias, kind, y, tokens_, bucket_.tokens, shape.n, stream_),
+    check(bias_activation(static_cast<const T*>(y), bias, kind, y, tokens_, bucket_.tokens, width(step.output), stream_),
           "bias and activation");
   }
 
@@ -197,6 +210,7 @@ class Walk {
                        read_again ? x : nullptr};
     owed_bias_ = nullptr;
     const int columns = width(step.output);
+    if (!writes_result(i) && eight_bits_.norm(i, a)) return;
     if (writes_result(i)) {
       check(add_norm_padded(a, unpadded_.slots, unpadded_.call, bucket_.batch * bucket_.length, columns, stream_),
             "the result");
@@ -229,6 +243,7 @@ class Walk {
   const int* const tokens_;
   const DeviceInfo& device_;
   const cudaStream_t stream_;
+  EightBitSteps<T> eight_bits_;
   std::vector<int> part_width_;       // of each value with moments: elements that one of them tells of
   const float* owed_bias_ = nullptr;  // to the value that the last product wrote
 };

@@ -33,9 +33,23 @@ inline void store_unsigned(uint8_t* to, Vec value, int64_t count) {
 #endif
 }
 
-// Eight bits over the row's own range, which always includes zero, so that zero is exact.
+// Eight bits in given steps around 128, the range of signed numbers: from -127 to 127 steps.
 template <typename From>
-inline void quantise(const From* row, const float* factors, int64_t width, uint8_t* out, RowScale* scale) {
+inline void quantise_in_steps(const From* row, const float* factors, float step, int64_t width, uint8_t* out,
+                              RowScale* scale) {
+  constexpr float kZero = 128.0f, kMost = 127.0f;
+  *scale = {step, step * kZero};
+  const Vec multiplier = splat(1.0f / step), zero = splat(kZero);
+  for (int64_t i = 0; i < width; i += kWidth) {
+    const Vec value = load_some(row + i, width - i) * load_some(factors + i, width - i) * multiplier;
+    store_unsigned(out + i, max(min(value, splat(kMost)), splat(-kMost)) + zero, width - i);
+  }
+}
+
+// Eight bits over the row's own range, which always includes zero, so that zero is exact; in steps where one is given.
+template <typename From>
+inline void quantise(const From* row, const float* factors, float given, int64_t width, uint8_t* out, RowScale* scale) {
+  if (given > 0.0f) return quantise_in_steps(row, factors, given, width, out, scale);
   Vec low = splat(0.0f), high = splat(0.0f);
   for (int64_t i = 0; i < width; i += kWidth) {
     const Vec value = load_some(row + i, width - i) * load_some(factors + i, width - i);
@@ -66,7 +80,7 @@ inline void convert(const void* row, Type from, int64_t width, const Results& to
   if (!to.operand) return;
   if (to.operand_type != Type::s8) return cast(row, from, to.operand, to.operand_type, width);
   with_type(row, from, [&](const auto* source) {
-    quantise(source, to.factors, width, static_cast<uint8_t*>(to.operand), to.scale);
+    quantise(source, to.factors, to.step, width, static_cast<uint8_t*>(to.operand), to.scale);
   });
 }
 
@@ -100,7 +114,7 @@ inline void normalize(const float* row, const Norm& norm, const Results& to) {
     scale_and_shift(row, norm, mean, inverse, to.values, static_cast<bf16*>(to.operand));
   } else if (to.operand && to.operand_type == Type::s8) {
     scale_and_shift<float>(row, norm, mean, inverse, to.values, nullptr);
-    quantise(to.values, to.factors, norm.width, static_cast<uint8_t*>(to.operand), to.scale);
+    quantise(to.values, to.factors, to.step, norm.width, static_cast<uint8_t*>(to.operand), to.scale);
   } else {
     scale_and_shift(row, norm, mean, inverse, to.values, static_cast<float*>(to.operand));
   }

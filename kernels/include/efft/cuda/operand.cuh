@@ -1,0 +1,101 @@
+// Operands of eight bits: how a row is rounded to them.
+//
+//   uint8_t        value = scale * integer + shift; each row over its own range, which always includes zero (as on the
+//                  CPU), or from -127 to 127 given steps around 128
+//   __nv_fp8_e4m3  value = scale * number; each row's largest magnitude becomes the type's, or scale is a given step,
+//                  beyond whose range magnitudes stay at the largest
+#pragma once
+
+#include <cuda_fp8.h>
+
+#include "efft/cuda/linear/arguments.cuh"
+#include "efft/cuda/rows/rows.cuh"
+
+namespace efft::cuda {
+
+// The weights' type that the matrix units multiply an operand by.
+template <typename Operand>
+struct EightBitWeight;
+template <>
+struct EightBitWeight<uint8_t> {
+  using type = int8_t;
+  using sum = int32_t;
+};
+template <>
+struct EightBitWeight<__nv_fp8_e4m3> {
+  using type = __nv_fp8_e4m3;
+  using sum = float;
+};
+
+// Where a row's operand goes.
+template <typename Operand>
+struct OperandRows {
+  Operand* out;          // [rows, width]
+  RowNorm* scales;       // [rows]: what each row's numbers stand for
+  const float* factors;  // [width] or nullptr: multiply the row before it is rounded
+  float step;            // the same for every row; 0: each row has its own
+};
+
+constexpr float kLargestE4m3 = 448.f, kSignedZero = 128.f;
+
+// What all rows' numbers stand for where the step is given.
+template <typename Operand>
+__host__ __device__ __forceinline__ RowNorm fixed_scale(float step) {
+  return {step, std::is_same_v<Operand, uint8_t> ? -kSignedZero * step : 0.f};
+}
+
+// How a row is rounded: by value * inverse + zero.
+template <typename Operand>
+struct Rounding {
+  float inverse, zero;
+  int least;  // of uint8_t
+  RowNorm scale;
+
+  __device__ __forceinline__ uint8_t operator()(float value) const {
+    if constexpr (std::is_same_v<Operand, uint8_t>) {
+      const int number = __float2int_rn(fmaf(value, inverse, zero));
+      return static_cast<uint8_t>(min(max(number, least), 255));
+    } else {
+      return __nv_cvt_float_to_fp8(value * inverse, __NV_SATFINITE, __NV_E4M3);
+    }
+  }
+
+  // Two neighbours, the first in the lower half.
+  __device__ __forceinline__ uint16_t pair(float low, float high) const {
+    if constexpr (std::is_same_v<Operand, uint8_t>) {
+      return static_cast<uint16_t>((*this)(low) | (*this)(high) << 8);
+    } else {
+      return __nv_cvt_float2_to_fp8x2({low * inverse, high * inverse}, __NV_SATFINITE, __NV_E4M3);
+    }
+  }
+};
+
+// low <= 0 <= high: the row's range. A row that holds no number at all (NaN) keeps that in e4m3.
+template <typename Operand>
+__device__ __forceinline__ Rounding<Operand> rounding_of(float low, float high) {
+  if constexpr (std::is_same_v<Operand, uint8_t>) {
+    const float range = high - low, inverse = range > 0.f ? 255.f / range : 0.f, step = range / 255.f;
+    const float zero = rintf(-low * inverse);
+    return {inverse, zero, 0, {step, -step * zero}};
+  } else {
+    const float most = fmaxf(high, -low);
+    return {most > 0.f ? kLargestE4m3 / most : 0.f, 0.f, 0, {most / kLargestE4m3, 0.f}};
+  }
+}
+
+// In given steps.
+template <typename Operand>
+__device__ __forceinline__ Rounding<Operand> rounding_in_steps(float step) {
+  return {1.f / step, std::is_same_v<Operand, uint8_t> ? kSignedZero : 0.f, 1, fixed_scale<Operand>(step)};
+}
+
+template <typename Operand, int WIDTH>
+__device__ __forceinline__ void store_operand(Operand* to, const float (&values)[WIDTH], const Rounding<Operand>& by) {
+  static_assert(WIDTH % 2 == 0);
+  Pack<uint16_t, WIDTH / 2> pack;
+#pragma unroll
+  for (int i = 0; i < WIDTH; i += 2) pack.values[i / 2] = by.pair(values[i], values[i + 1]);
+  *reinterpret_cast<Pack<uint16_t, WIDTH / 2>*>(to) = pack;
+}
+
+}  // namespace efft::cuda
