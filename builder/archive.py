@@ -106,6 +106,8 @@ def check_type(config: SetupConfig, carried: Sequence[str], calibrate: Path | No
     if calibrate is not None and not RECIPES[name].takes_texts:
         takers = " or ".join(other for other, recipe in RECIPES.items() if recipe.takes_texts)
         raise BuildError(f"--calibrate is for --scheme {takers} (--data-type {takers}) only")
+    if config.keep and name == "none":
+        raise BuildError("keep: only a quantisation scheme has matrices to keep; choose --scheme int8 or fp8")
     if scheme.fused_only and config.encoder != "fused":
         raise BuildError(f"{name} needs encoder fused (kind thsext); kind {config.kind} has no such products")
     if "cuda" in carried and "cuda" not in scheme.devices:
@@ -216,7 +218,7 @@ def _stage_model(
         from builder import ops
 
         ops.load(libraries[0].path)
-        module, chosen = RECIPES[config.scheme].make(checkpoint, config.compute, facts.pooling, calibrate)
+        module, chosen = RECIPES[config.scheme].make(checkpoint, config.compute, facts.pooling, calibrate, config.keep)
         facts = facts.model_copy(update={"quantisation": chosen})
     length = min(16, facts.max_positions)
     inputs = example_inputs(checkpoint.config.vocab_size, max(2, min(config.batch_size, 4)), length)

@@ -70,9 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     archiving.add_argument("--encoder", choices=get_args(Encoder), help="default: fused")
     archiving.add_argument("--format", choices=get_args(ModelFormat), help="of the model's file (default: torchscript)")
     archiving.add_argument("--compute", choices=get_args(Compute), help="the compute type (default: fp32)")
-    archiving.add_argument(
-        "--scheme", choices=tuple(SCHEMES), help="of quantisation (default: none); int8 is for the CPU"
-    )
+    archiving.add_argument("--scheme", choices=tuple(SCHEMES), help="of quantisation (default: none)")
     archiving.add_argument("--mode", choices=TASKS, help="the same as --task")
     archiving.add_argument("--kind", choices=tuple(KINDS), help="encoder and format in one word")
     archiving.add_argument("--data-type", choices=tuple(DATA_TYPES), help="compute type and scheme in one word")
@@ -80,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
         "--calibrate",
         type=Path,
         metavar="FILE",
-        help="for int8: texts like those to be served, a line each, as JSON lines with text and text_pair, or SQuAD",
+        help="for int8 and fp8: texts like those to be served, a line each, as JSON lines with text and text_pair, or SQuAD",
     )
     archiving.add_argument("--max-length", type=int, help="longest sequence in tokens")
     archiving.add_argument("--batch-size", type=int, help="most requests TorchServe joins")

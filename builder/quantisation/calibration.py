@@ -1,6 +1,6 @@
 """What an encoder is shown while its 8-bit form is chosen and judged: generated sequences, or texts of the user's.
 
-Static activation scales are not among the uses: the engine rounds each token with a range of its own
+Static activation scales are not among int8's uses: the engines round each token with a range of its own
 (docs/cpu-log.md has the comparison). Inputs serve to measure how far activations reach and which matrices lose too much
 in 8 bits.
 """
@@ -8,7 +8,7 @@ in 8 bits.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -163,16 +163,21 @@ def _given(text: Text) -> list[str]:
 
 
 def measured_reach(checkpoint: Checkpoint, base: nn.Module, batches: Sequence[Inputs]) -> dict[str, Tensor]:
-    """How far the inputs of products go: a matrix's slot name -> largest magnitude, fp32 [inputs].
+    """How far the inputs of all products go: a matrix's slot name -> largest magnitude, fp32 [inputs].
 
-    ``base`` is the checkpoint's encoder as transformers has it. Inputs that attention or an activation makes have no
-    outliers that a factor would have to move.
+    ``base`` is the checkpoint's encoder as transformers has it.
     """
     watched = {
-        slot.name: checkpoint.family.modules(slot.name, slot.layer)[0]
-        for slot in matrices(spec_of(checkpoint.config))
-        if slot.feed not in ("attention", "activation")
+        slot.name: checkpoint.family.modules(slot.name, slot.layer)[0] for slot in matrices(spec_of(checkpoint.config))
     }
+    return reach_of(base, watched, batches, lambda inputs: hidden_states(checkpoint, base, inputs))
+
+
+def reach_of(
+    base: nn.Module, watched: Mapping[str, str], batches: Sequence[Inputs], run: Callable[[Inputs], object]
+) -> dict[str, Tensor]:
+    """The largest magnitudes of the inputs of ``base``'s modules, fp32 [inputs] by the keys of ``watched``, while
+    ``run`` computes the batches; pads do not count."""
     reach: dict[str, Tensor] = {}
     valid = torch.empty(0)
 
@@ -187,7 +192,7 @@ def measured_reach(checkpoint: Checkpoint, base: nn.Module, batches: Sequence[In
     try:
         for inputs in batches:
             valid = inputs[2].bool()
-            hidden_states(checkpoint, base, inputs)
+            run(inputs)
     finally:
         for handle in hooks:
             handle.remove()
