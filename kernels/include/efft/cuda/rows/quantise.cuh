@@ -36,8 +36,8 @@ __device__ __forceinline__ Rounding<Operand> rounding_of_row(const OperandRows<O
   if (warps > 1) {
     if (threadIdx.x == 0) ranges[warp] = range;
     __syncthreads();
-    range = threadIdx.x < warps ? ranges[threadIdx.x] : make_float2(0.f, 0.f);
-    range = warp_range(range.x, range.y);
+#pragma unroll 4
+    for (int w = 0; w < warps; ++w) range = make_float2(fminf(range.x, ranges[w].x), fmaxf(range.y, ranges[w].y));
   }
   return rounding_of<Operand>(range.x, range.y);
 }
