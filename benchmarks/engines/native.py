@@ -18,8 +18,8 @@ from benchmarks.workloads import Batch, make_batch, make_workload
 from builder.encoder import PackedEncoder, pack, prepare
 from builder.families import family_of, spec_of
 from builder.formats.torchscript import example_inputs, save_torchscript
-from builder.quantisation.calibration import reach_of
-from builder.quantisation.quantise import quantise, steps_of
+from builder.quantisation.calibration import spans_of
+from builder.quantisation.quantise import Step, quantise, steps_of
 from builder.slots import matrices
 
 
@@ -95,25 +95,31 @@ class Fused(_Module):
         weights = pack(source.model.state_dict(), family_of(source.config), spec, dtype)
         if data_type in ("int8", "fp8"):
             exact = pack(source.model.state_dict(), family_of(source.config), spec, torch.float32)
-            steps = _steps(source) if data_type == "fp8" else None
-            arena = quantise(exact.matrices, exact.vectors, spec, number=data_type, steps=steps)
+            arena = quantise(
+                exact.matrices, exact.vectors, spec, number=data_type, steps=_steps(source, data_type, device)
+            )
             weights = replace(weights, matrices=arena)
         self.module = _through_file(PackedEncoder(spec, weights, "hidden"), source, device)
         self.module.matrices = prepare(spec, self.module).matrices
 
 
-def _steps(source: Source) -> dict[str, float]:
-    """The steps that the builder gives operands behind attention and activations, by a batch of random tokens."""
-    family, batch = family_of(source.config), make_batch(make_workload("4x32", "half"), source.config.vocab_size)
-    behind = [slot for slot in matrices(spec_of(source.config)) if slot.feed in ("attention", "activation")]
-    watched = {slot.name: family.modules(slot.name, slot.layer)[0] for slot in behind}
+def _steps(source: Source, data_type: str, device: str) -> dict[str, Step]:
+    """The steps that the builder gives operands behind attention and activations, by a batch of random tokens. On a CPU
+    int8 gives each token its own."""
+    if device == "cpu":
+        return {}
+    spec, family = spec_of(source.config), family_of(source.config)
+    batch = make_batch(make_workload("4x32", "half"), source.config.vocab_size)
+    fed = [slot for slot in matrices(spec) if slot.feed in ("attention", "activation")]
+    watched = {slot.name: family.modules(slot.name, slot.layer)[0] for slot in fed}
     whole = source.as_type(torch.float32)
 
     def run(inputs: tuple[Tensor, Tensor, Tensor]) -> None:
         with torch.inference_mode():
             whole(*inputs)
 
-    return steps_of(reach_of(whole.model, watched, [batch.tensors], run), "fp8")
+    spans = spans_of(whole.model, watched, [batch.tensors], run)
+    return steps_of({name: (float(low.min()), float(high.max())) for name, (low, high) in spans.items()}, data_type)
 
 
 @register

@@ -162,29 +162,35 @@ def _given(text: Text) -> list[str]:
     return [part for part in text if part is not None]
 
 
-def measured_reach(checkpoint: Checkpoint, base: nn.Module, batches: Sequence[Inputs]) -> dict[str, Tensor]:
-    """How far the inputs of all products go: a matrix's slot name -> largest magnitude, fp32 [inputs].
+Span = tuple[Tensor, Tensor]
+"""The lowest and the highest value of each input of a product, fp32 [inputs]."""
+
+
+def measured_spans(checkpoint: Checkpoint, base: nn.Module, batches: Sequence[Inputs]) -> dict[str, Span]:
+    """How far the inputs of all products go, by the matrix's slot name.
 
     ``base`` is the checkpoint's encoder as transformers has it.
     """
     watched = {
         slot.name: checkpoint.family.modules(slot.name, slot.layer)[0] for slot in matrices(spec_of(checkpoint.config))
     }
-    return reach_of(base, watched, batches, lambda inputs: hidden_states(checkpoint, base, inputs))
+    return spans_of(base, watched, batches, lambda inputs: hidden_states(checkpoint, base, inputs))
 
 
-def reach_of(
+def spans_of(
     base: nn.Module, watched: Mapping[str, str], batches: Sequence[Inputs], run: Callable[[Inputs], object]
-) -> dict[str, Tensor]:
-    """The largest magnitudes of the inputs of ``base``'s modules, fp32 [inputs] by the keys of ``watched``, while
-    ``run`` computes the batches; pads do not count."""
-    reach: dict[str, Tensor] = {}
+) -> dict[str, Span]:
+    """What the inputs of ``base``'s modules span, by the keys of ``watched``, while ``run`` computes the batches; pads
+    do not count."""
+    spans: dict[str, Span] = {}
     valid = torch.empty(0)
 
     def watch(matrix: str) -> Any:
         def hook(_module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-            largest = arguments[0][valid].abs().amax(0)
-            reach[matrix] = torch.maximum(reach[matrix], largest) if matrix in reach else largest
+            low, high = arguments[0][valid].float().aminmax(dim=0)
+            if matrix in spans:
+                low, high = torch.minimum(spans[matrix][0], low), torch.maximum(spans[matrix][1], high)
+            spans[matrix] = low, high
 
         return hook
 
@@ -196,7 +202,7 @@ def reach_of(
     finally:
         for handle in hooks:
             handle.remove()
-    return reach
+    return spans
 
 
 def hidden_states(checkpoint: Checkpoint, base: nn.Module, inputs: Inputs) -> Tensor:

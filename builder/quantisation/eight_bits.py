@@ -1,7 +1,7 @@
 """8-bit archives: the choice of matrices, and the cosines it must hold.
 
-The yardstick of other types, twice plain PyTorch's error, does not exist for 8 bits. What users of an encoder feel is the
-angle by which its vectors turn, so the worst token's and the worst pooled vector's cosine against the checkpoint in
+The yardstick of other types, twice plain PyTorch's error, does not exist for 8 bits. What users of an encoder feel is
+the angle by which its vectors turn, so the worst token's and the worst pooled vector's cosine against the checkpoint in
 fp32 are bounded.
 """
 
@@ -18,14 +18,16 @@ from torch import Tensor, nn
 
 from builder.checkpoint import Checkpoint
 from builder.encoder import encode, pack, prepare
-from builder.families import spec_of
+from builder.errors import BuildError
+from builder.families import EncoderSpec, spec_of
 from builder.gate.probes import Inputs, probes
 from builder.gate.verdict import HEAD_ERROR, POOLED_COSINE, TOKEN_COSINE, CosineVerdict
 from builder.models import DTYPES, PackedModel, assemble, encoder_of, output_of
-from builder.quantisation.calibration import Calibration, calibration, hidden_states, measured_reach
+from builder.quantisation.calibration import Calibration, calibration, hidden_states, measured_spans
 from builder.quantisation.emulated import emulated
 from builder.quantisation.keep import kept_by_hand
-from builder.quantisation.quantise import Rounder, fewest_kept, steps_of
+from builder.quantisation.quantise import Rounded, Rounder, fewest_kept, steps_of
+from builder.quantisation.stored import stacked
 from builder.slots import matrices
 from handler.runtime import TracedModel
 
@@ -114,8 +116,8 @@ def quantised_model(
 ) -> tuple[PackedModel, dict[str, Any]]:
     """The checkpoint in 8 bits, as many matrices in bf16 as the cosines ask for, and what was chosen.
 
-    Matrices named in ``keep`` (:func:`builder.quantisation.keep.kept_by_hand`) stay bf16 whatever the cosines say; where the
-    checkpoint brings its own scales, these are used and no other matrix is kept. Tables and the arithmetic between the
+    Matrices named in ``keep`` (``builder.quantisation.keep``) stay bf16 whatever the cosines say; where the checkpoint
+    brings its own scales, these are used and no other matrix is kept. Tables and the arithmetic between the
     products are of the type ``compute``, and so is fill-mask's head; other heads are fp32. Whether the cosines hold is
     for :func:`judge` to say: where not even 16 bits do, every matrix has 16. Raises BuildError for odd weights,
     unreadable texts, or names that no matrix has.
@@ -139,29 +141,80 @@ def quantised_model(
 
     every = [slot.name for slot in rounder.slots]
     reached = of_engine if scheme == "int8" else of_emulation
-    kept = fewest_kept(every, reached, _MARGIN, always)
+    if rounder.given:
+        # What the checkpoint's makers left alone stays so; whether theirs holds is for the gate to say.
+        kept: Collection[str] = {*always, *(name for name in every if name not in rounder.given)}
+    else:
+        if scheme == "int8" and calibrate is not None:
+            rounder.fix(few_own_steps(rounder, behind(spec, "attention", "activation"), reached, always))
+        kept = fewest_kept(every, reached, _MARGIN, always)
     facts = {
         "calibrated_on": chosen.source,
         "matrices": len(every),
         "kept": [name for name in every if name in kept],
         "kept_by_hand": [name for name in every if name in always],
+        "fixed_steps": [name for name in every if name not in kept and rounder.rounded(name).step is not None],
+        "scales": "the checkpoint's" if rounder.given else "measured",
     }
     return assemble(checkpoint, model, replace(served, matrices=rounder.arena(kept)), pooling), facts
 
 
+def few_own_steps(
+    rounder: Rounder, candidates: list[str], reached: Callable[[Collection[str]], float], always: Collection[str]
+) -> list[str]:
+    """Those of ``candidates`` whose operands may have steps that all tokens share, which saves a GPU a pass over them:
+    as many as the cosines bear without any further matrix in 16 bits."""
+
+    def with_own(own: Collection[str]) -> float:
+        rounder.fix([name for name in candidates if name not in own])
+        return reached(always)
+
+    own = fewest_kept(candidates, with_own, _MARGIN)
+    return [name for name in candidates if name not in own]
+
+
 def rounder_of(checkpoint: Checkpoint, base: nn.Module, scheme: str, batches: Sequence[Inputs]) -> Rounder:
     """The matrices of ``base``, the checkpoint's encoder, on their way to 8 bits: with what ``batches`` show of how far
-    activations reach."""
+    activations reach. Operands of fp8 behind attention and activations are rounded in steps that all tokens share: rows
+    behind a LayerNorm get a scale each at no cost, others by a pass of their own. Those of int8 may be fixed so, too
+    (:meth:`Rounder.fix`)."""
     spec = spec_of(checkpoint.config)
     exact = pack(base.state_dict(), checkpoint.family, spec, torch.float32)
-    reach = measured_reach(checkpoint, base, batches)
-    behind_norms = {slot.name for slot in matrices(spec) if slot.feed not in ("attention", "activation")}
-    steps = {}
-    if scheme == "fp8":
-        # Rows behind a LayerNorm get a scale each at no cost; of others it would take a pass over them.
-        steps = steps_of({name: r for name, r in reach.items() if name not in behind_norms}, scheme)
-    smoothed = {name: r for name, r in reach.items() if name in behind_norms}
-    return Rounder(exact.matrices, exact.vectors, spec, smoothed, number=scheme, steps=steps)
+    given = of_checkpoint(checkpoint, base, scheme)
+    spans = measured_spans(checkpoint, base, batches)
+    made = set(behind(spec, "attention", "activation"))
+    ranges = {name: (float(low.min()), float(high.max())) for name, (low, high) in spans.items() if name in made}
+    steps = steps_of(ranges, scheme)
+    smoothed = {n: torch.maximum(high.abs(), low.abs()) for n, (low, high) in spans.items() if n not in made}
+    rounder = Rounder(exact.matrices, exact.vectors, spec, smoothed, number=scheme, steps=steps, given=given)
+    if scheme == "int8":
+        rounder.fix(())
+    return rounder
+
+
+def of_checkpoint(checkpoint: Checkpoint, base: nn.Module, scheme: str) -> dict[str, Rounded]:
+    """The matrices that the checkpoint has in 8 bits already, by slot.
+
+    Raises BuildError where they are of another type than the scheme's.
+    """
+    if not checkpoint.stored:
+        return {}
+    prefix = "" if checkpoint.task == "embedding" else f"{checkpoint.family.prefix}."
+    state, given = base.state_dict(), {}
+    for slot in matrices(spec_of(checkpoint.config)):
+        names = [f"{path}.weight" for path in checkpoint.family.modules(slot.name, slot.layer)]
+        found = [checkpoint.stored.get(prefix + name) for name in names]
+        parts = [(one, state[name].float()) for one, name in zip(found, names, strict=True) if one is not None]
+        if wrong := next((one for one, _ in parts if one.scheme not in (None, scheme)), None):
+            raise BuildError(f"{checkpoint.source}: quantised as {wrong.scheme}; build it with --scheme {wrong.scheme}")
+        if len(parts) == len(names):
+            given[slot.name] = stacked([one.rounded(weight, scheme) for one, weight in parts])
+    return given
+
+
+def behind(spec: EncoderSpec, *feeds: str) -> list[str]:
+    """The matrices whose input is made by one of ``feeds``."""
+    return [slot.name for slot in matrices(spec) if slot.feed in feeds]
 
 
 def judge(

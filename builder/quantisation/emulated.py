@@ -1,5 +1,5 @@
-"""What rounding to 8 bits does to an encoder, in plain PyTorch: the checkpoint's own modules with rounded weights, whose
-inputs are rounded as the kernels round them. For types that this machine's processor does not multiply."""
+"""What rounding to 8 bits does to an encoder, in plain PyTorch: the checkpoint's own modules with rounded weights, and
+inputs rounded as the kernels round them. For types that this machine's processor does not multiply."""
 
 from __future__ import annotations
 
@@ -52,8 +52,11 @@ def _replace(module: Any, weight: Tensor) -> Any:
 def operand(x: Tensor, matrix: Rounded, number: Number) -> Tensor:
     """The input of a product [..., inputs] as the kernels round it."""
     spread = x.float() * matrix.factors
-    if matrix.step:
-        rounded = number.rounded(spread / matrix.step) * matrix.step
+    if matrix.step is not None and number.dtype is torch.int8:
+        fixed = matrix.step
+        rounded = ((spread / fixed.size + fixed.zero).round().clamp(0, 255) - fixed.zero) * fixed.size
+    elif matrix.step is not None:
+        rounded = number.rounded(spread / matrix.step.size) * matrix.step.size
     elif number.dtype is torch.int8:  # unsigned over the row's own range
         low, high = spread.amin(-1, keepdim=True).clamp(max=0), spread.amax(-1, keepdim=True).clamp(min=0)
         step = ((high - low) / 255).clamp(min=_TINY)

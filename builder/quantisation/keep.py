@@ -23,7 +23,7 @@ def kept_by_hand(names: Collection[str], spec: EncoderSpec) -> tuple[str, ...]:
         if not fitting:
             parts = sorted({matrix.rpartition(".")[2] for matrix in every})
             raise BuildError(
-                f"keep: no matrix is named {name!r}; there are layer.N.PART with N from 0 to {spec.layers - 1} and PART "
+                f"keep: no matrix is named {name!r}; there are layer.N.PART, N from 0 to {spec.layers - 1} and PART "
                 f"one of {', '.join(parts)}"
             )
         found.update(fitting)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -25,9 +25,18 @@ Reach = Mapping[str, Tensor]
 """A matrix's slot name -> the largest magnitude of each input [inputs] of its product; matrices that are absent keep
 their inputs as they are."""
 
-Steps = Mapping[str, float]
-"""A matrix's slot name -> what 1 stands for in its operands, the same for every token; those that are absent round each
-token over its own range."""
+
+@dataclass(frozen=True)
+class Step:
+    """Steps of operands, the same for every token: value = size * (number - zero)."""
+
+    size: float
+    zero: int = 0
+    """Of int8's operands, which are unsigned; 128 where the range is as long on either side."""
+
+
+Steps = Mapping[str, Step]
+"""A matrix's slot name -> the steps of its operands; those that are absent round each token over its own range."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +69,8 @@ class Rounded:
     """fp32 [outputs]."""
     factors: Tensor
     """fp32 [inputs]."""
-    step: float = 0.0
-    """Of operands; 0: each token has its own."""
+    step: Step | None = None
+    """Of operands; None: each token has its own."""
 
     @property
     def weight(self) -> Tensor:
@@ -99,16 +108,28 @@ def quantise(
 
     ``matrices`` and ``vectors`` are the flat arenas in any float type; those matrices whose slots are named in ``keep``
     stay bf16. ``reach`` says how far the products' inputs go; without it that is estimated from the LayerNorms.
-    ``given`` matrices are written as they are. Returns uint8 [bytes]. Raises BuildError when the arenas do not fit the spec or a weight is not finite.
+    ``given`` matrices are written as they are. Returns uint8 [bytes]. Raises BuildError when the arenas do not fit the
+    spec or a weight is not finite.
     """
     return Rounder(matrices, vectors, spec, reach, number=number, steps=steps, given=given).arena(keep)
 
 
-def steps_of(reach: Reach, number: str) -> dict[str, float]:
-    """Steps that reach ``_HEADROOM`` times as far as the inputs did; none for inputs that were zero."""
-    largest = NUMBERS[number].largest
-    steps = {name: _HEADROOM * float(magnitude.max()) / largest for name, magnitude in reach.items()}
-    return {name: step for name, step in steps.items() if step > 0}
+def steps_of(ranges: Mapping[str, tuple[float, float]], number: str) -> dict[str, Step]:
+    """Steps for operands between a lowest and a highest value, by matrix; none for operands that were all zero.
+
+    e4m3 is given ``_HEADROOM`` times as much room; integers are not, as each of theirs counts.
+    """
+    steps = {}
+    for name, (low, high) in ranges.items():
+        low, high = min(low, 0.0), max(high, 0.0)
+        if high == low:
+            continue
+        if number == "int8":
+            size = (high - low) / 255
+            steps[name] = Step(size, round(-low / size))
+        else:
+            steps[name] = Step(_HEADROOM * max(high, -low) / NUMBERS[number].largest)
+    return steps
 
 
 def most_sensitive(
@@ -177,20 +198,28 @@ class Rounder:
         self.number = NUMBERS[number]
         self.reach = _estimated_reach(spec, vectors.float()) if reach is None else reach
         self.steps = steps or {}
-        self._rounded: dict[str, Rounded] = dict(given or {})
+        self.given = given or {}
+        self._fixed = set(self.steps)
+        self._rounded: dict[str, Rounded] = dict(self.given)
+
+    def fix(self, matrices: Collection[str]) -> None:
+        """Let the operands of these matrices, and of no others, have the steps that are known of them."""
+        self._fixed = set(matrices)
 
     def rounded(self, matrix: str) -> Rounded:
         """A matrix in 8 bits, by its slot's name."""
         if matrix not in self._rounded:
-            weight, step = self.weights[matrix].float(), self.steps.get(matrix, 0.0)
-            reach = self.reach.get(matrix) if self.number.smooths and not step else None
-            self._rounded[matrix] = _round(weight, reach, self.number, step)
-        return self._rounded[matrix]
+            reach = self.reach.get(matrix) if self.number.smooths and matrix not in self.steps else None
+            self._rounded[matrix] = _round(self.weights[matrix].float(), reach, self.number)
+        found = self._rounded[matrix]
+        if matrix in self.given or matrix not in self._fixed:
+            return found
+        return replace(found, step=self.steps.get(matrix))
 
     def arena(self, keep: Collection[str]) -> Tensor:
         """The archived form with the matrices of ``keep`` in bf16, uint8 [bytes]."""
         eight = {matrix: self.rounded(matrix) for matrix in self.weights if matrix not in keep}
-        first = all(one.numbers.dtype is torch.int8 and not one.step for one in eight.values())
+        first = all(one.numbers.dtype is torch.int8 and one.step is None for one in eight.values())
         writer = _Writer(self.spec, len(self.slots), steps=not first)
         for matrix, weight in self.weights.items():
             if matrix in eight:
@@ -200,7 +229,7 @@ class Rounder:
         return writer.finish()
 
 
-def _round(weight: Tensor, magnitude: Tensor | None, number: Number, step: float) -> Rounded:
+def _round(weight: Tensor, magnitude: Tensor | None, number: Number) -> Rounded:
     """``magnitude``: how far each input reaches, where its outliers are to move into the weights."""
     factors = torch.ones(weight.shape[1])
     if magnitude is not None:
@@ -211,7 +240,7 @@ def _round(weight: Tensor, magnitude: Tensor | None, number: Number, step: float
     spread = weight / factors
     scales = spread.abs().amax(1) / number.largest
     numbers = number.rounded(spread / scales.clamp(min=torch.finfo(torch.float32).tiny)[:, None])
-    return Rounded(numbers.to(number.dtype), scales, factors, step)
+    return Rounded(numbers.to(number.dtype), scales, factors)
 
 
 def _estimated_reach(spec: EncoderSpec, vectors: Tensor) -> dict[str, Tensor]:
@@ -243,9 +272,9 @@ class _Writer:
         code = next(number.code for number in NUMBERS.values() if number.dtype is numbers.dtype)
         self._entry(code, numbers, *offsets, step=matrix.step)
 
-    def _entry(self, code: int, matrix: Tensor, *offsets: int, step: float = 0.0) -> None:
+    def _entry(self, code: int, matrix: Tensor, *offsets: int, step: Step | None = None) -> None:
         fields = [code, *matrix.shape, *offsets]
-        bits = struct.unpack("<I", struct.pack("<f", step))[0]
+        bits = struct.unpack("<q", struct.pack("<fI", step.size, step.zero))[0] if step else 0
         self.entries.append(_ENTRY.pack(*fields, bits) if self.steps else _ENTRY_WITHOUT_STEP.pack(*fields))
 
     def _place(self, tensor: Tensor) -> int:

@@ -59,6 +59,8 @@ class Reader {
     view.factors = reinterpret_cast<const float*>(at(e.factors, e.inputs * 4));
     const auto bits = static_cast<uint32_t>(e.step);
     std::memcpy(&view.step, &bits, sizeof bits);
+    view.zero = view.type == Type::s8 ? static_cast<float>(static_cast<uint64_t>(e.step) >> 32) : 0.0f;
+    if (view.zero > 255) refuse("entry " + slot.name + " has a zero beyond 8 bits");
     if (!(view.step >= 0 && view.step <= 3e38f)) refuse("entry " + slot.name + " has a step that is no size");
     return view;
   }

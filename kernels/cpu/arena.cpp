@@ -40,7 +40,7 @@ Plan plan(const std::vector<WeightView>& parts) {
   for (const WeightView& part : parts) {
     const Format& format = format_of(part.type);
     const int64_t panels = format.panels(part.outputs);
-    ArenaEntry entry{format.type, part.step, part.outputs, part.inputs, 0, 0, 0, 0};
+    ArenaEntry entry{format.type, part.step, part.zero, 0, part.outputs, part.inputs, 0, 0, 0, 0};
     if (part.outputs > 0) {
       entry.data = carver.take(panels * format.panel_bytes(part.inputs));
       if (format.type == Type::s8) {

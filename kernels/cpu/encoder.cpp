@@ -78,6 +78,7 @@ class Walk {
     r.scale = to.operand.scales + t;
     r.factors = to.factors;
     r.step = to.step;
+    r.zero = to.zero;
     return r;
   }
 
@@ -164,6 +165,7 @@ class Walk {
       r.scale = value.operand.scales + t;
       r.factors = value.factors;
       r.step = value.step;
+      r.zero = value.zero;
       k_.convert(value.rows.at(t, 0), value.rows.type, value.rows.width, r);
     });
   }

@@ -28,6 +28,12 @@ void for_operand(const std::string& name, Body&& body) {
   throw std::runtime_error("operand: must be e4m3 or u8");
 }
 
+// What stands for 0 in the tests' steps.
+template <typename Operand>
+constexpr float zero_of() {
+  return std::is_same_v<Operand, uint8_t> ? 128.f : 0.f;
+}
+
 const float* optional_floats(const Tensor& vector) { return vector.numel() == 0 ? nullptr : data<const float>(vector); }
 
 std::tuple<Tensor, Tensor> quantise_rows_op(const Tensor& x, const Tensor& factors, double step,
@@ -41,7 +47,7 @@ std::tuple<Tensor, Tensor> quantise_rows_op(const Tensor& x, const Tensor& facto
       using T = decltype(zero);
       using Operand = decltype(number);
       const OperandRows<Operand> to{data<Operand>(out), reinterpret_cast<RowNorm*>(scales.data_ptr()),
-                                    optional_floats(factors), static_cast<float>(step)};
+                                    optional_floats(factors), {static_cast<float>(step), zero_of<Operand>()}};
       check(quantise_rows(data<const T>(x), to, nullptr, static_cast<int>(x.size(0)), static_cast<int>(x.size(1)),
                           current_stream(x), Order::kSerial),
             "quantise_rows");
@@ -70,7 +76,7 @@ std::tuple<Tensor, Tensor, Tensor> norm_operands_op(const Tensor& x, const Tenso
                          data<T>(normal),
                          nullptr};
       const OperandRows<Operand> to{data<Operand>(out), reinterpret_cast<RowNorm*>(scales.data_ptr()),
-                                    optional_floats(factors), static_cast<float>(step)};
+                                    optional_floats(factors), {static_cast<float>(step), zero_of<Operand>()}};
       check(norm_operands(a, to, nullptr, static_cast<int>(x.size(0)), static_cast<int>(x.size(1)), current_stream(x),
                           Order::kSerial),
             "norm_operands");
@@ -105,13 +111,14 @@ Tensor eight_bit_rows_op(const Tensor& x, const Tensor& rows, const Tensor& w, c
     a.epilogue.bias = optional_floats(bias);
     a.epilogue.pointwise = gelu ? Pointwise::gelu : Pointwise::none;
     a.scales = {reinterpret_cast<const RowNorm*>(rows.data_ptr()), {}, data<const float>(columns),
-                optional_floats(sums), step > 0 ? static_cast<float>(1 / step) : 0.f};
+                optional_floats(sums), {}};
   };
   for_operand(operand, [&](auto number) {
     using Operand = decltype(number);
     if (step > 0) {
       EightBitArguments<EightBitTypes<Operand, Operand, __half>> a{};
       fill(a);
+      a.scales.result = {static_cast<float>(step), zero_of<Operand>()};
       return product(x, w, a, out, cut);
     }
     for_two_bytes(type_of(like), [&](auto zero) {

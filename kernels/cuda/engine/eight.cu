@@ -114,7 +114,7 @@ Prepared read(const Lowered& encoder, const EightBitTrailer& trailer, const void
   each_matrix(encoder, all, sums, [&](size_t i, const WeightView& view, const float* own) {
     if (bytes_of(view.type) != 1) return;
     const float* const factors = all_ones(view.factors, view.inputs) ? nullptr : view.factors;
-    eight->slots[i] = {view.type, view.data, view.scales, own, factors, view.step};
+    eight->slots[i] = {view.type, view.data, view.scales, own, factors, {view.step, view.zero}};
     eight->widest = std::max(eight->widest, view.inputs);
   });
   return {std::move(eight), trailer.folded == 0 ? nullptr : base + trailer.folded};

@@ -12,6 +12,7 @@
 #include <memory>
 #include <vector>
 
+#include "efft/cuda/operand.cuh"
 #include "efft/program.h"
 #include "efft/quantised.h"
 
@@ -24,7 +25,7 @@ struct EightBitMatrix {
   const float* scales = nullptr;   // [outputs]
   const float* sums = nullptr;     // [outputs]: scale times the sum of a row's integers
   const float* factors = nullptr;  // [inputs], or nullptr: all are 1
-  float step = 0;                  // of operands, or 0
+  FixedSteps steps;                // of operands
 
   bool present() const { return w != nullptr; }
 };

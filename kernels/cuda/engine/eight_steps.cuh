@@ -3,6 +3,7 @@
 // GELU behind another such product, in steps that are the same for every token.
 #pragma once
 
+#include "efft/cuda/attention/attention.cuh"
 #include "efft/cuda/linear/eight.cuh"
 #include "efft/cuda/rows/quantise.cuh"
 #include "eight.h"
@@ -55,6 +56,17 @@ class EightBitSteps {
     return true;
   }
 
+  // Has attention write the operand of the product behind it, where that has fixed steps.
+  void attend(int i, AttentionArguments<T>* a) {
+    const Step& step = program_.steps[i];
+    const Step* const reader = reader_of(step.output, i);
+    if (reader == nullptr || !only_operand(step.output, i, *reader)) return;
+    a->out = static_cast<T*>(layout_.operands(memory_, next_buffer()));
+    a->operand_inverse = matrix(*reader).steps.inverse();
+    a->operand_zero = matrix(*reader).steps.zero;
+    hold(step.output, *reader, true);
+  }
+
  private:
   const EightBitMatrix& matrix(const Step& step) const { return model_.eight->slots[step.weight]; }
   T* value(int index) const { return static_cast<T*>(layout_.value(memory_, index)); }
@@ -85,6 +97,11 @@ class EightBitSteps {
     return true;
   }
 
+  // Whether a value is wanted as the reader's operand alone, in steps that need no look at a whole row.
+  bool only_operand(int value, int made, const Step& reader) const {
+    return matrix(reader).steps.given() && matrix(reader).factors == nullptr && only_reader(value, made, reader);
+  }
+
   // Operands go to one of two buffers in turn: the product that reads one may write the other.
   int next_buffer() const { return held_.buffer ^ 1; }
   void hold(int value, const Step& reader, bool fixed = false) {
@@ -93,7 +110,7 @@ class EightBitSteps {
   template <typename Operand>
   OperandRows<Operand> rows(int buffer, const EightBitMatrix& of) const {
     return {static_cast<Operand*>(layout_.operands(memory_, buffer)), layout_.operand_scales(memory_, buffer),
-            of.factors, of.step};
+            of.factors, of.steps};
   }
 
   // The input of a product, rounded for it.
@@ -115,14 +132,13 @@ class EightBitSteps {
     const bool gelu = kind == Pointwise::gelu && step.residual < 0;
     const bool done = gelu || kind == Pointwise::none;
     const Step* const reader = gelu ? reader_of(step.output, i) : nullptr;
-    const bool rounds = reader != nullptr && matrix(*reader).type == matrix(step).type && matrix(*reader).step > 0 &&
-                        matrix(*reader).factors == nullptr && only_reader(step.output, i, *reader);
+    const bool rounds = reader != nullptr && matrix(*reader).type == matrix(step).type && only_operand(step.output, i, *reader);
     if (rounds) {
       using Types = EightBitTypes<Operand, Operand, __half>;
       const int buffer = next_buffer();
       auto a = arguments<Types>(step, bias, Pointwise::gelu);
       a.epilogue.out = static_cast<Operand*>(layout_.operands(memory_, buffer));
-      a.scales.inverse = 1.f / matrix(*reader).step;
+      a.scales.result = matrix(*reader).steps;
       launch_product(step, a);
       hold(step.output, *reader, true);
       return true;
@@ -136,7 +152,6 @@ class EightBitSteps {
 
   template <typename Types>
   EightBitArguments<Types> arguments(const Step& step, const float* bias, Pointwise kind) const {
-    using Operand = typename Types::Operand;
     const EightBitMatrix& m = matrix(step);
     const Slot& slot = model_.encoder->slots[step.weight];
     EightBitArguments<Types> a{};
@@ -146,7 +161,7 @@ class EightBitSteps {
     a.n = static_cast<int>(slot.rows);
     a.k = static_cast<int>(slot.columns);
     a.scales.rows = held_.fixed ? nullptr : layout_.operand_scales(memory_, held_.buffer);
-    a.scales.all = fixed_scale<Operand>(m.step);
+    a.scales.all = m.steps.scale();
     a.scales.columns = m.scales;
     a.scales.sums = m.sums;
     return a;
@@ -184,6 +199,7 @@ class EightBitSteps<float> {
   bool takes(const Step&) const { return false; }
   bool product(int, const float*, Pointwise) { return false; }
   bool norm(int, const AddNorm<float>&) { return false; }
+  void attend(int, AttentionArguments<float>*) {}
 };
 
 }  // namespace efft::cuda

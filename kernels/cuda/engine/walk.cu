@@ -49,7 +49,7 @@ class Walk {
           linear(i);
           break;
         case Op::attend:
-          attend(step);
+          attend(i);
           break;
         case Op::norm:
           norm(i);
@@ -182,15 +182,17 @@ class Walk {
           "bias and activation");
   }
 
-  void attend(const Step& step) {
+  void attend(int i) {
+    const Step& step = program_.steps[i];
     const Step& maker = program_.steps[program_.values[step.input].made];
-    const AttentionArguments<T> a{value(step.input),
+    AttentionArguments<T> a{value(step.input),
                                   attention_adds_bias() ? vector(maker.bias) : nullptr,
                                   unpadded_.cu_seqlens,
                                   value(step.output),
                                   bucket_.batch,
                                   static_cast<int>(spec_.heads),
                                   static_cast<int>(spec_.head_size())};
+    eight_bits_.attend(i, &a);
     check(attention(a, bucket_.length, bucket_.tokens, stream_), "attention");
   }
 

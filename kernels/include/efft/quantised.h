@@ -32,8 +32,8 @@ struct QuantisedEntry {
   int64_t scales;   // 8 bits: fp32 [outputs]
   int64_t factors;  // 8 bits: fp32 [inputs]; weight = scale[output] * number * factor[input], and the operand is
                     // multiplied by factor[input] too: its outliers have moved into the weights
-  int64_t step;     // 8 bits: the lower half holds an fp32, what 1 in an operand stands for, the same for every token
-                    // (s8: from -127 to 127); 0: each token has its own
+  int64_t step;     // 8 bits: the lower half holds an fp32, what 1 in an operand stands for, the same for every token;
+                    // 0: each token has its own. s8: the upper half holds the unsigned number that stands for 0
 };
 
 constexpr int64_t kQuantisedEntryBytesWithoutSteps = 6 * sizeof(int64_t);

@@ -18,6 +18,8 @@ namespace efft::cpu {
 struct ArenaEntry {
   Type type;
   float step;  // s8: of operands, or 0
+  float zero;  // s8: the unsigned number that stands for 0 in these steps
+  int32_t reserved;
   int64_t outputs, depth;
   int64_t data, scales, corrections, factors;  // offsets in bytes from the block's start; the last three: s8 only
 };
@@ -57,7 +59,8 @@ class Prepared {
             reinterpret_cast<const float*>(block_ + e.scales),
             reinterpret_cast<const float*>(block_ + e.corrections),
             reinterpret_cast<const float*>(block_ + e.factors),
-            e.step};
+            e.step,
+            e.zero};
   }
 
   const char* block_;

@@ -33,23 +33,22 @@ inline void store_unsigned(uint8_t* to, Vec value, int64_t count) {
 #endif
 }
 
-// Eight bits in given steps around 128, the range of signed numbers: from -127 to 127 steps.
+// Eight bits in given steps from a given zero; what lies outside becomes the first or the last of them.
 template <typename From>
-inline void quantise_in_steps(const From* row, const float* factors, float step, int64_t width, uint8_t* out,
-                              RowScale* scale) {
-  constexpr float kZero = 128.0f, kMost = 127.0f;
-  *scale = {step, step * kZero};
-  const Vec multiplier = splat(1.0f / step), zero = splat(kZero);
+inline void quantise_in_steps(const From* row, const Results& to, int64_t width, uint8_t* out, RowScale* scale) {
+  *scale = {to.step, to.step * to.zero};
+  const Vec multiplier = splat(1.0f / to.step), zero = splat(to.zero);
   for (int64_t i = 0; i < width; i += kWidth) {
-    const Vec value = load_some(row + i, width - i) * load_some(factors + i, width - i) * multiplier;
-    store_unsigned(out + i, max(min(value, splat(kMost)), splat(-kMost)) + zero, width - i);
+    const Vec value = load_some(row + i, width - i) * load_some(to.factors + i, width - i);
+    store_unsigned(out + i, max(fma(value, multiplier, zero), splat(0.0f)), width - i);
   }
 }
 
 // Eight bits over the row's own range, which always includes zero, so that zero is exact; in steps where one is given.
 template <typename From>
-inline void quantise(const From* row, const float* factors, float given, int64_t width, uint8_t* out, RowScale* scale) {
-  if (given > 0.0f) return quantise_in_steps(row, factors, given, width, out, scale);
+inline void quantise(const From* row, const Results& to, int64_t width, uint8_t* out, RowScale* scale) {
+  if (to.step > 0.0f) return quantise_in_steps(row, to, width, out, scale);
+  const float* const factors = to.factors;
   Vec low = splat(0.0f), high = splat(0.0f);
   for (int64_t i = 0; i < width; i += kWidth) {
     const Vec value = load_some(row + i, width - i) * load_some(factors + i, width - i);
@@ -80,7 +79,7 @@ inline void convert(const void* row, Type from, int64_t width, const Results& to
   if (!to.operand) return;
   if (to.operand_type != Type::s8) return cast(row, from, to.operand, to.operand_type, width);
   with_type(row, from, [&](const auto* source) {
-    quantise(source, to.factors, to.step, width, static_cast<uint8_t*>(to.operand), to.scale);
+    quantise(source, to, width, static_cast<uint8_t*>(to.operand), to.scale);
   });
 }
 
@@ -114,7 +113,7 @@ inline void normalize(const float* row, const Norm& norm, const Results& to) {
     scale_and_shift(row, norm, mean, inverse, to.values, static_cast<bf16*>(to.operand));
   } else if (to.operand && to.operand_type == Type::s8) {
     scale_and_shift<float>(row, norm, mean, inverse, to.values, nullptr);
-    quantise(to.values, to.factors, to.step, norm.width, static_cast<uint8_t*>(to.operand), to.scale);
+    quantise(to.values, to, norm.width, static_cast<uint8_t*>(to.operand), to.scale);
   } else {
     scale_and_shift(row, norm, mean, inverse, to.values, static_cast<float*>(to.operand));
   }

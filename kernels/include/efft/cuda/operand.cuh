@@ -1,7 +1,7 @@
 // Operands of eight bits: how a row is rounded to them.
 //
 //   uint8_t        value = scale * integer + shift; each row over its own range, which always includes zero (as on the
-//                  CPU), or from -127 to 127 given steps around 128
+//                  CPU), or in given steps from a given zero
 //   __nv_fp8_e4m3  value = scale * number; each row's largest magnitude becomes the type's, or scale is a given step,
 //                  beyond whose range magnitudes stay at the largest
 #pragma once
@@ -27,34 +27,37 @@ struct EightBitWeight<__nv_fp8_e4m3> {
   using sum = float;
 };
 
+// Steps that are the same for every row: value = step * (number - zero). zero: of uint8_t only.
+struct FixedSteps {
+  float step = 0;  // 0: each row has its own
+  float zero = 0;
+
+  __host__ __device__ bool given() const { return step > 0; }
+  __host__ __device__ float inverse() const { return 1.f / step; }
+  __host__ __device__ RowNorm scale() const { return {step, -zero * step}; }
+};
+
 // Where a row's operand goes.
 template <typename Operand>
 struct OperandRows {
   Operand* out;          // [rows, width]
   RowNorm* scales;       // [rows]: what each row's numbers stand for
   const float* factors;  // [width] or nullptr: multiply the row before it is rounded
-  float step;            // the same for every row; 0: each row has its own
+  FixedSteps steps;
 };
 
-constexpr float kLargestE4m3 = 448.f, kSignedZero = 128.f;
-
-// What all rows' numbers stand for where the step is given.
-template <typename Operand>
-__host__ __device__ __forceinline__ RowNorm fixed_scale(float step) {
-  return {step, std::is_same_v<Operand, uint8_t> ? -kSignedZero * step : 0.f};
-}
+constexpr float kLargestE4m3 = 448.f;
 
 // How a row is rounded: by value * inverse + zero.
 template <typename Operand>
 struct Rounding {
   float inverse, zero;
-  int least;  // of uint8_t
   RowNorm scale;
 
   __device__ __forceinline__ uint8_t operator()(float value) const {
     if constexpr (std::is_same_v<Operand, uint8_t>) {
       const int number = __float2int_rn(fmaf(value, inverse, zero));
-      return static_cast<uint8_t>(min(max(number, least), 255));
+      return static_cast<uint8_t>(min(max(number, 0), 255));
     } else {
       return __nv_cvt_float_to_fp8(value * inverse, __NV_SATFINITE, __NV_E4M3);
     }
@@ -76,17 +79,30 @@ __device__ __forceinline__ Rounding<Operand> rounding_of(float low, float high) 
   if constexpr (std::is_same_v<Operand, uint8_t>) {
     const float range = high - low, inverse = range > 0.f ? 255.f / range : 0.f, step = range / 255.f;
     const float zero = rintf(-low * inverse);
-    return {inverse, zero, 0, {step, -step * zero}};
+    return {inverse, zero, {step, -step * zero}};
   } else {
     const float most = fmaxf(high, -low);
-    return {most > 0.f ? kLargestE4m3 / most : 0.f, 0.f, 0, {most / kLargestE4m3, 0.f}};
+    return {most > 0.f ? kLargestE4m3 / most : 0.f, 0.f, {most / kLargestE4m3, 0.f}};
   }
 }
 
-// In given steps.
 template <typename Operand>
-__device__ __forceinline__ Rounding<Operand> rounding_in_steps(float step) {
-  return {1.f / step, std::is_same_v<Operand, uint8_t> ? kSignedZero : 0.f, 1, fixed_scale<Operand>(step)};
+__device__ __forceinline__ Rounding<Operand> rounding_in(const FixedSteps& steps) {
+  return {steps.inverse(), steps.zero, steps.scale()};
+}
+
+// Pairs of fp16 in given steps, each in half a word as its neighbours in memory: numbers of eight bits are exact in
+// fp16. inverse: of the step.
+template <typename Operand>
+__device__ __forceinline__ uint16_t pair_in_steps(__half2 pair, __half2 inverse, __half2 zero) {
+  if constexpr (std::is_same_v<Operand, uint8_t>) {
+    // Between 1,024 and 2,048 the bits of fp16 count whole numbers.
+    const __half2 low = __float2half2_rn(1024.f), high = __float2half2_rn(1024.f + 255.f);
+    const __half2 number = __hmin2(__hmax2(__hfma2(pair, inverse, __hadd2(zero, low)), low), high);
+    return static_cast<uint16_t>(__byte_perm(reinterpret_cast<const uint32_t&>(number), 0, 0x4420));
+  } else {
+    return __nv_cvt_halfraw2_to_fp8x2(__hmul2(pair, inverse), __NV_SATFINITE, __NV_E4M3);
+  }
 }
 
 template <typename Operand, int WIDTH>

@@ -17,6 +17,9 @@ struct AttentionArguments {
   int heads;
   int head_size;
   Score score = {};
+  // Not 0: `out` takes operands of eight bits in these steps, rows of heads * head_size bytes; zero 0: e4m3, else uint8_t.
+  float operand_inverse = 0;
+  float operand_zero = 0;
 
   __device__ int hidden() const { return heads * head_size; }
   __device__ const T* query(int token, int head) const {

@@ -21,7 +21,7 @@ struct EightBitScales {
   RowNorm all;
   const float* columns;  // [n]: of the weights
   const float* sums;     // [n]: columns[n] times the sum of the row of weights; nullptr where shifts are 0
-  float inverse;         // where the result is an operand: 1 / its step
+  FixedSteps result;     // where the result is an operand
 };
 
 template <typename Types>

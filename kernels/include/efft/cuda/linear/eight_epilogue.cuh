@@ -47,7 +47,9 @@ class EightBitEpilogue {
         columns_(columns),
         tokens_(tokens),
         lane_(lane),
-        adds_(kCloses && a.epilogue.residual != nullptr) {}
+        adds_(kCloses && a.epilogue.residual != nullptr),
+        inverse_(__float2half2_rn(kOperand ? a.scales.result.inverse() : 0.f)),
+        zero_(__float2half2_rn(a.scales.result.zero)) {}
 
   // The warp's next tile, by its first row and output there; `thread` of its warpgroup. Reads parameters only.
   __device__ __forceinline__ void begin(Sums& sums, int row, int column, int thread) {
@@ -113,7 +115,6 @@ class EightBitEpilogue {
   static constexpr int kAlong = Tile::kPieces / Tile::kGroupHalves;  // pieces of a row
   static constexpr int kOperandPitch = Tile::kStagedColumns + 16;  // bytes: neither rows nor chunks of them conflict
   static_assert(!kOperand || 16 * kOperandPitch <= Tile::Base::kWarpBytes, "operands fit where results do");
-  static constexpr bool kShiftedResult = std::is_same_v<Result, uint8_t>;
 
   __device__ __forceinline__ char* buffer(int piece) const {
     return staged_ + piece % Tile::kBuffers * Tile::Base::kWarpBytes;
@@ -195,27 +196,19 @@ class EightBitEpilogue {
     ptx::stmatrix_x4(fragment, pairs);
   }
 
-  // With the activation. Of e4m3, whose numbers have four bits, in pairs of fp16: half the instructions.
+  // With the activation, in pairs of fp16: half the instructions.
   __device__ __forceinline__ void stage_operand(float (&values)[8], int piece, int chunk) const {
     const auto at = [&](int i) {
       char* const to = buffer(piece) + (lane_ / 4 + i % 2 * 8) * kOperandPitch + (chunk + i / 2) * 8 + lane_ % 4 * 2;
       return reinterpret_cast<uint16_t*>(to);
     };
-    if constexpr (KIND == Pointwise::gelu && !kShiftedResult) {
-      __half2 pairs[4];
+    static_assert(!kOperand || KIND == Pointwise::gelu, "no other product's result is an operand");
+    __half2 pairs[4];
 #pragma unroll
-      for (int i = 0; i < 4; ++i) pairs[i] = __floats2half2_rn(values[2 * i], values[2 * i + 1]);
-      short_gelu(pairs);
-      const __half2 inverse = __float2half2_rn(a_.scales.inverse);
+    for (int i = 0; i < 4; ++i) pairs[i] = __floats2half2_rn(values[2 * i], values[2 * i + 1]);
+    short_gelu(pairs);
 #pragma unroll
-      for (int i = 0; i < 4; ++i)
-        *at(i) = __nv_cvt_halfraw2_to_fp8x2(__hmul2(pairs[i], inverse), __NV_SATFINITE, __NV_E4M3);
-    } else {
-      apply<KIND, __half>(values);
-      const Rounding<Result> by{a_.scales.inverse, kShiftedResult ? kSignedZero : 0.f, 1, {}};
-#pragma unroll
-      for (int i = 0; i < 4; ++i) *at(i) = by.pair(values[2 * i], values[2 * i + 1]);
-    }
+    for (int i = 0; i < 4; ++i) *at(i) = pair_in_steps<Result>(pairs[i], inverse_, zero_);
   }
 
   // Visits the lane's 16 bytes of a piece's rows: where they are, the offset of their first element in [tokens, n],
@@ -261,6 +254,7 @@ class EightBitEpilogue {
   ColumnsOfTile& columns_;
   const int tokens_, lane_;
   const bool adds_;
+  const __half2 inverse_, zero_;  // of the result's steps
   int row_, column_;
   RowNorm scales_[Tile::kGroupHalves][2];
 };

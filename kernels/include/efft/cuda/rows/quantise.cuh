@@ -12,6 +12,7 @@ namespace efft::cuda {
 
 namespace detail {
 
+constexpr int kSharedOfMultiprocessor = 227 * 1024;  // of sm_90
 constexpr int kQuantiseWarps = 8;  // of a block, unless a row takes more
 
 __device__ __forceinline__ float2 warp_range(float low, float high) {
@@ -28,7 +29,7 @@ __device__ __forceinline__ float2 warp_range(float low, float high) {
 template <typename Operand, int WIDTH>
 __device__ __forceinline__ Rounding<Operand> rounding_of_row(const OperandRows<Operand>& to, const float (&values)[WIDTH],
                                                              float2* ranges, int warps, int warp) {
-  if (to.step > 0.f) return rounding_in_steps<Operand>(to.step);
+  if (to.steps.given()) return rounding_in<Operand>(to.steps);
   float low = 0.f, high = 0.f;
 #pragma unroll
   for (int i = 0; i < WIDTH; ++i) low = fminf(low, values[i]), high = fmaxf(high, values[i]);
@@ -156,9 +157,13 @@ cudaError_t norm_operands(const AddNorm<T>& a, const OperandRows<Operand>& to, c
     return cudaErrorInvalidValue;
   const auto start = [&](auto warps) {
     constexpr int kWarps = decltype(warps)::value;
-    const int blocks = std::min(capacity, DeviceInfo::current().multiprocessors * detail::kNormBlocks<kWarps, 1>);
-    return launch(detail::norm_operand_kernel<T, Operand, kWarps>, {dim3(blocks), dim3(kWarp, kWarps), 0, order, stream},
-                  a, to, tokens, capacity, width);
+    constexpr int kBlocks = detail::kNormBlocks<kWarps, 1>;
+    const int blocks = std::min(capacity, DeviceInfo::current().multiprocessors * kBlocks);
+    // Shared memory that nobody uses: else those multiprocessors that the kernel in front leaves first take more blocks
+    // than the others, and the product behind waits for them.
+    constexpr int kSharedBytes = detail::kSharedOfMultiprocessor / kBlocks - 2048;
+    return launch(detail::norm_operand_kernel<T, Operand, kWarps>,
+                  {dim3(blocks), dim3(kWarp, kWarps), kSharedBytes, order, stream}, a, to, tokens, capacity, width);
   };
   const int warps = (width + kWarp * kPackWidth<T> - 1) / (kWarp * kPackWidth<T>);
   if (warps <= 1) return start(std::integral_constant<int, 1>{});
