@@ -24,6 +24,7 @@ from builder.compile import OLDEST_TORCH, ROOT
 from builder.errors import BuildError
 from builder.families import spec_of
 from builder.formats.torchscript import example_inputs, save_torchscript
+from builder.gate.overflow import first_beyond
 from builder.gate.parity import prove
 from builder.gate.verdict import CosineVerdict, Verdict
 from builder.mar import pack
@@ -63,6 +64,7 @@ def build(
     for note in [*checkpoint.remarks, checkpoint.note]:
         if note is not None:
             tqdm.write(f"note: {checkpoint.source}: {note}", file=sys.stderr)
+    config = _wide_enough(config, checkpoint)
     name = archive_name(config.name, checkpoint.source)
     if config.encoder != "fused":
         libraries = []
@@ -98,6 +100,14 @@ def write_files(
     report("writing tokenizer, handler and configuration")
     _stage_files(stage, config, checkpoint, libraries, facts, tokenizer)
     return facts
+
+
+def _wide_enough(config: SetupConfig, checkpoint: Checkpoint) -> SetupConfig:
+    """The config, in bf16 where it asks for fp16 and values of the checkpoint leave that type's range; says so."""
+    if config.compute != "fp16" or (beyond := first_beyond(checkpoint)) is None:
+        return config
+    tqdm.write(f"note: {checkpoint.source}: {beyond.line()}", file=sys.stderr)
+    return config.model_copy(update={"compute": "bf16"})
 
 
 def check_type(config: SetupConfig, carried: Sequence[str], calibrate: Path | None) -> None:

@@ -78,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
         "--calibrate",
         type=Path,
         metavar="FILE",
-        help="for int8, fp8: texts like those to be served, a line each, as JSON lines with text and text_pair, or SQuAD",
+        help="for 8 bits: texts like those to be served, a line each, as JSON lines with text and text_pair, or SQuAD",
     )
     archiving.add_argument("--max-length", type=int, help="longest sequence in tokens")
     archiving.add_argument("--batch-size", type=int, help="most requests TorchServe joins")

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from builder.errors import BuildError
-from builder.quantisation.stored import check_method
 from builder.files import first_line
+from builder.quantisation.stored import check_method
 
 _SIZES = (
     "vocab_size", "hidden_size", "dim", "embedding_size", "intermediate_size", "hidden_dim", "num_hidden_layers",

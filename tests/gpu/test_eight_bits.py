@@ -72,11 +72,11 @@ def test_products(operand: str, dtype: torch.dtype, cut: str, rows: int, n: int,
     assert _error(run(bias, none, False), plain + bias.double()) < ROUNDING[dtype]
     assert _error(run(none, residual, False), plain + residual[:tokens].double()) < ROUNDING[dtype]
     assert _error(run(bias, none, True), activated) < ROUNDING[dtype]
-    step = 0.02
+    step = 0.04
     rounded = _values(run(bias, none, True, step), torch.tensor([[step, -128 * step]], device="cuda"), operand)
     if operand == "e4m3":
         rounded = rounded + 128 * step
-    assert _error(rounded, activated) < (0.05 if operand == "e4m3" else 0.06)
+    assert _error(rounded, activated) < (0.05 if operand == "e4m3" else 0.03)
 
 
 @pytest.mark.parametrize("operand", OPERANDS)
@@ -84,7 +84,7 @@ def test_products(operand: str, dtype: torch.dtype, cut: str, rows: int, n: int,
 def test_rows(operand: str, width: int) -> None:
     """A row's own range, and LayerNorm in front; the error of 8 bits, and no more."""
     torch.manual_seed(width)
-    ops, none = torch.ops.efft_test, torch.empty(0, device="cuda")
+    ops = torch.ops.efft_test
     x = torch.randn(67, width, device="cuda").half()
     gamma, beta, bias, factors = (torch.rand(width, device="cuda") + 0.5 for _ in range(4))
     allowed = 0.03 if operand == "e4m3" else 0.02

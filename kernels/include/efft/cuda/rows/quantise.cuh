@@ -15,13 +15,15 @@ namespace detail {
 constexpr int kSharedOfMultiprocessor = 227 * 1024;  // of sm_90
 constexpr int kQuantiseWarps = 8;  // of a block, unless a row takes more
 
+// Of low <= 0 <= high. Floats that are not negative are in the order of their bits. e4m3 asks for magnitudes alone.
+template <typename Operand>
 __device__ __forceinline__ float2 warp_range(float low, float high) {
-#pragma unroll
-  for (int offset = kWarp / 2; offset > 0; offset /= 2) {
-    low = fminf(low, __shfl_xor_sync(0xffffffffu, low, offset));
-    high = fmaxf(high, __shfl_xor_sync(0xffffffffu, high, offset));
+  const auto largest = [](float x) { return __uint_as_float(__reduce_max_sync(0xffffffffu, __float_as_uint(x))); };
+  if constexpr (std::is_same_v<Operand, uint8_t>) {
+    return make_float2(-largest(fabsf(low)), largest(fabsf(high)));
+  } else {
+    return make_float2(0.f, largest(fmaxf(fabsf(high), fabsf(low))));
   }
-  return make_float2(low, high);
 }
 
 // Of a row that `warps` warps hold, this one of them by number, past its end zeros. ranges: [warps], shared. By all
@@ -33,7 +35,7 @@ __device__ __forceinline__ Rounding<Operand> rounding_of_row(const OperandRows<O
   float low = 0.f, high = 0.f;
 #pragma unroll
   for (int i = 0; i < WIDTH; ++i) low = fminf(low, values[i]), high = fmaxf(high, values[i]);
-  float2 range = warp_range(low, high);
+  float2 range = warp_range<Operand>(low, high);
   if (warps > 1) {
     if (threadIdx.x == 0) ranges[warp] = range;
     __syncthreads();
