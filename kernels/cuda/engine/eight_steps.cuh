@@ -27,7 +27,8 @@ class EightBitSteps {
   bool takes(const Step& step) const {
     if (step.op != Op::linear || !layout_.eight_bits || !matrix(step).present()) return false;
     const Slot& slot = model_.encoder->slots[step.weight];
-    return eight_bit_linear(DeviceInfo::current(), static_cast<int>(slot.rows), static_cast<int>(slot.columns));
+    const bool e4m3 = matrix(step).type == Type::e4m3;
+    return eight_bit_linear(DeviceInfo::current(), e4m3, static_cast<int>(slot.rows), static_cast<int>(slot.columns));
   }
 
   // Enqueues the i-th step's product. Returns what is left to do of its bias and activation: nothing, or both.

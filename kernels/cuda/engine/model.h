@@ -62,7 +62,8 @@ enum class Path {
 };
 
 // EFFT_CUDA_PATH in the environment forces one: small, hopper, library; eight, which is library with matrices in eight
-// bits however few tokens there are; or sm_80, which is library without the kernels of sm_90a (DeviceInfo::current). Throws std::runtime_error with one line where the model cannot take it, and for any
+// bits however few tokens there are; or sm_80 or sm_89, which are that without the kernels of later chips
+// (DeviceInfo::current). Throws std::runtime_error with one line where the model cannot take it, and for any
 // other word.
 Path path_for(const DeviceInfo& device, const Model& model, const Bucket& bucket);
 

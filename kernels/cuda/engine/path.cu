@@ -56,8 +56,9 @@ std::optional<Path> forced_path() {
   if (text.empty()) return std::nullopt;
   if (text == "small") return Path::small;
   if (text == "hopper") return Path::hopper;
-  if (text == "library" || text == "eight" || text == "sm_80") return Path::library;
-  throw std::runtime_error("efft: EFFT_CUDA_PATH must be small, hopper, library, eight or sm_80, not '" + text + "'");
+  if (text == "library" || text == "eight" || text == "sm_80" || text == "sm_89") return Path::library;
+  throw std::runtime_error("efft: EFFT_CUDA_PATH must be small, hopper, library, eight, sm_80 or sm_89, not '" + text +
+                           "'");
 }
 
 }  // namespace
@@ -96,7 +97,7 @@ Path path_for(const DeviceInfo& device, const Model& model, const Bucket& bucket
 bool in_eight_bits(const DeviceInfo& device, const Model& model, const Bucket& bucket) {
   if (model.eight == nullptr || model.type == Type::f32) return false;
   if (path_for(device, model, bucket) != Path::library) return false;
-  return bucket.tokens > kSmallTokens || forced_text() == "eight";
+  return bucket.tokens > kSmallTokens || forced_text() == "eight" || forced_text().rfind("sm_", 0) == 0;
 }
 
 bool worth_counting(const DeviceInfo& device, const Model& model, const Bucket& bucket) {

@@ -69,9 +69,9 @@ struct EightBitShape {
   bool gelu = false;
 };
 
-// Whether the kernels of sm_90a can make the product.
-inline bool eight_bit_linear(const DeviceInfo& device, int n, int k) {
-  return device.hopper && n % 16 == 0 && k % 16 == 0;
+// Whether there is a kernel for the product: of e4m3, or of integers.
+inline bool eight_bit_linear(const DeviceInfo& device, bool e4m3, int n, int k) {
+  return (e4m3 ? device.e4m3 : device.integers) && n % 16 == 0 && k % 16 == 0;
 }
 
 EightBitCut choose_eight_bits(const DeviceInfo& device, const EightBitShape& shape);

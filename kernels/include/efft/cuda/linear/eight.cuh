@@ -1,4 +1,4 @@
-// Products of operands of eight bits on sm_90a: out = pointwise(scales * (x · w^T) + bias) + residual, in 16 bits, or
+// Products of operands of eight bits, by kernels of sm_90a and of sm_80: out = pointwise(scales * (x · w^T) + bias) + residual, in 16 bits, or
 // again as an operand. Sums are exact for integers; those of e4m3 are what the matrix unit keeps of fp32 (see
 // docs/kernels.md).
 //

@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "efft/cuda/linear/eight_kernel.cuh"
+#include "efft/cuda/linear/eight_portable.cuh"
 #include "efft/cuda/linear/tensor_map.cuh"
 
 namespace efft::cuda {
@@ -45,7 +46,10 @@ cudaError_t eight_bit_rows(const typename Types::Operand* x, const typename Type
   };
   constexpr std::integral_constant<Pointwise, Pointwise::none> none;
   constexpr std::integral_constant<Pointwise, Pointwise::gelu> gelu;
-  if (a.n % 16 != 0 || a.k % 16 != 0 || !DeviceInfo::current().hopper) return cudaErrorInvalidValue;
+  const DeviceInfo& device = DeviceInfo::current();
+  constexpr bool kE4m3 = std::is_same_v<typename Types::Operand, __nv_fp8_e4m3>;
+  if (!eight_bit_linear(device, kE4m3, a.n, a.k)) return cudaErrorInvalidValue;
+  if (!device.hopper) return portable_eight_bits(x, w, a, capacity, order, stream);
   const Pointwise kind = a.epilogue.pointwise;
   if (kind == Pointwise::gelu && a.epilogue.residual == nullptr) return cut_with(gelu);
   if constexpr (sizeof(typename Types::Result) == 2) {

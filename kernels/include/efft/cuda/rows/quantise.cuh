@@ -163,9 +163,10 @@ cudaError_t norm_operands(const AddNorm<T>& a, const OperandRows<Operand>& to, c
     const int blocks = std::min(capacity, DeviceInfo::current().multiprocessors * kBlocks);
     // Shared memory that nobody uses: else those multiprocessors that the kernel in front leaves first take more blocks
     // than the others, and the product behind waits for them.
-    constexpr int kSharedBytes = detail::kSharedOfMultiprocessor / kBlocks - 2048;
+    const DeviceInfo& device = DeviceInfo::current();
+    const size_t unused = device.hopper ? detail::kSharedOfMultiprocessor / kBlocks - 2048 : 0;
     return launch(detail::norm_operand_kernel<T, Operand, kWarps>,
-                  {dim3(blocks), dim3(kWarp, kWarps), kSharedBytes, order, stream}, a, to, tokens, capacity, width);
+                  {dim3(blocks), dim3(kWarp, kWarps), unused, order, stream}, a, to, tokens, capacity, width);
   };
   const int warps = (width + kWarp * kPackWidth<T> - 1) / (kWarp * kPackWidth<T>);
   if (warps <= 1) return start(std::integral_constant<int, 1>{});
