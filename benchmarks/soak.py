@@ -115,7 +115,7 @@ class Life:
         median = round(statistics.median(self.settled), 1)
         return {
             "process": self.name, "pid": self.pid, "readings": len(self.mib), "median_mib": median,
-            "growth": round(self.growth, 4), "judged": judged,
+            "growth": round(self.growth, 4), "judged": judged, "mib_each_minute": [round(mib) for mib in self.mib[::6]],
         }  # fmt: skip
 
 

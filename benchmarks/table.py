@@ -164,7 +164,9 @@ def _accuracy(result: dict[str, Any]) -> list[Table]:
 
 def _serving(result: dict[str, Any]) -> list[Table]:
     """One line for each server and offered rate."""
-    header = ["server", "offered/s", "achieved/s", "share of engine", "p50 ms", "p95 ms", "p99 ms"]
+    loops = result["kind"] == "loops"
+    asked = "connections" if loops else "offered/s"
+    header = ["server", asked, "achieved/s", "share of engine", "p50 ms", "p95 ms", "p99 ms"]
     header += ["failed", "stages", "processor time"]
     lines = []
     for row in result["rows"]:
@@ -174,7 +176,7 @@ def _serving(result: dict[str, Any]) -> list[Table]:
             for key in ("stages_ms", "processor_ms")
         )
         latencies = [f"{row[name]:.1f}" if row[name] is not None else "-" for name in ("p50", "p95", "p99")]
-        rates = [f"{row['offered']:.4g}", f"{row['achieved']:.1f}"]
+        rates = [f"{row['connections']}" if loops else f"{row['offered']:.4g}", f"{row['achieved']:.1f}"]
         lines.append([row["server"], *rates, share, *latencies, str(row["failed"]), stages, used])
     engines = ", ".join(f"{name} {rate:.0f}" for name, rate in result["engine_rate"].items())
     notes = [f"the engine alone, sequences/s: {engines}"] if engines else []
@@ -226,6 +228,7 @@ _KINDS: dict[str, Callable[[dict[str, Any]], list[Table]]] = {
     "encoder": _encoder,
     "accuracy": _accuracy,
     "serving": _serving,
+    "loops": _serving,
     "soak": _soak,
     "handler": _handler,
 }

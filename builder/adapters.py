@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from builder.errors import BuildError
 from builder.files import first_line, read_json
+from builder.foreign import refuse_foreign_files
 from builder.quiet import quiet
 from builder.weights import check_finite, read
 
@@ -91,11 +92,34 @@ def find_adapter(folder: Path, source: str, locate: Callable[[str], Path]) -> Ad
     if not (folder / CONFIG).exists():
         return None
     content = read_json(folder / CONFIG)
+    weights = _weights(folder, source)
+    base = _base(folder, content, source, locate)
+    return Adapter(folder, base, weights, _TASKS.get(str(content.get("task_type"))), source)
+
+
+def chosen_adapter(name: str, base: Path, source: str) -> Adapter:
+    """The adapter that a user names: its folder, or one within the folder of its base.
+
+    Raises BuildError where it is neither, or ``base`` is an adapter's own folder.
+    """
+    if (base / CONFIG).exists():
+        raise BuildError(f"{source} is an adapter itself; give its base as the model, or leave adapter {name!r} out")
+    for folder in (Path(name).expanduser(), base / name):
+        if (folder / CONFIG).is_file():
+            shown = f"{source}, adapter {folder.name}"
+            refuse_foreign_files(folder, shown)
+            content = read_json(folder / CONFIG)
+            return Adapter(
+                folder.resolve(), base, _weights(folder, shown), _TASKS.get(str(content.get("task_type"))), shown
+            )
+    raise BuildError(f"{source}: adapter {name!r} is no folder with {CONFIG}, here or within the model's")
+
+
+def _weights(folder: Path, source: str) -> Path:
     weights = next((folder / name for name in _FILES if (folder / name).is_file()), None)
     if weights is None:
         raise BuildError(f"{source}: {CONFIG} without {' or '.join(_FILES)}")
-    base = _base(folder, content, source, locate)
-    return Adapter(folder, base, weights, _TASKS.get(str(content.get("task_type"))), source)
+    return weights
 
 
 def _base(folder: Path, content: dict[str, Any], source: str, locate: Callable[[str], Path]) -> Path:

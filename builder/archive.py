@@ -31,6 +31,7 @@ from builder.mar import pack
 from builder.models import DTYPES, sentence_head, stock_model
 from builder.naming import archive_name, check_output
 from builder.quantisation.schemes import RECIPES
+from builder.serving import default_workers, gpus
 from builder.staging import staging
 from builder.tokenizers import TOKENIZER_FILES
 from handler.archive import ArchiveFacts, LibraryFacts, ModelFacts, Sizes, TorchFacts
@@ -39,6 +40,7 @@ from handler.gemm_config import NAME as GEMM_CONFIG
 from handler.original import HEAD
 from handler.schemes import SCHEMES, original_type
 from handler.spellings import FILES, devices
+from handler.threads import available_cores
 
 Report = Callable[[str], None]
 
@@ -177,6 +179,7 @@ def _facts(
                 "name": checkpoint.source,
                 "revision": checkpoint.revision,
                 "sha256": checkpoint.sha256,
+                **({} if config.adapter is None else {"adapter": Path(config.adapter).name}),
                 "unused": checkpoint.unused,
             },
         }
@@ -261,9 +264,11 @@ def _stage_files(
         shutil.copyfile(library.path, stage / library.path.name)
     if facts.labels:
         _write_json(stage / "index_to_name.json", {str(i): label for i, label in enumerate(facts.labels)})
-    served = config.model_copy(update={"model_name": checkpoint.source, "name": facts.name, "task": checkpoint.task})
+    adapter = None if config.adapter is None else Path(config.adapter).name
+    names = {"model_name": checkpoint.source, "name": facts.name, "task": checkpoint.task, "adapter": adapter}
+    served = config.model_copy(update=names)
     _write_json(stage / "setup_config.json", served.model_dump(mode="json"))
-    (stage / "model-config.yaml").write_text(yaml.safe_dump(_server_settings(config), sort_keys=True))
+    (stage / "model-config.yaml").write_text(yaml.safe_dump(_server_settings(config, facts), sort_keys=True))
     facts.save(stage / "archive.json")
     # No worker scores files.
     ignore = shutil.ignore_patterns("__pycache__", "*.pyc", "bulk")
@@ -271,11 +276,12 @@ def _stage_files(
     shutil.copyfile(ROOT / "handler" / "service.py", stage / "service.py")
 
 
-def _server_settings(config: SetupConfig) -> dict[str, Any]:
+def _server_settings(config: SetupConfig, facts: ArchiveFacts) -> dict[str, Any]:
     """TorchServe's per-model settings (its documentation: "Model configuration", model-config.yaml)."""
+    workers = config.workers or default_workers("cuda" in facts.model.devices, available_cores(), gpus())
     return {
-        "minWorkers": config.workers,
-        "maxWorkers": config.workers,
+        "minWorkers": workers,
+        "maxWorkers": workers,
         "batchSize": config.batch_size,
         "maxBatchDelay": max(1, config.max_batch_delay),  # TorchServe takes 0 for its default, 100
         "responseTimeout": config.response_timeout,

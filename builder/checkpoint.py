@@ -6,18 +6,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from builder import labels, tokenizers, weights
-from builder.adapters import Adapter, find_adapter
+from builder.adapters import Adapter, chosen_adapter, find_adapter
 from builder.errors import BuildError
-from builder.families import Family, family_of, max_positions, spec_of
+from builder.families import Family, family_of, max_positions, most_positions, spec_of
+from builder.families.disk import as_loaded
+from builder.families.hub import native, shown_as
 from builder.files import first_line, read_json
 from builder.foreign import refuse_foreign_files
 from builder.naming import hub_name
+from builder.proteins import is_protein
 from builder.quantisation.stored import Stored, read_stored
 from builder.quiet import quiet
 from builder.sentence_transformers import folder as sentences
@@ -25,7 +29,7 @@ from builder.sentence_transformers.model import SentenceModel, Source, read_cros
 from builder.sizes import check_sizes
 from builder.tokenizers import TOKENIZER_FILES
 from handler.config import SetupConfig
-from handler.original import CLASSES
+from handler.original import CLASSES, class_of
 
 _TASK_BY_ARCHITECTURE = {
     "ForSequenceClassification": "sequence_classification",
@@ -55,6 +59,8 @@ class Checkpoint:
     chosen_pooling: str | None = None
     chosen_task: bool = False
     adapter: Adapter | None = None
+    translated: bool = False
+    """Whether config.json was written for code on the hub (``builder.families.hub``)."""
 
     @property
     def family(self) -> Family:
@@ -92,7 +98,7 @@ class Checkpoint:
         allow; else the smaller of those and the limit of sentence-transformers' settings or the tokenizer's own."""
         positions = max_positions(self.config)
         if self.max_length is not None:
-            return min(positions, self.max_length)
+            return min(most_positions(self.config) or self.max_length, self.max_length)
         stated = self.sentences.max_length or tokenizers.stated_length(self.tokenizer_folder, self.source)
         return min(positions, stated or positions)
 
@@ -156,7 +162,12 @@ class Checkpoint:
     @property
     def as_source(self) -> Source:
         """The folder for ``builder.sentence_transformers``."""
-        return Source(self.root, self.source, self.chosen_pooling, self.do_lower_case)
+        root = Path(self._view.name) if self.translated else self.root
+        return Source(root, self.source, self.chosen_pooling, self.do_lower_case)
+
+    @cached_property
+    def _view(self) -> TemporaryDirectory[str]:
+        return shown_as(self.root, self.folder, self.config)
 
     def load_model(self, dtype: torch.dtype = torch.float32) -> nn.Module:
         """The untouched transformers model, an adapter merged into it, in evaluation mode.
@@ -172,7 +183,7 @@ class Checkpoint:
         except Exception as error:  # transformers raises what a config makes it raise
             raise BuildError(f"{self.source}: transformers cannot load it ({first_line(error)})") from error
         if self.adapter is not None:
-            return self.adapter.merged(model, missing).to(dtype)
+            return cast(self.adapter.merged(model, missing), dtype)
         if missing:
             more = f" and {len(missing) - 4} more" if len(missing) > 4 else ""
             raise BuildError(
@@ -196,7 +207,8 @@ class Checkpoint:
     def _weights(self) -> tuple[dict[str, Tensor], list[str], dict[str, Stored]]:
         """The tensors by the model's names, the names of unused ones, and what is known of quantised ones."""
         files = self.weight_files if self.adapter is None else self.weight_files[:-1]
-        state, stored = read_stored(weights.read(files, self.source), self.source)
+        read, stored = read_stored(weights.read(files, self.source), self.source)
+        state = as_loaded(read, self.config.model_type, self.source)
         if self.adapter is not None:
             state = self.adapter.without_own(state)
         taken, unused = self._places.accepted(state)
@@ -211,22 +223,26 @@ class Checkpoint:
     def _class(self) -> Any:
         import transformers
 
+        kind = self.config.model_type
+        if self.family.lacks(self.task):
+            raise BuildError(f"{self.source}: {kind} has no {self.task} that is an encoder with a head")
         try:
-            found = getattr(transformers, CLASSES[self.task])._model_mapping[type(self.config)]
+            found = getattr(transformers, class_of(self.task, kind))._model_mapping[type(self.config)]
         except KeyError as error:
-            kind = self.config.model_type
             raise BuildError(f"{self.source}: transformers has no {self.task} for model type {kind!r}") from error
         return found[0] if isinstance(found, tuple) else found
 
     @property
     def _extra(self) -> Mapping[str, Any]:
-        return {"add_pooling_layer": False} if self.task == "embedding" and self.config.model_type in _POOLED else {}
+        return {"add_pooling_layer": False} if self.task == "embedding" and self.family.pooler else {}
 
     @cached_property
     def tokenizer(self) -> Any:
         """The fast tokenizer, checked; see :meth:`load_tokenizer`."""
         files = self.new_tokenizer()  # first, as it says best what is wrong with them
         tokenizer = self.sentences.tokenizer or files
+        if is_protein(tokenizer):
+            tokenizer = files
         tokenizers.check_tokenizer(tokenizer, self.config, self.task, self.longest, self.source)
         return tokenizer
 
@@ -242,7 +258,11 @@ class Checkpoint:
         return tokenizers.load_tokenizer(self.tokenizer_folder, self.source, self.do_lower_case)
 
 
-_POOLED = ("bert", "roberta", "xlm-roberta", "camembert", "roberta-prelayernorm")
+def cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """The model's weights in ``dtype``; constants such as rotary frequencies stay as they are, as when it is loaded."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return model
 
 
 def load(config: SetupConfig) -> Checkpoint:
@@ -253,7 +273,9 @@ def load(config: SetupConfig) -> Checkpoint:
     root, source, revision = _own(config.model_name, config.revision)
     adapter = find_adapter(root, source, lambda name: _own(name, None)[0])
     folder = sentences.transformer_folder(root, source)
-    model_config = _read_config(folder, source, adapter)
+    if config.adapter is not None:
+        adapter = chosen_adapter(config.adapter, folder, source)
+    model_config, translated = _read_config(folder, source, adapter)
     spec_of(model_config)
     if config.labels is not None:
         labels.override(model_config, config.labels)
@@ -272,29 +294,35 @@ def load(config: SetupConfig) -> Checkpoint:
         chosen_pooling=config.pooling,
         chosen_task=config.task is not None,
         adapter=adapter,
+        translated=translated,
     )
 
 
-def _read_config(folder: Path, source: str, adapter: Adapter | None) -> Any:
-    """config.json as transformers reads it, once its values have been looked at."""
+def _read_config(folder: Path, source: str, adapter: Adapter | None) -> tuple[Any, bool]:
+    """config.json as transformers reads it, once its values have been looked at, and whether it was translated."""
     import transformers
 
     if adapter is not None and not (folder / "config.json").is_file():
         folder = adapter.base
     if not (folder / "config.json").is_file():
         raise BuildError(f"{source}: no config.json in the checkpoint's folder; is it a Hugging Face checkpoint?")
-    check_sizes(read_json(folder / "config.json"), source)
+    content = read_json(folder / "config.json")
+    translated = native(content, source)
+    check_sizes(translated or content, source)
     labels.check_map(folder, source)
     outputs = None if adapter is None else adapter.outputs
     extra = {} if outputs is None else {"num_labels": outputs}
     try:
         with quiet():
-            config = transformers.AutoConfig.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=False, **extra
-            )
+            if translated is not None:
+                config = transformers.AutoConfig.for_model(**{**translated, **extra})
+            else:
+                config = transformers.AutoConfig.from_pretrained(
+                    folder, local_files_only=True, trust_remote_code=False, **extra
+                )
         # The builder reads such weights itself: transformers would ask for the library that made them.
         config.__dict__.pop("quantization_config", None)
-        return config
+        return config, translated is not None
     except Exception as error:  # transformers raises what a value makes it raise
         raise BuildError(f"{source}: no usable config.json ({first_line(error)})") from error
 

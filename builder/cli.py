@@ -65,6 +65,9 @@ def _parser() -> argparse.ArgumentParser:
     archiving.add_argument("config", nargs="?", type=Path, help="a setup config; the options below override its keys")
     archiving.add_argument("--model", dest="model_name", help="a local Hugging Face folder or a hub name")
     archiving.add_argument("--revision", help="the hub's branch, tag or commit")
+    archiving.add_argument(
+        "--adapter", metavar="DIR", help="a PEFT adapter to merge: a folder, or one's name within the model's"
+    )
     archiving.add_argument("--name", help="the archive's name (default: the checkpoint's)")
     archiving.add_argument("--task", choices=TASKS, help="default: read off the checkpoint")
     archiving.add_argument("--encoder", choices=get_args(Encoder), help="default: fused")
@@ -112,7 +115,7 @@ def _compile(options: argparse.Namespace) -> None:
 
 
 _OVERRIDES = (
-    "model_name", "revision", "name", "task", "encoder", "format", "compute", "scheme", *OLDER, "max_length",
+    "model_name", "revision", "adapter", "name", "task", "encoder", "format", "compute", "scheme", *OLDER, "max_length",
     "batch_size",
 )  # fmt: skip
 

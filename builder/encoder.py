@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from builder.errors import BuildError
 from builder.families import EncoderSpec, Family
+from builder.families.family import State
 from builder.slots import Slot, slots
 
 
@@ -65,37 +66,75 @@ def prepare(spec: EncoderSpec, weights: Any) -> PackedWeights:
     return PackedWeights(*torch.ops.efft.prepare_weights([getattr(weights, name) for name in _NAMES], spec.text()))
 
 
+def tensors_of(encoder: nn.Module) -> State:
+    """An encoder's tensors by name: its ``state_dict()``, and the buffers that no file holds, such as frequencies."""
+    return {**dict(encoder.named_buffers()), **encoder.state_dict()}
+
+
 def pack(state: Mapping[str, Tensor], family: Family, spec: EncoderSpec, dtype: torch.dtype) -> PackedWeights:
-    """Pack an encoder's ``state_dict`` (names without the model's prefix).
+    """Pack an encoder's tensors (``tensors_of``; names without the model's prefix).
 
     Raises BuildError naming the first weight that is missing or has another shape than the config says.
     """
-    tables, matrices, vectors = [], [], []
+    tables: dict[str, Tensor] = {}
+    matrices, vectors = [], []
+    folded = family.fold(dict(state), spec)
     for slot in slots(spec):
+        weight = _weight(folded, family, spec, slot)
         if slot.kind == "table":
-            absent = slot.name == "segment" and not family.segments
-            tables.append((torch.zeros(1, slot.columns) if absent else _stacked(state, family, slot)).to(dtype))
+            tables[slot.name] = weight.to(dtype)
         elif slot.kind == "matrix":
-            matrices.append(_stacked(state, family, slot).reshape(-1).to(dtype))
+            matrices.append(weight.reshape(-1).to(dtype))
         else:
-            vectors.append(_stacked(state, family, slot).float())
-    word, position, segment = tables
-    return PackedWeights(word, position, segment, torch.cat(matrices), torch.cat(vectors))
+            vectors.append(weight.float().reshape(-1))
+    for name in ("position", "segment"):
+        tables.setdefault(name, torch.zeros(0, spec.width, dtype=dtype))
+    return PackedWeights(**tables, matrices=torch.cat(matrices), vectors=torch.cat(vectors))
 
 
-def _stacked(state: Mapping[str, Tensor], family: Family, slot: Slot) -> Tensor:
+def _weight(state: State, family: Family, spec: EncoderSpec, slot: Slot) -> Tensor:
+    """What a slot holds: a tensor of its own, a row of zeros for segments that there are none of, or modules' weights
+    stacked."""
+    name = family.tensor(slot.name, slot.layer)
+    if name is not None:
+        return _read(state, name, _shape(slot, slot.rows), any_rows=False)
+    if slot.name == "segment" and not family.segments:
+        return torch.zeros(1, slot.columns)
+    return _stacked(state, family, spec, slot)
+
+
+def _stacked(state: State, family: Family, spec: EncoderSpec, slot: Slot) -> Tensor:
     """A slot's weights, of one module or of several on top of each other."""
     modules = family.modules(slot.module, slot.layer)
     part = "bias" if slot.name.endswith((".bias", ".beta")) else "weight"
-    rows = slot.rows // len(modules)
-    shape = (rows,) if slot.kind == "vector" else (rows, slot.columns)
-    return torch.cat([_read(state, f"{module}.{part}", shape, any_rows=slot.kind == "table") for module in modules])
+    pieces = []
+    for module, rows in zip(modules, _rows(spec, slot, len(modules)), strict=True):
+        name = f"{module}.{part}"
+        if part == "bias" and family.bare and name not in state:
+            pieces.append(torch.zeros(rows))
+        else:
+            pieces.append(_read(state, name, _shape(slot, rows), any_rows=slot.kind == "table"))
+    return torch.cat(pieces)
 
 
-def _read(state: Mapping[str, Tensor], name: str, shape: tuple[int, ...], *, any_rows: bool) -> Tensor:
+def _rows(spec: EncoderSpec, slot: Slot, count: int) -> list[int]:
+    """The rows of each of the modules in a slot; of grouped queries those of keys and values are fewer."""
+    if count == 3 and spec.kv_heads is not None:
+        size = spec.kv_heads * spec.head_size
+        return [spec.context, size, size]
+    return [slot.rows // count] * count
+
+
+def _shape(slot: Slot, rows: int) -> tuple[int, ...]:
+    return (rows,) if slot.kind == "vector" else (rows, slot.columns)
+
+
+def _read(state: State, name: str, shape: tuple[int, ...], *, any_rows: bool) -> Tensor:
     if name not in state:
         raise BuildError(f"the checkpoint has no weight {name!r}; is it of another family than its config says?")
     weight = state[name].detach()
+    if len(shape) == 1:
+        weight = weight.reshape(-1) if weight.numel() == shape[0] else weight
     expected = (weight.shape[0], *shape[1:]) if any_rows and weight.dim() else shape
     if tuple(weight.shape) != expected:
         raise BuildError(f"weight {name!r} has shape {tuple(weight.shape)}, the config says {expected}")

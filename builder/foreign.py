@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from builder.errors import BuildError
+from builder.families.hub import MODEL_TYPES
 
 _LARGEST = 256 << 20
 """Bytes of a file that is read as text; the largest tokenizers in use have 40 MB."""
@@ -42,8 +43,8 @@ def _refuse_own_code(config: Path, source: str) -> None:
     from transformers import CONFIG_MAPPING
 
     facts = _content(config)
-    if isinstance(facts, dict) and facts.get("auto_map") and facts.get("model_type") not in CONFIG_MAPPING:
-        kind = facts.get("model_type")
+    kind = facts.get("model_type") if isinstance(facts, dict) else None
+    if isinstance(facts, dict) and facts.get("auto_map") and kind not in CONFIG_MAPPING and kind not in MODEL_TYPES:
         raise BuildError(
             f"{source}: model_type {kind!r} needs the checkpoint's own code (auto_map), which is never run"
         )

@@ -23,7 +23,7 @@ STORE = Path("model_store")
 _OPTIONS = {
     "TASK": "--task", "ENCODER": "--encoder", "FORMAT": "--format", "COMPUTE": "--compute", "SCHEME": "--scheme",
     "MODE": "--mode", "KIND": "--kind", "DTYPE": "--data-type", "NAME": "--name", "DEVICE": "--device",
-    "CALIBRATE": "--calibrate",
+    "CALIBRATE": "--calibrate", "ADAPTER": "--adapter",
 }  # fmt: skip
 _SAMPLE_OPTIONS = ("ENCODER", "FORMAT", "COMPUTE", "SCHEME", "KIND", "DTYPE", "DEVICE")
 

@@ -8,24 +8,18 @@ on tokens; of an embedding model that leaves prompts out of its pooling it is 2 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from builder.checkpoint import Checkpoint
-from builder.encoder import PackedEncoder, PackedWeights, pack
-from builder.families import ACTIVATIONS, spec_of
+from builder.encoder import PackedEncoder, PackedWeights, pack, tensors_of
+from builder.families import spec_of
+from builder.heads import classification_head, classification_pooling, fill_mask_head, token_head
 from builder.sentence_transformers.head import SentenceHead
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_FUNCTIONS: dict[str, Callable[[], nn.Module]] = {
-    "tanh": nn.Tanh,
-    "gelu": nn.GELU,
-    "gelu_tanh": lambda: nn.GELU("tanh"),
-    "relu": nn.ReLU,
-}
 
 
 class PackedModel(nn.Module):
@@ -44,30 +38,8 @@ class PackedModel(nn.Module):
 
     def answer(self, hidden: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
         """What the head makes of the encoder's output."""
-        logits = self.head(hidden, mask) if isinstance(self.head, SentenceHead) else self.head(hidden)
+        logits = self.head(hidden, mask)
         return logits.unbind(-1) if self.splits else (logits,)
-
-
-class _UpcastHead(nn.Module):
-    """A head computed in fp32, whatever the encoder's type: it costs nothing and rounds nothing."""
-
-    def __init__(self, *layers: nn.Module) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(*layers).float()
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        return self.layers(hidden.float())
-
-
-class _VocabularyHead(nn.Module):
-    """The fill-mask head in the encoder's type: its decoder is as large as the word table."""
-
-    def __init__(self, dtype: torch.dtype, *layers: nn.Module) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(*layers).to(dtype)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        return self.layers(hidden).float()
 
 
 class StockModel(nn.Module):
@@ -105,7 +77,8 @@ def stock_model(checkpoint: Checkpoint, dtype: torch.dtype, *, pooling: str | No
 def packed_model(checkpoint: Checkpoint, dtype: torch.dtype, *, pooling: str | None) -> PackedModel:
     """The checkpoint with the padding-free encoder in place of the stock one. Raises BuildError on odd weights."""
     model = checkpoint.load_model()
-    weights = pack(encoder_of(checkpoint, model).state_dict(), checkpoint.family, spec_of(checkpoint.config), dtype)
+    encoder = tensors_of(encoder_of(checkpoint, model))
+    weights = pack(encoder, checkpoint.family, spec_of(checkpoint.config), dtype)
     return assemble(checkpoint, model, weights, pooling)
 
 
@@ -127,7 +100,10 @@ def output_of(checkpoint: Checkpoint, pooling: str | None) -> str:
     if checkpoint.task == "embedding":
         whole = checkpoint.sentences.include_prompt
         return {"cls": "first", "mean": "mean"}.get(pooling or "mean", "hidden") if whole else "hidden"
-    return {"sequence_classification": "first", "rerank": "first"}.get(checkpoint.task, "hidden")
+    if checkpoint.task in ("sequence_classification", "rerank"):
+        pooled = classification_pooling(checkpoint.family, checkpoint.config)
+        return "hidden" if pooled == "late" else pooled
+    return "hidden"
 
 
 def sentence_head(checkpoint: Checkpoint, pooling: str | None, *, pooled: bool = False) -> SentenceHead:
@@ -136,18 +112,13 @@ def sentence_head(checkpoint: Checkpoint, pooling: str | None, *, pooled: bool =
 
 
 def _head(model: nn.Module, checkpoint: Checkpoint, dtype: torch.dtype, pooled: bool, pooling: str | None) -> nn.Module:
-    family = checkpoint.family
+    family, config = checkpoint.family, checkpoint.config
     if checkpoint.task == "embedding":
         return sentence_head(checkpoint, pooling, pooled=pooled)
     if checkpoint.task == "question_answering":
-        return _UpcastHead(model.get_submodule("qa_outputs"))
+        return token_head(model, family.answers, config)
     if checkpoint.task == "token_classification":
-        return _UpcastHead(model.get_submodule("classifier"))
+        return token_head(model, family.tokens, config)
     if checkpoint.task == "fill_mask":
-        names = family.fill_mask
-        activation = names.activation or ACTIVATIONS[getattr(checkpoint.config, family.config.activation)]
-        parts = model.get_submodule(names.dense), model.get_submodule(names.norm), model.get_submodule(names.decoder)
-        return _VocabularyHead(dtype, parts[0], _FUNCTIONS[activation](), parts[1], parts[2])
-    first = family.classification
-    dense, out = model.get_submodule(first.dense), model.get_submodule(first.out)
-    return _UpcastHead(dense, _FUNCTIONS[first.activation](), out)
+        return fill_mask_head(model, family, config, dtype)
+    return classification_head(model, family, config)

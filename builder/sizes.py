@@ -17,6 +17,8 @@ _SIZES = (
     "vocab_size", "hidden_size", "dim", "embedding_size", "intermediate_size", "hidden_dim", "num_hidden_layers",
     "n_layers", "num_attention_heads", "n_heads", "max_position_embeddings", "type_vocab_size", "num_labels",
 )  # fmt: skip
+_WITHOUT_TYPES = ("deberta-v2", "gte")
+"""Model types that may do without a table of token types."""
 _HIDDEN, _HEADS, _LAYERS = ("hidden_size", "dim"), ("num_attention_heads", "n_heads"), ("num_hidden_layers", "n_layers")
 _LARGEST = 2**31 - 1
 """The operators and the tokenizers count in 32 bits."""
@@ -31,6 +33,8 @@ _REFUSED = {
     "transformers_weights": "name the weights model.safetensors, without this key",
     "pruned_heads": "checkpoints with pruned heads are not served",
 }
+_ENCODERS = ("t5", "mt5")
+"""Encoder-decoders whose encoders are served by themselves."""
 _DECODERS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 
 
@@ -38,7 +42,8 @@ def check_sizes(content: Mapping[str, Any], source: str) -> None:
     """Raises BuildError in one line that names the key of config.json and what it may be."""
     for key in _SIZES:
         if content.get(key) is not None:
-            _check_size(key, content[key], source)
+            none = key == "type_vocab_size" and content.get("model_type") in _WITHOUT_TYPES
+            _check_size(key, content[key], source, 0 if none else 1)
     for key in _TEXTS:
         if content.get(key) is not None and not isinstance(content[key], str):
             raise _wrong(source, key, content[key], "a string belongs there")
@@ -54,12 +59,12 @@ def check_sizes(content: Mapping[str, Any], source: str) -> None:
     _check_kind(content, source)
 
 
-def _check_size(key: str, value: Any, source: str) -> None:
+def _check_size(key: str, value: Any, source: str, least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
         raise _wrong(source, key, value, "a whole number belongs there")
     most = MOST_LAYERS if key in _LAYERS else _LARGEST
-    if not 1 <= value <= most:
-        raise _wrong(source, key, value, f"a number from 1 to {most} belongs there")
+    if not least <= value <= most:
+        raise _wrong(source, key, value, f"a number from {least} to {most} belongs there")
 
 
 def _check_pad(content: Mapping[str, Any], source: str) -> None:
@@ -74,7 +79,7 @@ def _check_pad(content: Mapping[str, Any], source: str) -> None:
 
 def _check_kind(content: Mapping[str, Any], source: str) -> None:
     for key, reason in _REFUSED.items():
-        if content.get(key):
+        if content.get(key) and not (key == "is_encoder_decoder" and content.get("model_type") in _ENCODERS):
             raise BuildError(f"{source}: config.json: {key} is set: {reason}")
     architectures = content.get("architectures")
     if architectures is None:

@@ -13,6 +13,7 @@ from typing import Any
 from builder.errors import BuildError
 from builder.files import first_line, read_json, refuse_pointer
 from builder.gate.texts import BY_SCRIPT
+from builder.proteins import fast_form, is_protein
 from builder.quiet import quiet
 
 VOCABULARIES = (
@@ -60,6 +61,8 @@ def load_tokenizer(folder: Path, source: str, do_lower_case: bool | None) -> Any
             )
         except Exception as error:  # the libraries raise what a damaged file makes them raise, Exception itself too
             raise BuildError(f"{source}: no usable tokenizer ({first_line(error)})") from error
+    if is_protein(tokenizer):
+        tokenizer = fast_form(tokenizer, source)
     if not tokenizer.is_fast:
         raise BuildError(f"{source}: its tokenizer {type(tokenizer).__name__} has no fast form")
     _check_from_files(tokenizer, folder, files, source)

@@ -168,6 +168,8 @@ class Places:
         self.wrapped = False
         """Whether the names of the files seen last were a wrapper's."""
         self._parts = tuple(f"{name}." for name, _ in encoder.named_children())
+        ignored = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
+        self._ignored = re.compile("|".join(ignored) or "$^")
 
     def _check_memory(self) -> None:
         """Of what is left where every weight of the files has its place: those that they lack would be made."""
@@ -224,7 +226,8 @@ class Places:
     def _is_encoder(self, name: str) -> bool:
         inner = name.removeprefix(self._prefix)
         inside = name != inner or inner.startswith(self._parts)
-        return inside and not inner.startswith(_DRAWN_ANYWAY) and not inner.endswith(_BUFFERS)
+        dropped = inner.startswith(_DRAWN_ANYWAY) or inner.endswith(_BUFFERS) or self._ignored.search(name)
+        return inside and not dropped
 
     def _checked(self, name: str, tensor: Tensor, place: str) -> Tensor:
         if tensor.dtype not in _FLOATS:

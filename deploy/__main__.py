@@ -14,6 +14,7 @@ from typing import Any
 
 import requests
 
+from deploy.dashboard import dashboard
 from deploy.proxy import Proxy, configuration
 from deploy.server import ROOT, Server, ServerError, java_home
 from deploy.signals import Interrupted, raise_interrupts
@@ -45,6 +46,7 @@ def main() -> int:
     proxy.add_argument("--port", type=int, default=8443)
     proxy.add_argument("--print", action="store_true", help="print the configuration with its defaults instead")
     commands.add_parser("token", help="print the running server's inference token")
+    commands.add_parser("dashboard", help="print the Grafana dashboard (deploy/grafana/efft.json)")
     commands.add_parser("java-home", help="print the JAVA_HOME to use; empty where java is on PATH")
     options = parser.parse_args()
     server = Server(RUN, STORE)
@@ -72,6 +74,8 @@ def _run(options: argparse.Namespace, server: Server, proxy: Proxy) -> None:
     command = options.command
     if command == "java-home":
         print(java_home() or "")
+    elif command == "dashboard":
+        print(json.dumps(dashboard(), indent=1, ensure_ascii=False))
     elif command == "token":
         print(server.headers().get("Authorization", "").removeprefix("Bearer "))
     elif command == "stop":
@@ -111,7 +115,12 @@ def _proxy(proxy: Proxy, *, only_print: bool) -> None:
 
 def _serve(server: Server, models: list[str]) -> None:
     print(f"starting TorchServe with {', '.join(models)}")
+    from deploy.fitting import fit, prepare  # here, since torch comes with it
+
+    prepare()
     server.start(models)
+    for line in fit(server, models):
+        print(line)
     print("ready; in another shell, for example:")
     print("  TOKEN=$(.venv/bin/python -m deploy token)")
     for name in models:

@@ -24,10 +24,10 @@ def kinds(answer: type[BaseModel]) -> dict[str, Kind]:
 
 def _kind(annotation: Any) -> Kind:
     plain = [part for part in get_args(annotation) if part is not type(None)] or [annotation]
+    if list[float] in (annotation, *plain):  # as numbers; no column holds base64
+        return "vector"
     if get_origin(annotation) is list or len(plain) > 1:
         plain = [annotation]
-    if plain[0] == list[float]:
-        return "vector"
     names: dict[Any, Kind] = {str: "text", float: "real", int: "whole"}
     return names.get(plain[0], "nested")
 

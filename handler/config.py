@@ -111,6 +111,9 @@ class SetupConfig(_Strict):
     model_name: str = Field(min_length=1)
     """A local Hugging Face folder or a hub name."""
     revision: str | None = None
+    adapter: Annotated[str, Field(min_length=1)] | None = None
+    """A PEFT adapter that is merged into the checkpoint: its folder, or the name of one within the checkpoint's. One
+    that lies beside the weights, or names its base, is merged without being named."""
     name: str | None = Field(default=None, pattern=NAME_PATTERN)
     """The archive's name; None: the last part of ``model_name``."""
     task: Task | None = None
@@ -147,9 +150,10 @@ class SetupConfig(_Strict):
 
     batch_size: Positive = 32
     """Most requests TorchServe joins into one batch."""
-    max_batch_delay: Count = 2
+    max_batch_delay: Count = 1
     """How long TorchServe waits for a batch to fill, in milliseconds; at least 1, to which 0 is raised."""
-    workers: Positive = 1
+    workers: Positive | None = None
+    """None: one, or by the GPUs and cores of the machine that builds the archive (builder/serving.py)."""
     threads: Count = 0
     """Threads of one worker on a CPU; 0: the machine's cores divided by the workers."""
     response_timeout: Positive = 120

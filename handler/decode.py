@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 from pydantic import ValidationError
 
+from handler import quick_json
 from handler.bodies import FORM, RAW_FORM, Headers, check_form, decompressed, form_fields, is_json, text_of
 from handler.config import Limits, first_problem
 from handler.errors import RequestError
@@ -53,7 +54,7 @@ def as_predictions(answers: list[Any]) -> Any:
 
 def as_outputs(answers: list[Any], id: str | None = None) -> Any:
     """KServe's v2 protocol: one tensor of strings, each an answer in JSON; the request's id goes back with it."""
-    data = [json.dumps(answer, ensure_ascii=False) for answer in answers]
+    data = [quick_json.dumps(answer).decode() for answer in answers]
     tensor = {"name": "predictions", "shape": [len(data)], "datatype": "BYTES", "data": data}
     return {**({} if id is None else {"id": id}), "outputs": [tensor]}
 
@@ -70,6 +71,7 @@ class Decoder:
         self._fields = schema.model_fields
         self._plain = "text" in self._fields
         self._texts = {"text", "text_pair", "question", "context", "query", "texts", "target"} & set(self._fields)
+        self._many = "texts" in self._fields
         self._allow_overrides = allow_overrides
 
     def decode(
@@ -102,7 +104,7 @@ class Decoder:
         parameters = {key: value for key, value in row.items() if key not in BODY_KEYS}
         for key in BODY_KEYS:
             if row.get(key) is not None and row[key] != b"":
-                return row[key], _read(parameters), content_type
+                return row[key], _read(parameters) if parameters else parameters, content_type
         stated = Headers(headers)
         if len(parameters) == 1 and stated.request_type == "multipart/form-data":
             ((name, value),) = parameters.items()
@@ -236,6 +238,8 @@ class Decoder:
             for text in value if isinstance(value, list) else (value,):
                 if isinstance(text, str):
                     total += _checked_length(text, name)
+        if not self._many:
+            return total
         if isinstance(texts := getattr(request, "texts", None), list) and len(texts) > self._limits.max_inputs:
             raise RequestError("too_many", f"{len(texts)} texts, at most {self._limits.max_inputs} allowed", "texts")
         if isinstance(request, RerankRequest):  # each text is read together with the query
@@ -261,7 +265,7 @@ def _read(parameters: dict[str, Any]) -> dict[str, Any]:
 
 def _json(text: str) -> Any:
     try:
-        return _DECODER.decode(text)
+        return quick_json.loads(text)
     except RecursionError:
         raise RequestError("invalid_json", "the JSON is nested too deeply") from None
     except ValueError as error:
@@ -280,14 +284,8 @@ def _reason(text: str, error: ValueError) -> str:
     return f"{error.msg}{where}"
 
 
-def _not_a_number(name: str) -> NoReturn:
-    raise ValueError(name)
-
-
 _LIKE_JSON = re.compile(r"""\s*(\{\s*(["'}]|$)|\[[\s\[]*(["'{]|$)|\[[-\s\d.,eE+\[\]]*$)""")
 """Meant as JSON, though it is none: a bracket before a quote, before another one, before numbers alone, or nothing."""
-_DECODER = json.JSONDecoder(parse_constant=_not_a_number)
-"""Made once: json.loads makes a new one at each call that has an option."""
 
 
 def _checked_length(text: str, name: str) -> int:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Sequence as Many
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -31,9 +32,10 @@ from handler.packing import Arrays, Model, Packer
 from handler.runtime import load_model, pick_device, set_threads
 from handler.schemas import Answer, Request
 from handler.tasks import TASKS
-from handler.tasks.base import Job
-from handler.threads import Placement, ThreadSettings, place
+from handler.tasks.base import Job, Task
+from handler.threads import Placement, ThreadSettings, gpu_threads, place
 from handler.tokenizer import Tokenizer
+from handler.transfer import wait_as
 
 Item: TypeAlias = "Request | str | Mapping[str, Any] | RequestError"
 """A request of the task's schema, its fields as a mapping, or a text where the task takes one alone. An error that the
@@ -43,6 +45,16 @@ caller has found already keeps its place."""
 def default_pass_tokens(device: torch.device) -> int:
     """The token budget of a pass where the config has none (SetupConfig.max_batch_tokens)."""
     return 16384 if device.type == "cuda" else 512 * torch.get_num_threads()
+
+
+def most_cells(task: Task[Any], facts: ArchiveFacts, device: torch.device, pass_tokens: int) -> int | None:
+    """Most cells of a pass, pads included, where its pads cost nothing but the memory of their ids.
+
+    So a list of texts of any lengths is one pass on a GPU. On a CPU passes are small for the sake of the cache, and of
+    tasks with outputs for every token the pads take memory too.
+    """
+    free = facts.encoder == "fused" and device.type == "cuda" and not task.per_token
+    return 4 * pass_tokens if free else None
 
 
 class Engine:
@@ -70,6 +82,7 @@ class Engine:
             packed=facts.encoder == "fused",
             metrics=self.metrics,
             vocabulary=getattr(model, "vocabulary", None),
+            most_cells=most_cells(self.task, facts, model.device, self.pass_tokens),
         )
         self._unpacked: tempfile.TemporaryDirectory[str] | None = None
 
@@ -114,7 +127,12 @@ class Engine:
         if not path.exists():
             raise ArchiveError("tokenizer.json is missing from the archive; build it again")
         # Before anything is computed: the threads that libraries start from here on inherit the worker's cores.
-        placement = place(ThreadSettings.of(settings, config))
+        threads = ThreadSettings.of(settings, config)
+        if gpu is not None:
+            wait_as(threads.workers)
+            if not threads.threads:
+                threads = threads.model_copy(update={"threads": gpu_threads(threads.workers)})
+        placement = place(threads)
         set_threads(placement)
         model = load_model(folder, facts, config, gpu)
         length = min(facts.max_positions, config.max_length or facts.max_positions)
@@ -160,7 +178,7 @@ class Engine:
         there is none), scores as float64 (NaN), whole numbers as int64 (-1; 0 for ``dropped_tokens``), ``embedding``
         as float32 [rows, dimensions] (NaN). ``error`` holds a row's RequestError, None where there is an answer.
         """
-        return to_columns(self.task.answer, self.payloads([self.read(item) for item in requests], deadline))
+        return to_columns(self.task.answer, self.results([self.read(item) for item in requests], deadline))
 
     def read(self, item: Item) -> Request | RequestError:
         """A request that has been checked as a server's would be, or what is wrong with it."""
@@ -174,9 +192,22 @@ class Engine:
             return error
 
     def payloads(
+        self, items: Many[Request | RequestError], deadline: float = float("inf"), *, arrays: bool = False
+    ) -> list[dict[str, Any] | RequestError]:
+        """Each checked request's answer as plain data, or its error; in order. See :meth:`answer` for the deadline.
+
+        ``arrays``: whether vectors may stay numpy arrays, which :mod:`handler.quick_json` writes as they are.
+        """
+        answers = self.results(items, deadline)
+        return [
+            answer if isinstance(answer, RequestError) else self.task.present(answer, item, arrays=arrays)
+            for answer, item in zip(answers, items, strict=True)
+        ]
+
+    def results(
         self, items: Many[Request | RequestError], deadline: float = float("inf")
     ) -> list[dict[str, Any] | RequestError]:
-        """Each checked request's answer as plain data, or its error; in order. See :meth:`answer` for the deadline."""
+        """As :meth:`payloads`, but what the task has computed, before it is made presentable (Task.present)."""
         valid = [item for item in items if not isinstance(item, RequestError)]
         with self.metrics.stage("encode"):
             jobs = self._encode(valid)
@@ -184,7 +215,7 @@ class Engine:
         with self.metrics.stage("run"):
             outputs = iter(self.packer.run(sequences, deadline))
         with self.metrics.stage("postprocess"):
-            finished = iter([self._finish(job, outputs) for job in jobs])
+            finished = iter(self._finish(jobs, outputs))
             return [item if isinstance(item, RequestError) else next(finished) for item in items]
 
     def _encode(self, requests: list[Request]) -> list[Job[Any] | RequestError]:
@@ -201,27 +232,38 @@ class Engine:
         return [job for request in requests for job in self._encode([request])]
 
     def _finish(
-        self, job: Job[Any] | RequestError, outputs: Iterator[Arrays | RequestError]
-    ) -> dict[str, Any] | RequestError:
-        if isinstance(job, RequestError):
-            return job
-        own: list[Arrays] = []
-        failure = None
-        for _ in job.sequences:
-            output = next(outputs)
-            if isinstance(output, RequestError):
-                failure = output
-            else:
-                own.append(output)
-        if failure is not None:
-            return failure
-        self.metrics.add("truncations", 1 if job.dropped else 0)
+        self, jobs: Many[Job[Any] | RequestError], outputs: Iterator[Arrays | RequestError]
+    ) -> list[dict[str, Any] | RequestError]:
+        """Each job's answer or its error: its own, or the first one of its sequences'."""
+        results: list[dict[str, Any] | RequestError] = []
+        kept, whole, arrays = [], [], []
+        for job in jobs:
+            if isinstance(job, RequestError):
+                results.append(job)
+                continue
+            own = list(islice(outputs, len(job.sequences)))
+            failure = next((output for output in own if isinstance(output, RequestError)), None)
+            if failure is None:
+                kept.append(len(results))
+                whole.append(job)
+                arrays.append(own)
+            results.append(failure or _UNFINISHED)
+        self.metrics.add("truncations", sum(job.dropped > 0 for job in whole))
+        for index, answer in zip(kept, self._finished(whole, arrays), strict=True):
+            results[index] = answer
+        return results
+
+    def _finished(self, jobs: list[Job[Any]], outputs: list[Any]) -> list[dict[str, Any] | RequestError]:
         try:
-            return self.task.finish(job, own)
-        except RequestError as error:
-            return error
+            return self.task.finish_all(jobs, outputs)
         except Exception as error:
-            return internal_error(error)
+            if len(jobs) == 1:
+                return [internal_error(error)]
+        # What a batch cannot be finished for must not cost the others their answers.
+        return [answer for job, own in zip(jobs, outputs, strict=True) for answer in self._finished([job], [own])]
+
+
+_UNFINISHED: dict[str, Any] = {}
 
 
 def choose_gpu(folder: Path, device: str | None) -> int | None:

@@ -31,7 +31,7 @@ TRIAL = 0.1
 Score: TypeAlias = Callable[[tuple[torch.Tensor, ...]], torch.Tensor]
 """The twin's outputs -> the logit to explain, [B]."""
 EXPLAINED = ("sequence_classification", "token_classification", "question_answering")
-POSITIONS_FOLLOW_PADDING = ("roberta", "xlm-roberta", "camembert", "roberta-prelayernorm")
+POSITIONS_FOLLOW_PADDING = ("roberta", "xlm-roberta", "camembert", "roberta-prelayernorm", "mpnet")
 """Families whose positions count the tokens that are no pads, from the pad's id + 1."""
 
 

@@ -20,6 +20,14 @@ CLASSES = {
     "embedding": "AutoModel",
 }
 
+_ENCODERS = ("t5", "mt5")
+"""Model types whose AutoModel has a decoder too."""
+
+
+def class_of(task: str, model_type: str) -> str:
+    """transformers' class that loads a model type for a task."""
+    return "AutoModelForTextEncoding" if task == "embedding" and model_type in _ENCODERS else CLASSES[task]
+
 
 class OriginalModel:
     """The same signature and outputs as a traced model; see handler.runtime.TracedModel."""
@@ -59,7 +67,7 @@ def load_original(folder: Path, facts: ArchiveFacts) -> Any:
         raise ArchiveError(f"{folder.name}/ is missing from the archive; build it again")
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(facts.original_type, torch.float32)
     try:
-        loader = getattr(transformers, CLASSES[facts.task])
+        loader = getattr(transformers, class_of(facts.task, facts.family))
         model = loader.from_pretrained(folder, dtype=dtype, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # whatever a damaged file makes the library raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]

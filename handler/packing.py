@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as Many
+from itertools import chain, repeat
 from typing import Protocol, TypeAlias
 
 import numpy as np
@@ -32,18 +33,24 @@ class Model(Protocol):
         """Run one pass."""
 
 
-def plan_passes(lengths: Many[int], max_tokens: int) -> list[list[int]]:
+def plan_passes(lengths: Many[int], max_tokens: int, most_cells: int | None = None) -> list[list[int]]:
     """Indices grouped into passes: like lengths together, rows times longest row at most ``max_tokens``.
 
-    A single row longer than that gets a pass of its own.
+    ``most_cells``: where pads cost no arithmetic, only the tokens themselves count against ``max_tokens``, and rows
+    times longest row may be this much, for the sake of the memory that ids take. A single row longer than the budget
+    gets a pass of its own.
     """
+    longest = max(lengths, default=0)
+    if longest * len(lengths) <= max_tokens:
+        return [sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)] if lengths else []
     order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
     passes: list[list[int]] = []
-    capacity = 0
+    capacity, tokens = 0, 0
     for index in order:
-        if not passes or len(passes[-1]) >= capacity:
+        tokens += lengths[index]
+        if not passes or len(passes[-1]) >= capacity or (most_cells is not None and tokens > max_tokens):
             passes.append([])
-            capacity = max(1, max_tokens // max(1, lengths[index]))
+            capacity, tokens = max(1, (most_cells or max_tokens) // max(1, lengths[index])), lengths[index]
         passes[-1].append(index)
     return passes
 
@@ -52,7 +59,7 @@ class Packer:
     """Runs a model over sequences of many requests under a token budget.
 
     ``keep`` takes what the task needs out of a row's outputs. ``packed``: the model computes no pads.
-    ``vocabulary``: rows of the model's word table, None where that is not known.
+    ``vocabulary``: rows of the model's word table, None where that is not known. ``most_cells``: see plan_passes.
 
     A pass that fails is split in two and tried again until what made it fail stands alone, so that an input costs no
     other input its answer. Alone it fails as overloaded where memory ran out, else as internal. Splitting takes at
@@ -70,8 +77,10 @@ class Packer:
         packed: bool,
         metrics: Metrics,
         vocabulary: int | None = None,
+        most_cells: int | None = None,
     ) -> None:
         self._model = model
+        self._most_cells = most_cells
         self._pad_id = pad_id
         self._max_tokens = max_tokens
         self._keep = keep
@@ -89,7 +98,7 @@ class Packer:
         """
         lengths = [len(sequence.ids) for sequence in sequences]
         results: list[Arrays | RequestError] = [_late()] * len(sequences)
-        for indices in reversed(plan_passes(lengths, self._max_tokens)):
+        for indices in reversed(plan_passes(lengths, self._max_tokens, self._most_cells)):
             outputs = self._run_pass([sequences[index] for index in indices], deadline)
             for index, output in zip(indices, outputs, strict=True):
                 results[index] = output
@@ -167,7 +176,8 @@ class Packer:
         self._metrics.add("tokens", tokens)
         self._metrics.add("padding_avoided" if self._packed else "padding", ids.size - tokens)
         self._metrics.add("passes", 1)
-        self._metrics.set("pass_tokens", tokens)
+        self._metrics.observe("pass_tokens", tokens)
+        self._metrics.observe("padding_share", 1 - tokens / ids.size)
 
 
 def _late() -> RequestError:
@@ -183,15 +193,21 @@ def collate(sequences: Many[Sequence], pad_id: int) -> tuple[np.ndarray, np.ndar
 
     The mask is 1 on tokens, 2 on those that pooling leaves out, 0 on pads.
     """
-    lengths = np.array([len(sequence.ids) for sequence in sequences])
-    mask = (np.arange(lengths.max()) < lengths[:, None]).astype(np.int64)
+    sizes = [len(sequence.ids) for sequence in sequences]
+    count = sum(sizes)
+    lengths = np.array(sizes)
+    valid = np.arange(lengths.max()) < lengths[:, None]
+    mask = valid.astype(np.int64)
     ids = np.full(mask.shape, pad_id, dtype=np.int64)
     segments = np.zeros(mask.shape, dtype=np.int64)
+    # All rows in one go: the valid places, row by row, are the tokens in their order.
+    ids[valid] = np.fromiter(chain.from_iterable(sequence.ids for sequence in sequences), np.int64, count)
+    if any(sequence.segments is not None for sequence in sequences):
+        parts = (sequence.segments or repeat(0, len(sequence.ids)) for sequence in sequences)
+        segments[valid] = np.fromiter(chain.from_iterable(parts), np.int64, count)
     for row, sequence in enumerate(sequences):
-        ids[row, : lengths[row]] = sequence.ids
-        mask[row, : sequence.prompt] = 2
-        if sequence.segments is not None:
-            segments[row, : lengths[row]] = sequence.segments
+        if sequence.prompt:
+            mask[row, : sequence.prompt] = 2
     return ids, segments, mask
 
 

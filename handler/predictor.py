@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from handler.archive import ArchiveError, ArchiveFacts
 from handler.canary import Canary, canary_request
 from handler.config import SetupConfig
@@ -36,7 +38,7 @@ CANARY_INTERVAL = 10.0
 
 @dataclass(slots=True)
 class Reply:
-    """The answer to one row: an HTTP status with its phrase, and a payload that JSON can hold (or a page)."""
+    """The answer to one row: an HTTP status with its phrase, and a payload that JSON can hold (or a page, or bytes)."""
 
     status: int
     phrase: str
@@ -182,11 +184,13 @@ class Predictor:
         content_types: Many[str | None] | None = None,
         deadline: float | None = None,
         headers: Many[Mapping[str, Any] | None] | None = None,
+        *,
+        arrays: bool = False,
     ) -> list[Reply]:
         """Answer a server's batch: one reply for each row, whatever the other rows hold.
 
         ``deadline``: of :meth:`deadline`, taken where the batch began; None: it begins now. ``content_types`` and
-        ``headers``: of each row, as :meth:`handler.decode.Decoder.decode` takes them.
+        ``headers``: of each row, as :meth:`handler.decode.Decoder.decode` takes them. ``arrays``: see Engine.payloads.
         """
         deadline = self.deadline() if deadline is None else deadline
         types = content_types or [None] * len(rows)
@@ -194,11 +198,12 @@ class Predictor:
             stated = zip(rows, types, headers or [None] * len(rows), strict=True)
             calls = [self._decode(*row) for row in stated]
         items = [item for call in calls if isinstance(call, Call) for item in call.items]
-        answers = iter(self.engine.payloads(items, deadline))
+        self.metrics.observe("batch_requests", len(rows))
+        results = iter(self.engine.results(items, deadline))
         replies = []
         for call in calls:
-            own = [] if isinstance(call, RequestError) else [next(answers) for _ in call.items]
-            replies.append(self._reply(call, own))
+            own = [] if isinstance(call, RequestError) else [next(results) for _ in call.items]
+            replies.append(self._answered(call, own, arrays=arrays))
         if self.metrics.errors("internal") and time.monotonic() > self._next_canary:
             self._next_canary = time.monotonic() + CANARY_INTERVAL
             self._check_canary()
@@ -214,12 +219,44 @@ class Predictor:
         except Exception as error:
             return internal_error(error)
 
-    def _reply(self, call: Call | RequestError, answers: list[Any]) -> Reply:
+    def _answered(self, call: Call | RequestError, answers: list[Any], *, arrays: bool) -> Reply:
+        if isinstance(call, RequestError):
+            return self._reply(call, answers)
+        if call.options.get("format") == "raw":
+            return self._reply(call, answers, raw=True)
+        present = self.task.present
+        shown = [
+            answer if isinstance(answer, RequestError) else present(answer, item, arrays=arrays)
+            for answer, item in zip(answers, call.items, strict=True)
+        ]
+        return self._reply(call, shown)
+
+    def _reply(self, call: Call | RequestError, answers: list[Any], *, raw: bool = False) -> Reply:
         """A lone input's error is the reply's; an error within a list stands in its place."""
         errors = [answer for answer in [call, *answers] if isinstance(answer, RequestError)]
         for error in errors:
             self.metrics.add_error(error.type)
         if isinstance(call, RequestError) or (errors and not call.many):
             return Reply(errors[0].status, errors[0].phrase, errors[0].body())
+        if raw:
+            return raw_vectors(answers)
         payloads = [answer.body() if isinstance(answer, RequestError) else answer for answer in answers]
         return Reply(200, "OK", call.wrap(payloads))
+
+
+def raw_vectors(answers: list[Any]) -> Reply:
+    """The vectors of a request as bytes, row by row, in little-endian order; their type and shape stand in the content
+    type. One input's error is the whole reply's, since bytes have no place for it."""
+    failed = next((answer for answer in answers if isinstance(answer, RequestError)), None)
+    if failed is None and not all(isinstance(answer.get("embedding"), np.ndarray) for answer in answers):
+        failed = RequestError("unsupported", "only vectors can be had as raw bytes", "format")
+    if failed is None and len({(a["embedding"].dtype, len(a["embedding"])) for a in answers}) > 1:
+        failed = RequestError(
+            "invalid_request", "raw vectors of one request must have one precision and size", "format"
+        )
+    if failed is not None:
+        return Reply(failed.status, failed.phrase, failed.body())
+    vectors = np.stack([answer["embedding"] for answer in answers])
+    shape = "x".join(map(str, vectors.shape))
+    kind = f"application/octet-stream; dtype={vectors.dtype.name}; shape={shape}"
+    return Reply(200, "OK", vectors.astype(vectors.dtype.newbyteorder("<")).tobytes(), kind)

@@ -18,6 +18,7 @@ from handler.config import SetupConfig
 from handler.packing import Arrays, Model
 from handler.schemes import SCHEMES
 from handler.threads import Placement
+from handler.transfer import to_device, to_host
 
 logger = logging.getLogger(__name__)
 
@@ -45,8 +46,8 @@ class TracedModel:
     def __call__(self, ids: np.ndarray, segments: np.ndarray, mask: np.ndarray) -> Arrays:
         """See the class."""
         with torch.inference_mode():
-            inputs = [torch.from_numpy(array).to(self.device) for array in (ids, segments, mask)]
-            return tuple(output.float().cpu().numpy() for output in self.module(*inputs))
+            inputs = to_device((ids, segments, mask), self.device)
+            return to_host(self.module(*inputs), self.device)
 
 
 def word_rows(module: Any) -> int | None:

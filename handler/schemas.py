@@ -68,6 +68,10 @@ class EmbeddingRequest(TextRequest):
     """The model's prompt for this kind of text, unless ``prompt`` or ``prompt_name`` is given."""
     normalize: bool | None = None
     dimensions: Annotated[int, Field(gt=0)] | None = None
+    precision: Literal["float32", "float16", "int8", "binary", "ubinary"] | None = None
+    """Of the vector's numbers; int8 comes with a ``scale``, binary and ubinary are eight dimensions in a byte."""
+    encoding_format: Literal["float", "base64"] | None = None
+    """A list of numbers, or base64 of their bytes in little-endian order."""
 
 
 class RerankRequest(Request):
@@ -150,7 +154,10 @@ class TokenAnswer(Answer):
 class EmbeddingAnswer(Answer):
     """A text's vector."""
 
-    embedding: list[float]
+    embedding: list[float] | str
+    """Text where ``encoding_format`` is base64."""
+    scale: float | None = None
+    """What int8 numbers are multiplied by."""
 
 
 class Ranked(BaseModel):

@@ -8,26 +8,34 @@ batch, without a body. A gRPC call has no headers at all, and its metadata stay 
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
+import sys
 import threading
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
-from ts.metrics.dimension import Dimension
+import ts.service
+from ts.metrics.caching_metric import CachingMetric
 from ts.metrics.metric_type_enum import MetricTypes
+from ts.protocol import otf_message_handler
 
+from handler import quick_json, tracing
 from handler.archive import ArchiveError
 from handler.bodies import Headers
 from handler.config import ConfigError
 from handler.decode import BODY_KEYS, instance
+from handler.doors import Door
 from handler.draining import Drain
 from handler.errors import RequestError, internal_error
+from handler.frames import Reader, Writer
 from handler.metrics import Sample, Sink
 from handler.open_inference import decoded, is_model_infer, model_infer
 from handler.predictor import Predictor, Reply
+from handler.reporting import Reporter
 
 LAST_ANSWERS = 1.0
 """Seconds that a worker lives on after its device has failed."""
@@ -36,9 +44,8 @@ logger = logging.getLogger(__name__)
 RETRY_AFTER = 1
 """Seconds after which a client may ask again where it is answered 503."""
 _FORMS = ("multipart/", "application/x-www-form-urlencoded")
-_SEQUENCE = "ts_request_sequence_"
-"""Begins the only headers that the front end makes up for a gRPC call (StreamPredictions2)."""
-_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
+_FRAMES = "0.12."
+"""The releases of TorchServe whose frames :mod:`handler.frames` knows."""
 
 
 class EncoderService:
@@ -47,6 +54,7 @@ class EncoderService:
     def __init__(self, predictor: Predictor | None = None, drain: Drain | None = None) -> None:
         self._predictor = predictor
         self._drain = drain or Drain.of_environment()
+        self._reporter: Reporter | None = None
 
     def initialize(self, context: Any) -> None:
         """Load the archive that TorchServe has extracted."""
@@ -57,6 +65,11 @@ class EncoderService:
         except (ArchiveError, ConfigError) as error:
             logger.error("%s cannot be served: %s", context.model_name, error)
             raise RuntimeError(str(error)) from None
+        self._predictor.metrics.tracer = tracing.tracer_of_environment(f"efft.{context.model_name}")
+        take_frames_over()
+        # What was loaded stays: the collector need not look through torch's million objects for garbage again.
+        gc.collect()
+        gc.freeze()
 
     def handle(self, rows: list[Any] | None, context: Any) -> list[Any]:
         """Answer a batch: one reply, with its own status, for each row.
@@ -66,20 +79,47 @@ class EncoderService:
         """
         assert self._predictor is not None
         predictor = self._predictor
-        with self._drain.busy() as stopping:
+        metrics = predictor.metrics
+        with metrics.lock, self._drain.busy() as stopping:
             if enveloped(rows, context):
                 inputs = rows or [None]
                 replies = refusals(len(inputs)) if stopping else predictor.predict([_body(row) for row in inputs])
                 answers = unwrapped(replies, context)
             else:
-                replies = answered(predictor, rows or [], context, stopping=stopping)
+                doors = [Door(context.get_all_request_header(index)) for index in range(len(rows or []))]
+                with tracing.batch(metrics.tracer, context.model_name, [door.headers for door in doors]):
+                    replies = answered(predictor, rows or [], context, doors, stopping=stopping)
                 limit = predictor.config.limits.max_answer_bytes
-                answers = [respond(reply, context, index, limit) for index, reply in enumerate(replies)]
-        end_streams(context)
-        predictor.metrics.flush(metrics_sink(context))
+                with metrics.stage("respond"):
+                    answers = [respond(reply, context, index, limit) for index, reply in enumerate(replies)]
+                end_streams(context, doors)
+        self._report(context)
         if predictor.lost:
             end_worker()
         return answers
+
+    def _report(self, context: Any) -> None:
+        assert self._predictor is not None
+        if self._reporter is None:
+            self._reporter = Reporter(self._predictor.metrics, metrics_sink(context))
+        self._reporter.wake()
+
+
+def take_frames_over() -> None:
+    """Have this worker's requests read and its answers written by :mod:`handler.frames`.
+
+    Nothing happens where the process is no worker of TorchServe's, or of a release whose frames may be others.
+    """
+    worker: Any = sys.modules["__main__"]
+
+    read, write = otf_message_handler.retrieve_msg, otf_message_handler.create_predict_response
+    if not ts.__version__.startswith(_FRAMES) or getattr(worker, "retrieve_msg", None) is not read:
+        return
+    worker.retrieve_msg = Reader(
+        otf_message_handler.retrieve_msg, decodes=os.environ.get("TS_DECODE_INPUT_REQUEST", "true") == "true"
+    )
+    if ts.service.create_predict_response is write and os.environ.get("LOCAL_RANK", "0") == "0":
+        ts.service.create_predict_response = Writer(write)
 
 
 def end_worker() -> None:
@@ -100,21 +140,6 @@ def refusals(count: int) -> list[Reply]:
     return [Reply(error.status, error.phrase, error.body()) for _ in range(count)]
 
 
-def content_type(context: Any, index: int) -> str | None:
-    """Of the body, which TorchServe files under the parameter's name."""
-    headers = context.get_all_request_header(index)
-    for key in BODY_KEYS:
-        if isinstance(headers.get(key), Mapping):
-            return headers[key].get("content-type")
-    return None
-
-
-def over_grpc(context: Any, index: int) -> bool:
-    """Whether a row came by gRPC: then it has no header, while the front end gives HTTP requests a content-length."""
-    headers = context.get_all_request_header(index)
-    return not any(isinstance(value, str) and not key.startswith(_SEQUENCE) for key, value in headers.items())
-
-
 def wants_description(rows: list[Mapping[str, Any]], context: Any) -> bool:
     """Whether this batch is a description that the management address asks for.
 
@@ -129,40 +154,46 @@ def wants_description(rows: list[Mapping[str, Any]], context: Any) -> bool:
 
 
 def answered(
-    predictor: Predictor, rows: list[Mapping[str, Any]], context: Any, *, stopping: bool = False
+    predictor: Predictor, rows: list[Mapping[str, Any]], context: Any, doors: list[Door], *, stopping: bool = False
 ) -> list[Reply]:
     """A reply for each row, also where routing fails: TorchServe would log the exception, and a user's text with it."""
     try:
-        return route(predictor, rows, context, stopping=stopping)
+        return route(predictor, rows, context, doors, stopping=stopping)
     except Exception as error:
         failure = internal_error(error)
         return [Reply(failure.status, failure.phrase, failure.body()) for _ in rows]
 
 
-def route(predictor: Predictor, rows: list[Mapping[str, Any]], context: Any, *, stopping: bool = False) -> list[Reply]:
+def route(
+    predictor: Predictor, rows: list[Mapping[str, Any]], context: Any, doors: list[Door], *, stopping: bool = False
+) -> list[Reply]:
     """Explanations one by one, all predictions of the batch together; a description is a batch of its own."""
     if wants_description(rows, context):
         return [Reply(200, "OK", predictor.describe())]
     if stopping:
         return refusals(len(rows))
-    types = [content_type(context, index) for index in range(len(rows))]
-    headers = [context.get_all_request_header(index) for index in range(len(rows))]
     explained_by, answered_by = predictor.explanation_deadline(), predictor.deadline()
     plain = []
     replies: dict[int, Reply] = {}
-    for index, row in enumerate(rows):
-        if context.get_request_header(index, "explain") == "True":
+    for index, door in enumerate(doors):
+        if door.explained:
             html = wants_html(context, index)
             replies[index] = predictor.explain(
-                row, types[index], html=html, deadline=explained_by, headers=headers[index]
+                rows[index], door.content_type, html=html, deadline=explained_by, headers=door.headers
             )
         else:
             plain.append(index)
-    by_open_inference = {index for index in plain if over_grpc(context, index) and is_model_infer(rows[index])}
+    by_open_inference = {index for index in plain if doors[index].over_grpc and is_model_infer(rows[index])}
     inputs = [decoded(rows[index]) if index in by_open_inference else rows[index] for index in plain]
     predicted = predictor.predict(
-        inputs, [types[index] for index in plain], answered_by, [headers[index] for index in plain]
+        inputs,
+        [doors[index].content_type for index in plain],
+        answered_by,
+        [doors[index].headers for index in plain],
+        arrays=True,
     )
+    if not replies and not by_open_inference:
+        return predicted
     replies.update(zip(plain, predicted, strict=True))
     for index in by_open_inference:
         replies[index].payload = model_infer(replies[index].payload, rows[index], context.manifest)
@@ -198,10 +229,13 @@ def unwrapped(replies: list[Reply], context: Any) -> list[Any]:
 
 
 def respond(reply: Reply, context: Any, index: int, limit: int) -> bytes:
-    """A reply as at most ``limit`` bytes of JSON, its status set on the request."""
+    """A reply as at most ``limit`` bytes, JSON unless it is a page or bytes; its status is set on the request."""
     try:
-        page = reply.payload if isinstance(reply.payload, str) else None
-        body = (page or _ENCODER.encode(reply.payload)).encode()
+        payload = reply.payload
+        if isinstance(payload, str):
+            body = payload.encode()
+        else:
+            body = payload if isinstance(payload, bytes) else quick_json.dumps(payload)
         if len(body) > limit:
             message = f"the answer has {len(body)} bytes, at most {limit} are sent; ask for less at a time"
             raise RequestError("too_large", message)
@@ -217,28 +251,47 @@ def respond(reply: Reply, context: Any, index: int, limit: int) -> bytes:
     return body
 
 
-def end_streams(context: Any) -> None:
+def end_streams(context: Any, doors: list[Door]) -> None:
     """Mark every gRPC answer as the last part of its stream.
 
     The front end reads this of every StreamPredictions answer and ends the worker where it is missing. It does not say
     which calls stream, and a second part for one that does not would end the worker too: so there is one part, the
     last. An HTTP answer with this header would be sent as the end of a stream that never began.
     """
-    for index in range(len(context.request_processor or ())):
-        if over_grpc(context, index):
+    for index, door in enumerate(doors):
+        if door.over_grpc:
             context.set_response_header(index, "ts_stream_next", "false")
 
 
+def worker_name(arguments: list[str]) -> str:
+    """By which TorchServe knows this worker, and a successor in its place: the number of its socket or port.
+
+    ``arguments``: of the process. Elsewhere the process's own number.
+    """
+    for flag in ("--sock-name", "--port"):
+        if flag in arguments[:-1]:
+            number = arguments[arguments.index(flag) + 1].rpartition(".")[2]
+            if number.isdecimal():
+                return number
+    return str(os.getpid())
+
+
 def metrics_sink(context: Any) -> Sink:
-    """Hands figures to TorchServe, which shows them at its metrics address, in Prometheus form if so configured."""
+    """Hands figures to TorchServe, which shows them at its metrics address, in Prometheus form if so configured.
+
+    By TorchServe's own class of a figure, not by its cache: that one writes the numbers of all requests of the batch
+    into every line.
+    """
+    model, worker = context.model_name, worker_name(sys.argv)
+    known: dict[str, CachingMetric] = {}
 
     def emit(sample: Sample) -> None:
-        dimensions = [Dimension("ModelName", context.model_name), Dimension("Level", "Model")]
-        if sample.error is not None:
-            dimensions.append(Dimension("Error", sample.error))
         kind = MetricTypes.COUNTER if sample.kind == "counter" else MetricTypes.GAUGE
-        context.metrics.add_metric(
-            f"efft_{sample.name}", sample.value, sample.unit, dimensions=dimensions, metric_type=kind
-        )
+        dimensions = {"ModelName": model, "Level": "Model", "Worker": worker, **dict(sample.labels)}
+        metric = known.get(sample.name)
+        if metric is None:
+            metric = CachingMetric(f"efft_{sample.name}", sample.unit, list(dimensions), kind)
+            known[sample.name] = metric
+        metric.add_or_update(sample.value, list(dimensions.values()))
 
     return emit

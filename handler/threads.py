@@ -56,7 +56,7 @@ class ThreadSettings(BaseModel):
         block = settings.get("handler") or {}
         if not isinstance(block, Mapping):
             raise ConfigError("model-config.yaml: handler must be a mapping, such as {threads: 2, pin: true}")
-        workers = settings.get("maxWorkers") or settings.get("minWorkers") or config.workers
+        workers = settings.get("maxWorkers") or settings.get("minWorkers") or config.workers or 1
         try:
             return cls.model_validate({"threads": config.threads, **block, "workers": workers})
         except ValidationError as error:
@@ -74,6 +74,11 @@ def read_server_settings(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"model-config.yaml: {' '.join(str(error).split())}") from error
     return settings if isinstance(settings, dict) else {}
+
+
+def gpu_threads(workers: int) -> int:
+    """Threads of a worker whose model runs on a GPU: they only tokenize, and the front end wants cores, too."""
+    return max(1, min(4, available_cores() // (2 * workers)))
 
 
 @dataclass(frozen=True)

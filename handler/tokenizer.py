@@ -116,14 +116,15 @@ class Tokenizer:
         Windows (policy "stride") share ``stride`` tokens; of a pair only the second text is spread over them.
         """
         rows = self._rows(inputs, offsets)
+        longest = self.max_length
         return [
-            self._fitted(row, text, policy, stride, offsets)
+            Tokenized([row]) if 0 < len(row.ids) <= longest else self._fitted(row, text, policy, stride, offsets)
             for row, text, policy, stride in zip(rows, inputs, policies, strides, strict=True)
         ]
 
     def _rows(self, inputs: Many[Input], offsets: bool) -> list[Sequence]:
         """Each input whole, however long; by the word cache where that will do."""
-        quick = [None if offsets else self._quick(text) for text in inputs]
+        quick = [None] * len(inputs) if offsets else [self._quick(text) for text in inputs]
         rest = [text for text, row in zip(inputs, quick, strict=True) if row is None]
         if not rest:
             return [row for row in quick if row is not None]
@@ -146,8 +147,6 @@ class Tokenizer:
         length = len(row.ids)
         if length == 0:  # a tokenizer that adds no special tokens, and a text that its normalizer leaves nothing of
             return RequestError("empty", "the text has no tokens")
-        if length <= self.max_length:
-            return Tokenized([row])
         if policy == "error":
             return RequestError("too_long", f"{length} tokens, the model takes {self.max_length}")
         try:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from tests import newer_families as newer
 
 TEXTS = [
     "the parcel has not arrived and nobody answers the phone",
@@ -29,6 +32,9 @@ CLASSES = {
     "roberta-prelayernorm": "RobertaPreLayerNorm",
 }
 FAMILIES = tuple(CLASSES)
+NEWER = tuple(newer.CLASSES)
+"""Families whose attention, norms or feed-forward are not BERT's; ``newer.HEADS`` says which heads each has."""
+CLASSES |= newer.CLASSES
 HEADS = {
     "sequence_classification": "ForSequenceClassification",
     "question_answering": "ForQuestionAnswering",
@@ -52,11 +58,16 @@ def random_model(family: str, task: str, **sizes: Any) -> torch.nn.Module:
     torch.manual_seed(7)
     name = CLASSES[family]
     config = getattr(transformers, f"{name}Config")(**_sizes(family, task, sizes))
-    model = getattr(transformers, name + HEADS[task])(config).eval()
+    encoder = "EncoderModel" if family == "t5" else "Model"
+    model = getattr(transformers, name + (encoder if task == "embedding" else HEADS[task]))(config).eval()
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():
+            if not parameter.requires_grad:  # RoFormer's sines and cosines
+                continue
             spread = 0.3 if parameter.dim() == 1 else 2.0 / parameter.shape[-1] ** 0.5
             offset = 1.0 if "norm" in parameter_name.lower() and parameter_name.endswith("weight") else 0.0
+            if parameter_name.endswith("SelfAttention.q.weight"):  # T5 does not divide products by sqrt(d)
+                spread *= config.d_kv**-0.5
             parameter.copy_(offset + torch.randn(parameter.shape) * spread * (0.5 if offset else 1.0))
     return model
 
@@ -66,8 +77,11 @@ def _sizes(family: str, task: str, given: dict[str, Any]) -> dict[str, Any]:
         "vocab_size": 200, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
         "intermediate_size": 112, "max_position_embeddings": 140, "num_labels": 2 if "answer" in task else 3,
         "pad_token_id": 1 if _bpe(family) else 0,
+        **newer.SIZES.get(family, {}),
         **given,
     }  # fmt: skip
+    if family in NEWER:
+        return newer.sizes(family, sizes, newer.special_ids(family))
     if _bpe(family):
         sizes.setdefault("type_vocab_size", 1)
     if family == "electra":
@@ -86,6 +100,12 @@ def _bpe(family: str) -> bool:
 
 
 def _tokenizer(folder: Path, family: str) -> int:
+    if family in ("ernie", "nomic_bert", "roformer"):
+        tokenizer = _wordpiece(folder)
+        (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer"}))
+        return tokenizer.get_vocab_size()
+    if family in NEWER:
+        return newer.write_tokenizer(folder, family, TEXTS, _unigram)
     if family in ("xlm-roberta", "camembert"):
         tokenizer = _unigram()
     elif _bpe(family):
@@ -135,17 +155,18 @@ def _byte_bpe(folder: Path) -> Tokenizer:
     return tokenizer
 
 
-def _unigram() -> Tokenizer:
+def _unigram(special: Sequence[str] = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")) -> Tokenizer:
     """Of words and letters with scores by their counts; the library's trainer gives other ones in every process."""
     words = Counter(word for text in TEXTS for word in text.split())
     letters = sorted({letter for word in words for letter in word})
-    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    unknown = next(place for place, token in enumerate(special) if "unk" in token.lower())
     scored = [(f"▁{word}", -3.0 - 1.0 / count) for word, count in sorted(words.items())][::2]
     vocabulary = [(token, 0.0) for token in special] + scored + [("▁", -4.0)] + [(letter, -6.0) for letter in letters]
-    tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=3))
-    tokenizer.add_special_tokens(special)
+    tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=unknown))
+    tokenizer.add_special_tokens(list(special))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
     ids = tokenizer.get_vocab()
-    tokenizer.post_processor = processors.RobertaProcessing(("</s>", ids["</s>"]), ("<s>", ids["<s>"]))
+    if "<s>" in ids:
+        tokenizer.post_processor = processors.RobertaProcessing(("</s>", ids["</s>"]), ("<s>", ids["<s>"]))
     return tokenizer

@@ -11,15 +11,16 @@ from typing import Any
 
 from benchmarks import archives, machine, results, table
 from benchmarks.accuracy.datasets import read_labels
-from benchmarks.serving import inputs, peers, plain, prepare, search
+from benchmarks.serving import empty, inputs, peers, plain, prepare, search
 from benchmarks.serving.answers import TOLERANCE, Reference
 from benchmarks.serving.engine import engine_rate
 from benchmarks.serving.load import Refused
-from benchmarks.serving.runs import find, sweep
+from benchmarks.serving.runs import find, loops, sweep
 from benchmarks.serving.servers import Served, TorchServe
 
 PEERS = ("plain", "litserve", "infinity")
 _TYPES = {**dict.fromkeys(prepare.KINDS, ("fp32", "bf16", "fp16", "int8")), **dict.fromkeys(PEERS, ("fp32", "bf16"))}
+_TYPES[empty.NAME] = ()
 _FRACTIONS = (0.05, 0.1, 0.2, 0.4, 0.6, 0.8)
 """Of the best engine's throughput: the rates offered when none are given."""
 _LONGEST = 128
@@ -36,12 +37,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mix", choices=inputs.MIXES, default="data", help="lengths of the texts (default: their own)")
     parser.add_argument(
         "--servers", nargs="+", metavar="NAME", default=list(prepare.KINDS),
-        help="ori, ths, thsext, plain, litserve, infinity, each also with a type (thsext:bf16)",
+        help="ori, ths, thsext, plain, litserve, infinity, each also with a type (thsext:bf16), and empty: TorchServe "
+        "with a handler that does nothing and the first archive's workers (with --connections)",
     )  # fmt: skip
     parser.add_argument("--infinity", type=Path, help="infinity_emb's executable, of an environment of its own")
     parser.add_argument("--data-type", choices=("fp32", "bf16"), default="fp32", help="of archives named without one")
     load = parser.add_mutually_exclusive_group()
     load.add_argument("--rates", nargs="+", type=float, help="requests/s (default: by the best engine's throughput)")
+    load.add_argument("--connections", nargs="+", type=int, help="closed loops of so many connections instead")
     load.add_argument("--p95", type=float, help="search the greatest rate whose 95th percentile is at most so many ms")
     parser.add_argument("--seconds", type=float, default=10, help="of each rate")
     parser.add_argument("--threads", type=int, default=machine.threads_available())
@@ -70,16 +73,20 @@ def run(options: argparse.Namespace) -> None:
         ours = [server for server in servers if server.partition(":")[0] in prepare.KINDS]
         files = {server: prepare.archive(server, model, longest, options.threads, store) for server in ours}
         if options.tune:
-            prepare.tune(files, texts, folder)
+            prepare.tune(files, texts, folder, options.p95)
         if options.prepare:
             return
         engines: dict[str, float] = {}
-        if options.p95 is None:
+        if options.p95 is None and not options.connections:
             payloads = [{"text": text} for text in texts]
             engines = {s: engine_rate(archives.load(f, folder / f.stem), payloads) for s, f in files.items()}
         for server in servers:
             if server.partition(":")[0] == "plain":
                 files[server] = plain.build(model, data_type_of(server), longest, folder)
+            elif server == empty.NAME:
+                if not ours:
+                    raise ValueError("empty takes the first archive's workers: name ori, ths or thsext, too")
+                files[server] = empty.build(files[ours[0]], folder)
         served = {server: _served(server, options, model, longest, files, folder) for server in servers}
         measured = _measure(served, options, engines, Reference.of(model, texts, longest), texts)
         settings = {
@@ -89,7 +96,7 @@ def run(options: argparse.Namespace) -> None:
             "peers": {name: server.settings() for name, server in served.items() if isinstance(server, peers.Command)},
         }  # fmt: skip
         result = {**machine.facts("cpu", options.threads), "settings": settings, **measured}
-    path = results.save("serving", result, options.output)
+    path = results.save("loops" if options.connections else "serving", result, options.output)
     table.print_all(results.load(path))
     print(path)
 
@@ -105,24 +112,31 @@ def _measure(
     where none is slow enough."""
     payloads = [{"text": text} for text in texts]
     offered = options.rates or [round(f * max(engines.values())) for f in _FRACTIONS if engines]
-    if options.p95 is None and not offered:
+    if options.p95 is None and not offered and not options.connections:
         raise ValueError("none of these servers says what to offer; give --rates or --p95")
     rows: list[dict[str, Any]] = []
     refused: dict[str, str] = {}
     found: dict[str, float | None] = {}
     for server, served in servers.items():
         print(f"serving with {server}", file=sys.stderr)
-        check = partial(reference.check, tolerance=TOLERANCE[data_type_of(server)])
+        check: Any = partial(reference.check, tolerance=TOLERANCE[data_type_of(server)])
+        if server == empty.NAME:
+            check = _unchecked
         own: list[dict[str, Any]] = []
         try:
-            if options.p95 is None:
+            if options.connections:
+                points = loops(served, check, payloads, options.connections, options.seconds)
+            elif options.p95 is None:
                 points = sweep(served, check, payloads, offered, options.seconds)
             else:
                 points = find(served, check, payloads, options.p95, options.seconds)
             for row in points:
                 own.append({"server": server, **row, **_share(row, engines.get(server))})
                 p95 = "-" if row["p95"] is None else f"{row['p95']:.0f} ms"
-                figures = f"{row['offered']:.1f}/s offered, {row['achieved']:.1f}/s achieved, p95 {p95}"
+                asked = (
+                    f"{row['connections']} connections" if options.connections else f"{row['offered']:.1f}/s offered"
+                )
+                figures = f"{asked}, {row['achieved']:.1f}/s achieved, p95 {p95}"
                 print(f"  {figures}", file=sys.stderr)
         except Refused as reason:
             print(f"  refused: {reason}", file=sys.stderr)
@@ -134,6 +148,10 @@ def _measure(
             found[server] = max((row["achieved"] for row in kept), default=None)
     measured = {"engine_rate": engines, "rows": rows, "refused": refused}
     return measured if options.p95 is None else {**measured, "at_p95": found}
+
+
+def _unchecked(served: Served) -> None:
+    """The empty handler answers everything alike."""
 
 
 def named(server: str, data_type: str) -> str:

@@ -51,12 +51,19 @@ def texts_of(mix: str, texts: Sequence[str], tokenizer_file: Path, longest: int)
     """Texts for a mix; the same every time. ``longest``: in tokens, the two special ones included."""
     if mix == "data":
         return list(texts)
-    tokenizer = tokenizers.Tokenizer.from_file(str(tokenizer_file))
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
     lengths = DISTRIBUTIONS[mix](TEXTS, longest)
     generator = random.Random(0)
     generator.shuffle(lengths)
+    return texts_of_lengths(lengths, texts, tokenizer_file, generator)
+
+
+def texts_of_lengths(
+    lengths: Sequence[int], texts: Sequence[str], tokenizer_file: Path, generator: random.Random
+) -> list[str]:
+    """Texts in random order, cut and joined to lengths in tokens, the two special ones included."""
+    tokenizer = tokenizers.Tokenizer.from_file(str(tokenizer_file))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
     order = list(texts)
     generator.shuffle(order)
     endless = itertools.cycle(order)

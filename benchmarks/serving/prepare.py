@@ -49,8 +49,9 @@ def settle(file: Path, kind: str) -> None:
         replace_files(file, {"model-config.yaml": yaml.safe_dump(wanted, sort_keys=True).encode()})
 
 
-def tune(files: dict[str, Path], texts: list[str], folder: Path) -> None:
-    """By the builder's own command, as a user would, with the very texts that are measured."""
+def tune(files: dict[str, Path], texts: list[str], folder: Path, within: float | None = None) -> None:
+    """By the builder's own command, as a user would, with the very texts that are measured; ``within``: for the most
+    requests/s whose 95th percentile keeps this limit in milliseconds."""
     mix = folder / "mix.txt"
     mix.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
     for server, file in files.items():
@@ -58,7 +59,8 @@ def tune(files: dict[str, Path], texts: list[str], folder: Path) -> None:
             continue
         print(f"tuning {server}", file=sys.stderr)
         command = [sys.executable, "-m", "builder", "tune", str(file), "--mix", str(mix)]
-        command += ["--for", "throughput", "--seconds", str(_TUNING_SECONDS)]
+        goal = ["throughput"] if within is None else ["p95", "--within", str(within)]
+        command += ["--for", *goal, "--seconds", str(_TUNING_SECONDS)]
         done = subprocess.run(command, cwd=machine.ROOT, capture_output=True, text=True, check=False)
         if done.returncode:
             raise ValueError((done.stderr.strip().splitlines() or ["the builder failed"])[-1])

@@ -17,7 +17,8 @@ from deploy.server import Server, ServerError
 
 PORTS = (18080, 18081, 18082)
 """Other than a server's that may be running here already."""
-_METRIC = re.compile(r"^(\w+)(?:\{[^}]*\})? ([0-9.eE+-]+)$", re.MULTILINE)
+_METRIC = re.compile(r"^(\w+)(?:\{([^}]*)\})? ([0-9.eE+-]+)$", re.MULTILINE)
+_STAGE = re.compile(r'Stage="(\w+)"')
 
 
 @dataclass(frozen=True)
@@ -101,8 +102,10 @@ class TorchServe(Served):
 
 
 def parse_metrics(text: str) -> dict[str, float]:
-    """Prometheus' text format: values by name, summed over labels."""
+    """Prometheus' text format: values by name (NAME:STAGE where there is a label Stage), summed over other labels."""
     values: dict[str, float] = {}
-    for name, value in _METRIC.findall(text):
+    for name, labels, value in _METRIC.findall(text):
+        if stage := _STAGE.search(labels):
+            name = f"{name}:{stage[1]}"
         values[name] = values.get(name, 0.0) + float(value)
     return values

@@ -7,14 +7,14 @@ not hang on one unlucky number.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
 
 from builder.checkpoint import Checkpoint
 from builder.errors import BuildError
-from builder.gate.probes import probes
+from builder.gate.probes import Inputs, probes
 from builder.gate.verdict import ALLOWED_RATIO, Verdict
 from builder.models import DTYPES, stock_model
 from handler.packing import Model as ServedModel
@@ -27,20 +27,29 @@ Model = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ...]]
 
 
 def compare(
-    checkpoint: Checkpoint, candidate: Model, compute: str, pooling: str | None, device: str = "cpu"
+    checkpoint: Checkpoint,
+    candidate: Model,
+    compute: str,
+    pooling: str | None,
+    device: str = "cpu",
+    inputs: Iterable[tuple[str, Inputs]] | None = None,
 ) -> Verdict:
-    """Run every probe through the candidate, plain PyTorch in ``compute`` on ``device``, and float64 on the CPU."""
+    """Run every probe through the candidate, plain PyTorch in ``compute`` on ``device``, and float64 on the CPU.
+
+    ``inputs``: others than ``builder.gate.probes``.
+    """
     reference = stock_model(checkpoint, torch.float64, pooling=pooling)
     plain = stock_model(checkpoint, DTYPES[compute], pooling=pooling).to(device)
     totals = torch.zeros(3, dtype=torch.float64)
     worst = ("", -1.0)
     count = 0
-    for name, inputs in probes(checkpoint):
+    reference = reference.double()
+    for name, batch in probes(checkpoint) if inputs is None else inputs:
         with torch.inference_mode():
-            keep = inputs[2].bool() if checkpoint.task in _PER_TOKEN else None
-            expected = _numbers(reference.double()(*inputs), keep)
-            ours = _numbers(candidate(*inputs), keep)
-            theirs = _numbers(tuple(output.cpu() for output in plain(*(x.to(device) for x in inputs))), keep)
+            keep = batch[2].bool() if checkpoint.task in _PER_TOKEN else None
+            expected = _numbers(reference(*batch), keep)
+            ours = _numbers(candidate(*batch), keep)
+            theirs = _numbers(tuple(output.cpu() for output in plain(*(x.to(device) for x in batch))), keep)
         if ours.shape != expected.shape:
             raise BuildError(f"parity FAILED on {name}: {ours.numel()} outputs, expected {expected.numel()}")
         squares = torch.stack([(ours - expected).square().sum(), (theirs - expected).square().sum()])

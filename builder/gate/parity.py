@@ -19,6 +19,7 @@ from builder.checkpoint import Checkpoint, load
 from builder.errors import BuildError
 from builder.gate.answers import prove_answers
 from builder.gate.compare import compare, on_tensors
+from builder.gate.constants import archived, constants_need_proof, prove_constants
 from builder.gate.sentences import prove_sentences
 from builder.gate.texts import ODD, special_texts
 from builder.gate.verdict import VERDICTS, CosineVerdict, Verdict
@@ -67,6 +68,8 @@ def judge_stage(stage: Path, config: SetupConfig, calibrate: Path | None = None)
     verdict = RECIPES[config.scheme].judge(checkpoint, model, config.compute, pooling, calibrate, facts.quantisation)
     if not verdict.passed:
         return verdict
+    if facts.encoder == "fused" and constants_need_proof(facts):
+        prove_constants(checkpoint, *archived(model, facts), pooling)
     if (device := gpu_of(facts)) is not None:
         there = _on_gpu(stage, config, facts, checkpoint, pooling, calibrate, device)
         if not there.passed:

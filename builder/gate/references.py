@@ -189,21 +189,41 @@ class QuestionReference(Reference):
         offsets = [self._characters(encoded, int(token), payload["context"]) for token in inside]
         spans = np.triu(np.outer(first[1:], last[1:]))
         spans -= np.triu(spans, self.LONGEST_ANSWER)
+        every = spans.copy()
         spans *= _with_text(offsets)
         if not spans.any():
             return None if not answer["answer"] else f"the answer {answer['answer']!r} where there is nothing to answer"
         places = occurrences(payload["context"], answer["answer"])
         within = np.zeros_like(spans)
+        touched = np.zeros_like(spans)
+        edges = np.array([self._edges(encoded, int(token), payload["context"]) for token in inside])
         for begin, stop in places:
             mine = [begin <= a and b <= stop for a, b in offsets]
             within = np.maximum(within, spans * np.outer(mine, mine))
-        best, most = float(within.max()), float(within.sum())
+            word = (edges[:, 0] < stop) & (begin < edges[:, 1])
+            first = word | ((begin <= edges[:, 2]) & (edges[:, 2] < stop))
+            last = word | ((begin < edges[:, 3]) & (edges[:, 3] <= stop))
+            touched = np.maximum(touched, every * np.outer(first, last))
+        best, most = float(within.max()), float(touched.sum())
         score = answer["score"]
         if float(spans.max()) > score * (1 + RELATIVE) + ABSOLUTE or best > score * (1 + RELATIVE) + ABSOLUTE:
             return f"the answer {answer['answer']!r} at {score:.4f}, transformers has one at {float(spans.max()):.4f}"
         if score > most * (1 + RELATIVE) + ABSOLUTE:
             return f"the answer {answer['answer']!r} at {score:.4f}, transformers gives it {most:.4f}"
         return None
+
+    @staticmethod
+    def _edges(encoded: Any, token: int, context: str) -> tuple[int, int, int, int]:
+        """First and last character of a token's word, where a span that begins with the token has its first letter, and
+        where one that ends with it has its last. An answer ends with letters, and with words where there are spaces
+        between them; a space may be a token. So spans of several first and last tokens read the same."""
+        span = encoded.token_to_chars(0, token)
+        if span is None:
+            return 0, 0, 0, 0
+        number = encoded.token_to_word(0, token)
+        word = span if number is None else encoded.word_to_chars(0, number, 1)
+        begin = len(context) - len(context[span.start :].lstrip())
+        return word.start, word.end, begin, len(context[: span.end].rstrip())
 
     @staticmethod
     def _characters(encoded: Any, token: int, context: str) -> tuple[int, int]:

@@ -171,8 +171,9 @@ def measured_spans(checkpoint: Checkpoint, base: nn.Module, batches: Sequence[In
 
     ``base`` is the checkpoint's encoder as transformers has it.
     """
+    # Of qkv that of the values: DeBERTa's projections of queries and keys are given positions too.
     watched = {
-        slot.name: checkpoint.family.modules(slot.name, slot.layer)[0] for slot in matrices(spec_of(checkpoint.config))
+        slot.name: checkpoint.family.modules(slot.name, slot.layer)[-1] for slot in matrices(spec_of(checkpoint.config))
     }
     return spans_of(base, watched, batches, lambda inputs: hidden_states(checkpoint, base, inputs))
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from builder.checkpoint import Checkpoint
-from builder.encoder import encode, pack, prepare
+from builder.encoder import encode, pack, prepare, tensors_of
 from builder.errors import BuildError
 from builder.families import EncoderSpec, spec_of
 from builder.gate.probes import Inputs, probes
@@ -31,6 +31,8 @@ from builder.quantisation.stored import stacked
 from builder.slots import matrices
 from handler.runtime import TracedModel
 
+_WORK = 1e11
+"""Operations of the longest probe: every choice of matrices runs it once."""
 _MARGIN = 0.9
 """Matrices are kept in bf16 until this share of the allowed distance is reached: another processor rounds otherwise."""
 _GPU_TOKENS = 1024
@@ -88,7 +90,7 @@ def _pool(hidden: Tensor, mask: Tensor, output: str) -> Tensor:
 def gate_inputs(checkpoint: Checkpoint, calibrate: Path | None) -> tuple[Calibration, list[tuple[str, Inputs]]]:
     """The calibration inputs, and those with the gate's probes of random ids."""
     chosen = calibration(checkpoint, calibrate)
-    return chosen, [*probes(checkpoint), *chosen.inputs]
+    return chosen, [*probes(checkpoint, _WORK), *chosen.inputs]
 
 
 def expected_states(
@@ -126,7 +128,7 @@ def quantised_model(
     model = checkpoint.load_model()
     base = encoder_of(checkpoint, model)
     chosen, inputs = gate_inputs(checkpoint, calibrate)
-    served = pack(base.state_dict(), checkpoint.family, spec, DTYPES[compute])
+    served = pack(tensors_of(base), checkpoint.family, spec, DTYPES[compute])
     always = kept_by_hand(keep, spec)
     cases = expected_states(checkpoint, base, inputs)
     rounder = rounder_of(checkpoint, base, scheme, [batch for _, batch in chosen.inputs])
@@ -179,8 +181,10 @@ def rounder_of(checkpoint: Checkpoint, base: nn.Module, scheme: str, batches: Se
     behind a LayerNorm get a scale each at no cost, others by a pass of their own. Those of int8 may be fixed so, too
     (:meth:`Rounder.fix`)."""
     spec = spec_of(checkpoint.config)
-    exact = pack(base.state_dict(), checkpoint.family, spec, torch.float32)
+    exact = pack(tensors_of(base), checkpoint.family, spec, torch.float32)
     given = of_checkpoint(checkpoint, base, scheme)
+    for slot in matrices(spec):
+        _check_given(checkpoint, given.get(slot.name), slot.of(exact.matrices))
     spans = measured_spans(checkpoint, base, batches)
     made = set(behind(spec, "attention", "activation"))
     ranges = {name: (float(low.min()), float(high.max())) for name, (low, high) in spans.items() if name in made}
@@ -200,7 +204,7 @@ def of_checkpoint(checkpoint: Checkpoint, base: nn.Module, scheme: str) -> dict[
     if not checkpoint.stored:
         return {}
     prefix = "" if checkpoint.task == "embedding" else f"{checkpoint.family.prefix}."
-    state, given = base.state_dict(), {}
+    state, given = tensors_of(base), {}
     for slot in matrices(spec_of(checkpoint.config)):
         names = [f"{path}.weight" for path in checkpoint.family.modules(slot.name, slot.layer)]
         found = [checkpoint.stored.get(prefix + name) for name in names]
@@ -210,6 +214,16 @@ def of_checkpoint(checkpoint: Checkpoint, base: nn.Module, scheme: str) -> dict[
         if len(parts) == len(names):
             given[slot.name] = stacked([one.rounded(weight, scheme) for one, weight in parts])
     return given
+
+
+def _check_given(checkpoint: Checkpoint, given: Rounded | None, packed: Tensor) -> None:
+    """A family whose weights are folded or put in another order when they are packed has other scales, too."""
+    if given is None:
+        return
+    same = given.weight.shape == packed.shape
+    if not same or not (given.weight - packed).norm() <= 0.1 * packed.norm():
+        kind = checkpoint.config.model_type
+        raise BuildError(f"{checkpoint.source}: scales of a quantised {kind} are not read; give it in floating point")
 
 
 def behind(spec: EncoderSpec, *feeds: str) -> list[str]:
@@ -246,7 +260,7 @@ def judge(
         rounder = rounder_of(checkpoint, base, scheme, [batch for _, batch in chosen.inputs])
         with emulated(checkpoint, base, rounder, kept):
             found = found.worse(measure(cases, lambda batch: hidden_states(checkpoint, base, batch), output))
-    exact = pack(base.state_dict(), checkpoint.family, spec, torch.float32)
+    exact = pack(tensors_of(base), checkpoint.family, spec, torch.float32)
     reference = assemble(checkpoint, stock, exact, pooling)
     squares = torch.zeros(2, dtype=torch.float64)
     for _, batch in inputs:

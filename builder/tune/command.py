@@ -10,8 +10,8 @@ from builder.errors import BuildError
 from handler.config import SetupConfig
 
 _HELP = """\
-With an archive: measures on this machine's CPU how many workers with how many threads, and what batch size and delay,
-serve it best, and writes the winner into the archive's model-config.yaml.
+With an archive: measures on this machine's GPUs, or its CPU, how many workers with how many threads, and what batch
+size and delay, serve it best, and writes the winner into the archive's model-config.yaml.
 
 With --model: times cuBLASLt's algorithms for a checkpoint's matrix products on this machine's GPU and writes
 gemm_config.json, which "archive --gemm-config" takes."""
@@ -32,7 +32,14 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="lengths of the requests: short, uniform (default), squad, full, or a file with a text or a request's "
         "JSON object a line",
     )
-    workers.add_argument("--for", dest="goal", choices=("latency", "throughput"), help="default: throughput")
+    workers.add_argument(
+        "--for",
+        dest="goal",
+        choices=("latency", "throughput", "p95"),
+        help="p95: most requests/s of which 95 %% are answered within --within (default: throughput)",
+    )
+    workers.add_argument("--within", type=float, metavar="MS", help="milliseconds of --for p95 (default: 100)")
+    workers.add_argument("--device", choices=("auto", "cpu", "cuda"), help="default: the GPUs where it runs on them")
     workers.add_argument("--seconds", type=float, help="of each measurement (default: 3)")
     workers.add_argument(
         "--no-pin", action="store_true", help="for a machine whose cores other programs use too: pin no threads"
@@ -50,7 +57,7 @@ def run(options: argparse.Namespace) -> None:
     if (options.archive is None) == (options.model is None):
         raise BuildError("name either an archive (NAME.mar) or --model CHECKPOINT; see python -m builder tune --help")
     given = {
-        "archive": ("mix", "goal", "seconds", "no_pin"),
+        "archive": ("mix", "goal", "within", "device", "seconds", "no_pin"),
         "--model": ("data_type", "tf32", "output"),
     }
     used = "archive" if options.archive is not None else "--model"
@@ -66,11 +73,13 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _tune_workers(options: argparse.Namespace) -> None:
-    from builder.tune.workers import Goal, table, tune
+    from builder.tune.workers import WITHIN, Device, Goal, table, tune
 
     seconds = 3.0 if options.seconds is None else options.seconds
     if not 0 < seconds <= 600:
         raise BuildError(f"--seconds must be between 0 and 600, not {seconds:g}")
+    if options.within is not None and (options.goal != "p95" or options.within <= 0):
+        raise BuildError("--within goes with --for p95 and takes milliseconds, such as 100")
     if not options.archive.is_file():
         raise BuildError(f"no file {str(options.archive)!r}")
 
@@ -78,7 +87,17 @@ def _tune_workers(options: argparse.Namespace) -> None:
         print(f"measuring {step}", file=sys.stderr)
 
     goal: Goal = options.goal or "throughput"
-    result = tune(options.archive, options.mix or "uniform", goal, seconds, pin=not options.no_pin, report=report)
+    device: Device = options.device or "auto"
+    result = tune(
+        options.archive,
+        options.mix or "uniform",
+        goal,
+        seconds,
+        pin=not options.no_pin,
+        device=device,
+        within=options.within or WITHIN,
+        report=report,
+    )
     print(table(result))
     for number, placement in enumerate(result.placements, 1):
         print(f"worker {number}: {placement}")

@@ -41,21 +41,24 @@ class Latency:
 class Pool:
     """Workers with an archive's predictor; a context manager.
 
-    ``settings`` are those of ``model-config.yaml``. Entering raises BuildError where a worker cannot load.
+    ``settings`` are those of ``model-config.yaml``. ``gpus``: how many the workers are dealt out to, one after the
+    other as TorchServe does it; 0: they run on the CPU. Entering raises BuildError where a worker cannot load.
     """
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, settings: Mapping[str, Any], gpus: int = 0) -> None:
         self._folder = folder
         self._settings = dict(settings)
+        self._gpus = gpus
         self._ends: list[Connection] = []
         self._processes: list[Any] = []
         self.placements: list[str] = []
 
     def __enter__(self) -> Pool:
         context = multiprocessing.get_context("spawn")  # a fork would inherit torch's threads half
-        for _ in range(self._settings["maxWorkers"]):
+        for number in range(self._settings["maxWorkers"]):
             own, other = context.Pipe()
-            process = context.Process(target=_work, args=(other, self._folder, self._settings), daemon=True)
+            gpu = number % self._gpus if self._gpus else None
+            process = context.Process(target=_work, args=(other, self._folder, self._settings, gpu), daemon=True)
             process.start()
             other.close()
             self._ends.append(own)
@@ -197,12 +200,13 @@ def _ask(end: Connection, bodies: list[bytes]) -> None:
         raise BuildError(problem)
 
 
-def _work(end: Connection, folder: Path, settings: Mapping[str, Any]) -> None:
+def _work(end: Connection, folder: Path, settings: Mapping[str, Any], gpu: int | None) -> None:
     """A worker process: load as TorchServe's does, then answer batches until the other end closes."""
+    from handler import quick_json
     from handler.predictor import Predictor
 
     try:
-        predictor = Predictor.load(folder, None, settings)
+        predictor = Predictor.load(folder, gpu, settings)
     except Exception as error:
         end.send((False, " ".join(str(error).split()) or type(error).__name__))
         return
@@ -212,6 +216,8 @@ def _work(end: Connection, folder: Path, settings: Mapping[str, Any]) -> None:
             bodies = end.recv()
         except EOFError:
             return
-        replies = predictor.predict([{"body": body} for body in bodies])
+        replies = predictor.predict([{"body": body} for body in bodies], arrays=True)
+        for reply in replies:
+            quick_json.dumps(reply.payload)
         refused = [json.dumps(reply.payload) for reply in replies if reply.status != 200]
         end.send(f"a request was refused: {refused[0]}" if refused else None)

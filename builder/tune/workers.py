@@ -1,14 +1,14 @@
 """Find how an archive is best served on this machine: workers x threads, batch size and batch delay.
 
-Every division of the cores is measured with as many worker processes (:mod:`builder.tune.server`), first with a queue
-that never empties, then with requests that come at random times at a rate all divisions have in common. The winner
-goes into the archive's ``model-config.yaml``, the figures into its ``archive.json``.
+Every division of the cores (on GPUs: every number of workers) is measured with as many worker processes
+(:mod:`builder.tune.server`), first with a queue that never empties, then with requests that come at random times at a
+rate all divisions have in common. The winner goes into the archive's ``model-config.yaml``, the figures into its
+``archive.json``.
 """
 
 from __future__ import annotations
 
 import os
-import platform
 import statistics
 import tempfile
 import zipfile
@@ -17,18 +17,26 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 import yaml
 
 from builder.errors import BuildError
 from builder.inspection import read_facts
 from builder.mar import replace_files
+from builder.serving import processor
 from builder.tune.mix import make_requests
 from builder.tune.server import Pool
+from handler.archive import ArchiveFacts
 from handler.config import SetupConfig
-from handler.threads import available_cores
+from handler.threads import available_cores, gpu_threads
 
-Goal = Literal["latency", "throughput"]
-GOALS: tuple[Goal, ...] = ("latency", "throughput")
+Device = Literal["auto", "cpu", "cuda"]
+Goal = Literal["latency", "throughput", "p95"]
+GOALS: tuple[Goal, ...] = ("latency", "throughput", "p95")
+WITHIN = 100.0
+"""Milliseconds of the goal p95, unless told."""
+STEPS = 4
+"""Rates tried for that goal between a third of a setting's throughput and all of it: the last step is 4 %."""
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 DELAYS = (1, 2, 5)
 """Milliseconds. TorchServe takes 0 for its default, 100."""
@@ -43,6 +51,8 @@ _SETTINGS = "model-config.yaml"
 _MEMORY_PER_WORKER = 3.0
 """Resident bytes of a loading worker, at most, as a multiple of its archive; Python and torch come on top."""
 _MEMORY_BASE = 400 << 20
+_CONTEXT = 1 << 30
+"""Of GPU memory: a context, what libraries keep there, and the workspace of a pass; about."""
 
 
 @dataclass(frozen=True)
@@ -57,17 +67,21 @@ class Setting:
 
 @dataclass(frozen=True)
 class Figures:
-    """A setting's throughput in requests/s when saturated, and latencies in milliseconds at the common rate."""
+    """A setting's throughput in requests/s when saturated, and latencies in milliseconds at the common rate.
+
+    ``kept``: of the goal p95, the greatest rate tried whose 95th percentile is within the limit; 0 where none is.
+    """
 
     setting: Setting
     throughput: float
     p50: float
     p95: float
+    kept: float | None = None
 
     def row(self) -> dict[str, Any]:
         """Flat and rounded, as the archive keeps it."""
-        figures = {name: round(getattr(self, name), 2) for name in ("throughput", "p50", "p95")}
-        return {**asdict(self.setting), **figures}
+        names = ("throughput", "p50", "p95", *(() if self.kept is None else ("kept",)))
+        return {**asdict(self.setting), **{name: round(getattr(self, name), 2) for name in names}}
 
 
 @dataclass(frozen=True)
@@ -90,10 +104,19 @@ def divisions(cores: int, most_workers: int) -> list[tuple[int, int]]:
     return [(n, cores // n) for n in range(1, cores + 1) if cores % n == 0 and n <= max(1, most_workers)]
 
 
+def gpu_divisions(cores: int, gpus: int, most_workers: int) -> list[tuple[int, int]]:
+    """(workers, threads) on GPUs: one worker for each of them on, as long as each has a core."""
+    counts = [gpus * each for each in (1, 2, 4, 6, 8, 12, 16)]
+    fitting = [n for n in counts if n == gpus or n <= min(cores, most_workers)]
+    return [(n, gpu_threads(n)) for n in fitting]
+
+
 def choose(measured: Sequence[Figures], goal: Goal) -> Figures:
     """The best for a goal; of those within TIE of it, the one that comes first in ``measured``."""
 
     def cost(figures: Figures) -> float:
+        if goal == "p95":
+            return 1 / max(figures.kept or 0.0, 1e-9)
         return figures.p95 if goal == "latency" else 1 / figures.throughput
 
     limit = (1 + TIE) * min(map(cost, measured))
@@ -105,7 +128,7 @@ def variants(setting: Setting, goal: Goal) -> Iterator[Setting]:
 
     A delay does not matter to a queue that never empties, a batch's size hardly to one that often is.
     """
-    if goal == "throughput":
+    if goal != "latency":
         yield from (replace(setting, batch_size=size) for size in BATCHES)
     else:
         yield replace(setting, batch_size=1, max_batch_delay=1)
@@ -113,15 +136,26 @@ def variants(setting: Setting, goal: Goal) -> Iterator[Setting]:
 
 
 def tune(
-    archive: Path, mix: str, goal: Goal, seconds: float, *, pin: bool = True, report: Callable[[str], None]
+    archive: Path,
+    mix: str,
+    goal: Goal,
+    seconds: float,
+    *,
+    pin: bool = True,
+    device: Device = "auto",
+    within: float = WITHIN,
+    report: Callable[[str], None],
 ) -> Result:
     """Measure an archive and write the best setting for ``goal`` into it.
 
     ``mix``: a name of :data:`builder.tune.mix.MIXES` or a file; ``seconds`` of each measurement; ``pin``: whether
-    workers keep to cores of their own; ``report`` is told each step. Raises BuildError, and then the archive is as
-    it was.
+    workers on a CPU keep to cores of their own; ``device``: auto takes the GPUs where there are some and the archive
+    runs on them; ``within``: milliseconds of the goal p95; ``report`` is told each step. Raises BuildError, and then
+    the archive is as it was.
     """
     facts = read_facts(archive)
+    count = gpus_for(facts, device)
+    pin = pin and not count
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         with zipfile.ZipFile(archive) as packed:
@@ -132,16 +166,22 @@ def tune(
         bodies = make_requests(mix, folder, facts, min(facts.max_positions, config.max_length or facts.max_positions))
         settings = yaml.safe_load((folder / _SETTINGS).read_text(encoding="utf-8")) or {}
         start = Setting(1, 1, settings.get("batchSize", config.batch_size), max(1, settings.get("maxBatchDelay", 1)))
-        most = int(available_memory() // (_MEMORY_BASE + _MEMORY_PER_WORKER * archive.stat().st_size))
+        size = archive.stat().st_size
+        most = int(available_memory() // (_MEMORY_BASE + _MEMORY_PER_WORKER * size))
+        if count:
+            most = min(most, count * int(torch.cuda.mem_get_info()[0] // (_CONTEXT + 2 * size)))
         busy = os.getloadavg()[0]
         if busy > BUSY * available_cores():
             report(f"although the machine is busy (load average {busy:.1f}): the figures say little")
-        bench = _Bench(folder, settings, bodies, seconds, pin, report)
-        result = bench.run(start, divisions(available_cores(), most), goal)
+        bench = _Bench(folder, settings, bodies, seconds, pin, report, count, goal, within)
+        cores = available_cores()
+        result = bench.run(start, gpu_divisions(cores, count, most) if count else divisions(cores, most))
         content = {**settings, **server_settings(result.best.setting, pin)}
         tuned = {
             "goal": goal, "mix": Path(mix).name, "processor": processor(), "cores": available_cores(),
             "load_average": round(busy, 2), "rate": round(result.rate, 2), "pinned": pin,
+            "gpus": [torch.cuda.get_device_name(index) for index in range(count)],
+            **({"within": within} if goal == "p95" else {}),
             "best": result.best.row(), "measured": [figures.row() for figures in result.measured],
         }  # fmt: skip
     changed = {_SETTINGS: yaml.safe_dump(content, sort_keys=True).encode()}
@@ -154,7 +194,7 @@ class _Bench:
 
     def __init__(
         self, folder: Path, settings: dict[str, Any], bodies: Sequence[bytes], seconds: float, pin: bool,
-        report: Callable[[str], None],
+        report: Callable[[str], None], gpus: int, goal: Goal, within: float,
     ) -> None:  # fmt: skip
         self._folder = folder
         self._settings = settings
@@ -162,10 +202,14 @@ class _Bench:
         self._seconds = seconds
         self._pin = pin
         self._report = report
+        self._gpus = gpus
+        self._goal: Goal = goal
+        self._within = within
         self._rate = 0.0
 
-    def run(self, start: Setting, divisions: Sequence[tuple[int, int]], goal: Goal) -> Result:
+    def run(self, start: Setting, divisions: Sequence[tuple[int, int]]) -> Result:
         """Every division with the batching of ``start``, then the batching of the best one."""
+        goal = self._goal
         measured = []
         for workers, threads in divisions:
             setting = replace(start, workers=workers, threads=threads)
@@ -179,11 +223,11 @@ class _Bench:
         return Result(best, (*measured, *tried), self._rate, placements)
 
     def _pool(self, setting: Setting) -> Pool:
-        return Pool(self._folder, {**self._settings, **server_settings(setting, self._pin)})
+        return Pool(self._folder, {**self._settings, **server_settings(setting, self._pin)}, self._gpus)
 
     def _measure(self, pool: Pool, settings: Sequence[Setting]) -> list[Figures]:
         """Medians over rounds in which each setting has its turn, so that a disturbance does not hit one only."""
-        rounds: list[list[tuple[float, float, float]]] = [[] for _ in settings]
+        rounds: list[list[tuple[float, ...]]] = [[] for _ in settings]
         seconds = self._seconds / ROUNDS
         for number in range(ROUNDS):
             for figures, setting in zip(rounds, settings, strict=True):
@@ -195,11 +239,36 @@ class _Bench:
                 throughput = pool.saturate(self._bodies, setting.batch_size, seconds)
                 self._rate = self._rate or LOAD * throughput
                 latency = pool.offer(self._bodies, self._rate, setting.batch_size, setting.max_batch_delay, seconds)
-                figures.append((throughput, latency.p50, latency.p95))
+                kept = (self._kept(pool, setting, throughput, seconds),) if self._goal == "p95" else ()
+                figures.append((throughput, latency.p50, latency.p95, *kept))
         return [
             Figures(setting, *(statistics.median(column) for column in zip(*figures, strict=True)))
             for figures, setting in zip(rounds, settings, strict=True)
         ]
+
+    def _kept(self, pool: Pool, setting: Setting, throughput: float, seconds: float) -> float:
+        """The greatest rate tried, by bisection, whose 95th percentile is within the limit; 0 where none is."""
+        low, high, best = throughput / 3, throughput, 0.0
+        for _ in range(STEPS):
+            rate = (low + high) / 2
+            latency = pool.offer(self._bodies, rate, setting.batch_size, setting.max_batch_delay, seconds)
+            if latency.p95 <= self._within:
+                low = best = rate
+            else:
+                high = rate
+        return best
+
+
+def gpus_for(facts: ArchiveFacts, device: Device) -> int:
+    """How many GPUs an archive is tuned on; 0: the CPU. Raises BuildError where "cuda" is asked for and cannot be."""
+    if device == "cpu":
+        return 0
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    runs = "cuda" in facts.model.devices
+    if device == "cuda" and not (count and runs):
+        why = "torch sees no GPU here" if runs else f"{facts.name} has no library for one"
+        raise BuildError(f"--device cuda cannot be tuned for: {why}")
+    return count if runs else 0
 
 
 def server_settings(setting: Setting, pin: bool) -> dict[str, Any]:
@@ -211,19 +280,6 @@ def server_settings(setting: Setting, pin: bool) -> dict[str, Any]:
         "maxBatchDelay": setting.max_batch_delay,
         "handler": {"threads": setting.threads, "pin": pin},
     }
-
-
-def processor() -> str:
-    """The processor's name, with its family and model: virtual machines tend to give several the same name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    entries = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in reversed(lines))}
-    name = entries.get("model name", platform.machine())
-    if "cpu family" not in entries:
-        return name
-    return f"{name} (family {entries['cpu family']} model {entries.get('model', '?')})"
 
 
 def available_memory() -> int:
@@ -241,11 +297,14 @@ def available_memory() -> int:
 
 def table(result: Result) -> str:
     """The figures as a small table, the chosen setting marked."""
-    header = ["workers", "threads", "batch", "delay ms", "requests/s", "p50 ms", "p95 ms", ""]
+    limited = result.best.kept is not None
+    kept = ["kept/s"] if limited else []
+    header = ["workers", "threads", "batch", "delay ms", "requests/s", "p50 ms", "p95 ms", *kept, ""]
     rows = [header]
     for figures in result.measured:
         values = [str(value) for value in asdict(figures.setting).values()]
-        values += [f"{value:.1f}" for value in (figures.throughput, figures.p50, figures.p95)]
+        numbers = (figures.throughput, figures.p50, figures.p95, *([figures.kept or 0.0] if limited else []))
+        values += [f"{value:.1f}" for value in numbers]
         rows.append([*values, "<-" if figures is result.best else ""])
     widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -11,7 +11,7 @@ import numpy as np
 
 from handler.archive import ArchiveFacts
 from handler.config import SetupConfig, Truncation
-from handler.errors import RequestError
+from handler.errors import RequestError, internal_error
 from handler.packing import Arrays
 from handler.schemas import Answer, Request
 from handler.tokenizer import Input, Sequence, Tokenized, Tokenizer
@@ -57,6 +57,23 @@ class Task(ABC, Generic[R]):
     @abstractmethod
     def finish(self, job: Job[R], outputs: list[Arrays]) -> dict[str, Any]:
         """The answer, from the outputs of each of the job's sequences."""
+
+    def finish_all(self, jobs: Many[Job[R]], outputs: Many[list[Arrays]]) -> list[dict[str, Any] | RequestError]:
+        """The answers of a batch, an error where one cannot be made; tasks whose answers can be computed for a whole
+        batch at once do so."""
+        return [self._finished(job, own) for job, own in zip(jobs, outputs, strict=True)]
+
+    def present(self, answer: dict[str, Any], request: R, *, arrays: bool) -> dict[str, Any]:
+        """An answer as plain data; ``arrays``: whether numpy's may stay in it."""
+        return answer
+
+    def _finished(self, job: Job[R], outputs: list[Arrays]) -> dict[str, Any] | RequestError:
+        try:
+            return self.finish(job, outputs)
+        except RequestError as error:
+            return error
+        except Exception as error:
+            return internal_error(error)
 
     def keep(self, sequence: Sequence, outputs: Arrays) -> Arrays:
         """What ``finish`` needs of one sequence's outputs: without pads, and small, as a whole batch waits for it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Sequence as Many
 from functools import lru_cache
 from typing import Any
@@ -24,7 +25,7 @@ TINY = 1e-12
 class Embedding(Task[EmbeddingRequest]):
     """The model's output is a pooled vector [D]; windows of one text are averaged by their tokens.
 
-    A prompt stands before the text, thus in the first window only.
+    A prompt stands before the text, thus in the first window only. Answers hold their vectors as arrays; see present.
     """
 
     request = EmbeddingRequest
@@ -65,22 +66,87 @@ class Embedding(Task[EmbeddingRequest]):
 
     def finish(self, job: Job[EmbeddingRequest], outputs: list[Arrays]) -> dict[str, Any]:
         """See Task.finish."""
-        weights = [len(sequence.ids) - sequence.prompt for sequence in job.sequences]
-        vector = np.average([output[0] for output in outputs], axis=0, weights=weights).astype(np.float32)
-        return with_dropped({"embedding": self._shaped(vector, job.request).tolist()}, job)
+        (answer,) = self.finish_all([job], [outputs])
+        if isinstance(answer, RequestError):
+            raise answer
+        return answer
 
-    def _shaped(self, vector: np.ndarray, request: EmbeddingRequest) -> np.ndarray:
-        """Normalised and cut, in sentence-transformers' order: as the model says, cut, again where asked for."""
+    def finish_all(
+        self, jobs: Many[Job[EmbeddingRequest]], outputs: Many[list[Arrays]]
+    ) -> list[dict[str, Any] | RequestError]:
+        """See Task.finish_all: norms of all vectors that are wanted alike in one go."""
+        answers: list[dict[str, Any] | RequestError] = [{}] * len(jobs)
+        groups: dict[tuple[Any, ...], list[int]] = {}
+        for place, job in enumerate(jobs):
+            request = job.request
+            groups.setdefault((request.normalize, request.dimensions, request.precision), []).append(place)
+        for places in groups.values():
+            vectors = np.stack([_averaged(jobs[place], outputs[place]) for place in places])
+            request = jobs[places[0]].request
+            try:
+                finished = quantised(self._shaped(vectors, request), request.precision)
+            except RequestError as error:
+                finished = [error] * len(places)
+            for place, answer in zip(places, finished, strict=True):
+                answers[place] = answer if isinstance(answer, RequestError) else with_dropped(answer, jobs[place])
+        return answers
+
+    def present(self, answer: dict[str, Any], request: EmbeddingRequest, *, arrays: bool) -> dict[str, Any]:
+        """See Task.present: base64 of the vector's bytes where the request asks for it, else numbers."""
+        vector = answer["embedding"]
+        if request.encoding_format == "base64":
+            return {**answer, "embedding": base64.b64encode(vector.astype(_little(vector.dtype))).decode("ascii")}
+        if arrays and vector.dtype != np.float16:  # of fp16 not every JSON library writes the short form
+            return answer
+        return {**answer, "embedding": vector.tolist()}
+
+    def _shaped(self, vectors: np.ndarray, request: EmbeddingRequest) -> np.ndarray:
+        """Normalised and cut, in sentence-transformers' order: as the model says, cut, again where asked for. [B, D]"""
         asked = self.config.normalize if request.normalize is None else request.normalize
         unit = self.facts.normalize if asked is None else asked
-        dimensions = request.dimensions or self.config.dimensions or self.facts.dimensions or len(vector)
-        if dimensions > len(vector):
-            raise RequestError("invalid_request", f"the model has {len(vector)} dimensions", "dimensions")
+        width = vectors.shape[1]
+        dimensions = request.dimensions or self.config.dimensions or self.facts.dimensions or width
+        if dimensions > width:
+            raise RequestError("invalid_request", f"the model has {width} dimensions", "dimensions")
         if unit and not self.facts.cut_first:
-            vector = _unit(vector)
-        vector = vector[:dimensions]
-        return _unit(vector) if unit and (self.facts.cut_first or asked) else vector
+            vectors = _unit(vectors)
+        vectors = vectors[:, :dimensions]
+        return _unit(vectors) if unit and (self.facts.cut_first or asked) else vectors
 
 
-def _unit(vector: np.ndarray) -> np.ndarray:
-    return vector / max(float(np.linalg.norm(vector)), TINY)
+def _averaged(job: Job[EmbeddingRequest], outputs: list[Arrays]) -> np.ndarray:
+    """The vector [D] of one text, fp32: its windows' mean by their tokens."""
+    if len(outputs) == 1:
+        return outputs[0][0].astype(np.float32, copy=False)
+    weights = [len(sequence.ids) - sequence.prompt for sequence in job.sequences]
+    return np.average([output[0] for output in outputs], axis=0, weights=weights).astype(np.float32)
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
+    return vectors / np.maximum(norms, TINY)[:, None]
+
+
+def quantised(vectors: np.ndarray, precision: str | None) -> list[Any]:
+    """Answers of vectors [B, D] in a precision; None: fp32 as they are.
+
+    int8: by the vector's own largest magnitude, which ``scale`` times 127 gives back, so that cosines hardly change.
+    binary, ubinary: a bit for each dimension, 1 where it is positive, as sentence-transformers' quantize_embeddings
+    packs them.
+    """
+    if precision == "float16":
+        vectors = vectors.astype(np.float16)
+    elif precision == "int8":
+        scales = np.maximum(np.abs(vectors).max(axis=1), TINY).astype(np.float32) / 127
+        rounded = np.rint(vectors / scales[:, None]).astype(np.int8)
+        return [{"embedding": row, "scale": float(scale)} for row, scale in zip(rounded, scales, strict=True)]
+    elif precision in ("binary", "ubinary"):
+        vectors = np.packbits(vectors > 0, axis=1)
+        if precision == "binary":
+            vectors = (vectors.astype(np.int16) - 128).astype(np.int8)
+    return [{"embedding": row} for row in vectors]
+
+
+def _little(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The type in little-endian order, whatever the machine's is."""
+    return dtype.newbyteorder("<")

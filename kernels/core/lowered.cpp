@@ -88,7 +88,12 @@ std::string text(const Program& program, const std::vector<Slot>& slots) {
     all += norm(" ", s.norm);
     if (s.input >= 0) all += " " + value(s.input) + norm(":", s.input_norm);
     if (s.queries >= 0) all += " queries " + value(s.queries);
-    if (s.activates) all += " activation";
+    if (s.activates) all += s.gated ? " gated activation" : " activation";
+    if (s.attention.local) all += " local";
+    for (const int slot :
+         {s.attention.rotary, s.attention.relative, s.attention.position_keys, s.attention.position_queries}) {
+      if (slot >= 0) all += " " + slots[slot].name;
+    }
     if (s.residual >= 0) all += " + " + value(s.residual) + norm(":", s.residual_norm);
     if (s.output >= 0) all += " -> " + value(s.output);
     all += "\n";

@@ -20,8 +20,11 @@ class Lowering {
   Program make() {
     int x = embed();
     if (s_.projects()) x = linear("projection", x, -1, false);
-    for (layer_ = 0; layer_ < s_.layers; ++layer_) x = layer(x);
-    layer_ = -1;
+    for (step_layer_ = 0; step_layer_ < s_.layers; ++step_layer_) {
+      layer_ = s_.weights_of(step_layer_);
+      x = layer(x);
+    }
+    layer_ = step_layer_ = -1;
     if (s_.norm == NormPlace::pre) x = norm("final_norm", x);
     Step pool{Op::pool};
     pool.input = x;
@@ -33,7 +36,7 @@ class Lowering {
   // A block is `inner` with a residual around it; where its LayerNorm stands is all that post and pre differ in.
   template <typename Inner>
   int block(const char* norm_name, int x, const Inner& inner) {
-    if (s_.norm == NormPlace::pre) return inner(norm(norm_name, x), x);
+    if (s_.norm == NormPlace::pre) return inner(has(norm_name) ? norm(norm_name, x) : x, x);
     return norm(norm_name, inner(x, x));
   }
 
@@ -48,7 +51,7 @@ class Lowering {
 
   int embed() {
     Step step{Op::embed};
-    step.norm = norm_slots("embedding_norm");
+    if (s_.embedding_norm) step.norm = norm_slots("embedding_norm");
     return write(step, s_.embedding);
   }
 
@@ -59,13 +62,21 @@ class Lowering {
     step.weight = slot(name);
     step.bias = slot(name + ".bias");
     step.activates = activates;
-    return write(step, slots_[step.weight].rows);
+    step.gated = activates && s_.gated;
+    return write(step, slots_[step.weight].rows / (step.gated ? 2 : 1));
   }
 
   int attend(int qkv) {
     Step step{Op::attend};
     step.input = qkv;
-    return write(step, s_.hidden);
+    Attention& a = step.attention;
+    a.local = s_.is_local(step_layer_);
+    if (s_.rotary != Rotary::none) a.rotary = index_.at(a.local ? "rotary_local" : "rotary");
+    if (s_.relative == Relative::buckets) a.relative = index_.at("relative");
+    if (s_.relative == Relative::alibi) a.relative = index_.at("slopes");
+    if (s_.c2p) a.position_keys = slot("position_keys");
+    if (s_.p2c) a.position_queries = slot("position_queries");
+    return write(step, s_.context());
   }
 
   int norm(const std::string& name, int input) {
@@ -77,10 +88,12 @@ class Lowering {
 
   NormSlots norm_slots(const std::string& name) const { return {slot(name + ".gamma"), slot(name + ".beta")}; }
 
-  int slot(const std::string& name) const { return index_.at(layer_ < 0 ? name : std::to_string(layer_) + "." + name); }
+  std::string full(const std::string& name) const { return layer_ < 0 ? name : std::to_string(layer_) + "." + name; }
+  int slot(const std::string& name) const { return index_.at(full(name)); }
+  bool has(const std::string& norm_name) const { return index_.count(full(norm_name + ".gamma")) > 0; }
 
   int write(Step step, int64_t width) {
-    step.layer = layer_;
+    step.layer = static_cast<int>(step_layer_);
     step.output = static_cast<int>(program_.values.size());
     program_.steps.push_back(step);
     program_.values.push_back({width});
@@ -91,7 +104,7 @@ class Lowering {
   const std::vector<Slot>& slots_;
   std::unordered_map<std::string, int> index_;
   Program program_;
-  int layer_ = -1;
+  int64_t step_layer_ = -1, layer_ = -1;  // the layer, and the one whose weights it uses
 };
 
 // Values in the order of their steps, without those that nobody writes any more; and when each lives.

@@ -10,17 +10,19 @@ class List {
   explicit List(const EncoderSpec& spec) : s_(spec) {}
 
   std::vector<Slot> make() {
-    for (const char* name : {"word", "position", "segment"}) {
-      all_.push_back({name, SlotKind::table, 0, s_.embedding});
-      all_.back().index = static_cast<int>(all_.size()) - 1;
+    table("word");
+    if (s_.positions != PositionCount::none) table("position");
+    if (s_.types) table("segment");
+    if (s_.embedding_norm) {
+      norm("embedding_norm", s_.embedding);
+      stream_ = {Feed::norm, "embedding_norm"};
     }
-    norm("embedding_norm", s_.embedding);
-    stream_ = {Feed::norm, "embedding_norm"};
     if (s_.projects()) {
       linear("projection", s_.hidden, s_.embedding, stream_);
       stream_ = {Feed::product, "projection"};
     }
-    for (layer_ = 0; layer_ < s_.layers; ++layer_) add_layer();
+    positions();
+    for (layer_ = 0; layer_ < s_.distinct_layers(); ++layer_) add_layer();
     layer_ = -1;
     if (s_.norm == NormPlace::pre) norm("final_norm", s_.hidden);
     return std::move(all_);
@@ -32,16 +34,29 @@ class List {
     std::string name;
   };
 
+  // What all layers share.
+  void positions() {
+    if (s_.rotary != Rotary::none) {
+      vector("rotary", s_.rotary_size / 2);
+      if (!s_.local.empty()) vector("rotary_local", s_.rotary_size / 2);
+    }
+    if (s_.relative == Relative::buckets) vector("relative", s_.buckets * s_.heads);
+    if (s_.relative == Relative::alibi) vector("slopes", s_.heads);
+  }
+
   void add_layer() {
-    const bool pre = s_.norm == NormPlace::pre;
+    const bool pre = s_.norm == NormPlace::pre, norms = s_.first_norm || layer_ > 0;
     const Source attention_norm{Feed::norm, full("attention_norm")}, output_norm{Feed::norm, full("output_norm")};
-    linear("qkv", 3 * s_.hidden, s_.hidden, pre ? attention_norm : stream_, s_.hidden);
-    linear("attention_output", s_.hidden, s_.hidden, {Feed::attention, full("attention")});
-    norm("attention_norm", s_.hidden);
-    linear("intermediate", s_.intermediate, s_.hidden, pre ? output_norm : attention_norm);
+    linear("qkv", s_.context() + 2 * s_.kv_width(), s_.hidden, pre && norms ? attention_norm : stream_, s_.context());
+    if (s_.c2p) vector("position_keys", 2 * s_.span() * s_.context());
+    if (s_.p2c) vector("position_queries", 2 * s_.span() * s_.context());
+    linear("attention_output", s_.hidden, s_.context(), {Feed::attention, full("attention")});
+    if (norms) norm("attention_norm", s_.hidden);
+    linear("intermediate", (s_.gated ? 2 : 1) * s_.intermediate, s_.hidden, pre ? output_norm : attention_norm);
+    last_matrix().gated = s_.gated;
     linear("output", s_.hidden, s_.intermediate, {Feed::activation, full("intermediate")});
     norm("output_norm", s_.hidden);
-    stream_ = output_norm;
+    stream_ = pre ? Source{Feed::product, full("output")} : output_norm;
   }
 
   std::string full(const std::string& name) const { return layer_ < 0 ? name : std::to_string(layer_) + "." + name; }
@@ -51,6 +66,13 @@ class List {
                     matrices_++, queries});
     matrix_elements_ += outputs * inputs;
     vector(name + ".bias", outputs);
+  }
+
+  Slot& last_matrix() { return all_[all_.size() - 2]; }  // its bias follows it
+
+  void table(const char* name) {
+    all_.push_back({name, SlotKind::table, 0, s_.embedding});
+    all_.back().index = static_cast<int>(all_.size()) - 1;
   }
 
   void norm(const std::string& name, int64_t width) {

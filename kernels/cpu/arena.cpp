@@ -14,16 +14,26 @@ namespace efft::cpu {
 
 namespace {
 
-constexpr char kMagic[9] = "efftcpu2";
+constexpr char kMagic[9] = "efftcpu3";
 
-// The pieces in which matrices are stored: queries and others, of which one may be empty.
-std::vector<WeightView> parts_of(const std::vector<Slot>& slots, const std::vector<WeightView>& matrices) {
-  std::vector<WeightView> parts;
+// A piece in which a matrix is stored; gated: its first half of outputs is the gate of the second.
+struct Piece {
+  WeightView view;
+  bool gated;
+  // As many as the result has columns.
+  int64_t outputs() const { return gated ? view.outputs / 2 : view.outputs; }
+  int64_t halves() const { return gated ? 2 : 1; }
+  WeightView half(int64_t i) const { return view.rows(i * outputs(), outputs()); }
+};
+
+// Queries and others, of which one may be empty.
+std::vector<Piece> parts_of(const std::vector<Slot>& slots, const std::vector<WeightView>& matrices) {
+  std::vector<Piece> parts;
   for (const Slot& slot : slots) {
     if (slot.kind != SlotKind::matrix) continue;
     const WeightView& whole = matrices[slot.index];
-    parts.push_back(whole.rows(0, slot.queries));
-    parts.push_back(whole.rows(slot.queries, whole.outputs - slot.queries));
+    parts.push_back({whole.rows(0, slot.queries), false});
+    parts.push_back({whole.rows(slot.queries, whole.outputs - slot.queries), slot.gated});
   }
   return parts;
 }
@@ -33,14 +43,15 @@ struct Plan {
   int64_t bytes;
 };
 
-Plan plan(const std::vector<WeightView>& parts) {
+Plan plan(const std::vector<Piece>& parts) {
   Carver carver;
   carver.take(sizeof(ArenaHeader) + parts.size() * sizeof(ArenaEntry));
   std::vector<ArenaEntry> entries;
-  for (const WeightView& part : parts) {
+  for (const Piece& piece : parts) {
+    const WeightView& part = piece.view;
     const Format& format = format_of(part.type);
-    const int64_t panels = format.panels(part.outputs);
-    ArenaEntry entry{format.type, part.step, part.zero, 0, part.outputs, part.inputs, 0, 0, 0, 0};
+    const int64_t panels = format.panels(piece.outputs()) * piece.halves();
+    ArenaEntry entry{format.type, piece.gated, part.step, part.zero, piece.outputs(), part.inputs, 0, 0, 0, 0};
     if (part.outputs > 0) {
       entry.data = carver.take(panels * format.panel_bytes(part.inputs));
       if (format.type == Type::s8) {
@@ -54,20 +65,25 @@ Plan plan(const std::vector<WeightView>& parts) {
   return {entries, carver.used()};
 }
 
-void write_scales(const WeightView& s, const ArenaEntry& entry, char* block) {
+// One after the other for each half, padded to whole panels.
+void write_scales(const Piece& piece, const ArenaEntry& entry, char* block) {
   auto* scales = reinterpret_cast<float*>(block + entry.scales);
   auto* corrections = reinterpret_cast<float*>(block + entry.corrections);
-  const int64_t padded = (entry.corrections - entry.scales) / 4;
-  std::fill(scales, scales + padded, 0.0f);
-  std::fill(corrections, corrections + padded, 0.0f);
-  for (int64_t n = 0; n < s.outputs; ++n) {
-    const auto* row = static_cast<const int8_t*>(s.data) + n * s.inputs;
-    int64_t sum = 0;
-    for (int64_t k = 0; k < s.inputs; ++k) sum += row[k];
-    scales[n] = s.scales[n];
-    corrections[n] = s.scales[n] * static_cast<float>(sum);
+  const Format& format = format_of(Type::s8);
+  const int64_t padded = format.panels(piece.outputs()) * format.columns;
+  std::fill(scales, scales + piece.halves() * padded, 0.0f);
+  std::fill(corrections, corrections + piece.halves() * padded, 0.0f);
+  for (int64_t half = 0; half < piece.halves(); ++half) {
+    const WeightView s = piece.half(half);
+    for (int64_t n = 0; n < s.outputs; ++n) {
+      const auto* row = static_cast<const int8_t*>(s.data) + n * s.inputs;
+      int64_t sum = 0;
+      for (int64_t k = 0; k < s.inputs; ++k) sum += row[k];
+      scales[half * padded + n] = s.scales[n];
+      corrections[half * padded + n] = s.scales[n] * static_cast<float>(sum);
+    }
   }
-  std::memcpy(block + entry.factors, s.factors, s.inputs * 4);
+  std::memcpy(block + entry.factors, piece.view.factors, piece.view.inputs * 4);
 }
 
 // E4M3 of "FP8 formats for deep learning" (Micikevicius et al., 2022): no infinities, one NaN of either sign.
@@ -137,21 +153,23 @@ void prepare(const std::vector<Slot>& slots, const std::vector<WeightView>& matr
 
   for (size_t i = 0; i < parts.size(); ++i) {
     const ArenaEntry& entry = layout.entries[i];
-    WeightView s = parts[i];
+    Piece piece = parts[i];
+    WeightView& s = piece.view;
     if (s.outputs == 0) continue;
     const Format& format = format_of(s.type);
     std::vector<float> widened;
     if (entry.type == Type::s8) {
-      write_scales(s, entry, to);
+      write_scales(piece, entry, to);
     } else if (bytes_of(s.type) == 1) {
       widened = dequantised(s);
       s.data = widened.data();
       s.type = Type::f32;
     }
-    const int64_t panels = format.panels(s.outputs), bytes = format.panel_bytes(s.inputs);
+    const int64_t halves = piece.halves(), bytes = format.panel_bytes(s.inputs);
     Team::run(threads, 1, [&](Member& member) {
-      member.phase(panels, [&](int64_t panel) {
-        format.pack(s.data, s.type, s.outputs, s.inputs, panel, to + entry.data + panel * bytes);
+      member.phase(halves * format.panels(piece.outputs()), [&](int64_t panel) {
+        const WeightView half = piece.half(panel % halves);
+        format.pack(half.data, half.type, half.outputs, half.inputs, panel / halves, to + entry.data + panel * bytes);
       });
     });
   }
@@ -176,8 +194,8 @@ Prepared Prepared::checked(const void* block, int64_t bytes, const std::vector<S
     expected += 2;
     if (!same || expected > header.entries) continue;
     const Panels queries = found.panels(slot, Part::queries), others = found.panels(slot);
-    same = queries.outputs == slot.queries && queries.outputs + others.outputs == slot.rows &&
-           others.depth == slot.columns;
+    same = queries.outputs == slot.queries && others.gated == slot.gated &&
+           queries.outputs + (slot.gated ? 2 : 1) * others.outputs == slot.rows && others.depth == slot.columns;
   }
   if (!same || expected != header.entries) throw std::runtime_error("matrices: prepared for another encoder");
   return found;

@@ -94,15 +94,17 @@ class Forms {
 
 int64_t scratch_bytes(const EncoderSpec& spec, int64_t longest) {
   const Kernels& k = kernels();
+  const bool apart = spec.relative == Relative::disentangled;
+  const int64_t rows = apart ? std::min(2 * spec.span(), 2 * longest) : 0;
   const int64_t bytes =
       std::max({product_scratch_bytes(k.f32), product_scratch_bytes(k.bf16), product_scratch_bytes(k.s8),
-                k.attend_scratch(longest, spec.head_size()), std::max(spec.hidden, spec.embedding) * 4 + 64});
+                k.attend_scratch(longest, spec.head_size(), rows), std::max(spec.hidden, spec.embedding) * 4 + 64});
   return (bytes + 4095) / 4096 * 4096;
 }
 
 }  // namespace
 
-Buffers::Buffers(const Call& call, const Program& program, const Tokens& tokens, Workspace& workspace)
+Buffers::Buffers(const Call& call, const Program& program, const Tokens& tokens, int64_t more, Workspace& workspace)
     : values_(program.values.size()) {
   const Forms forms(call, program);
   std::vector<int64_t> operand_at(values_.size()), scales_at(values_.size());
@@ -133,8 +135,9 @@ Buffers::Buffers(const Call& call, const Program& program, const Tokens& tokens,
   };
   const Placement placement = place(program, bytes, {true, true}, 64);
   scratch_bytes_ = scratch_bytes(call.encoder.spec, tokens.longest);
-  char* base = workspace.reserve(placement.bytes + call.threads * scratch_bytes_);
+  char* base = workspace.reserve(placement.bytes + call.threads * scratch_bytes_ + more);
   scratch_ = base + placement.bytes;
+  more_ = scratch_ + call.threads * scratch_bytes_;
   for (size_t v = 0; v < values_.size(); ++v) {
     char* at = base + placement.at[v];
     Stored& stored = values_[v];

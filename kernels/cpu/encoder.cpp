@@ -5,12 +5,12 @@
 #include "efft/cpu/encoder.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 #include <vector>
 
 #include "efft/cpu/buffers.h"
 #include "efft/cpu/parallel.h"
+#include "efft/cpu/position_tables.h"
 #include "efft/cpu/schedule.h"
 
 namespace efft::cpu {
@@ -19,26 +19,36 @@ namespace {
 
 constexpr int64_t kRowGrain = 4;         // rows per task of row-wise phases
 constexpr int64_t kQueriesPerTask = 48;  // at least, where a sequence's queries are split
-constexpr int64_t kPhasesPerStep = 3;    // at most: clearing tails, the step, converting its result
+constexpr int64_t kLocalQueries = 384;   // per task, where a query sees near keys only: those stay in the cache
+constexpr int64_t kPhasesPerStep = 3;    // at most: clearing tails or rotating, the step, converting its result
 
 const Program& program_of(const Call& call) {
   return call.output == Output::first ? call.encoder.first_rows : call.encoder.program;
 }
 
+// What a token's embedding is made with.
+struct Embedded {
+  const int32_t* positions;    // rows of the table
+  std::vector<float> factors;  // of the words' rows; empty: 1
+};
+
 // One thread's walk through the program; all threads of the team walk the same way.
 class Walk {
  public:
-  Walk(const Call& call, const Tokens& tokens, const int32_t* positions, const Buffers& buffers, Member& member)
+  Walk(const Call& call, const Tokens& tokens, const Embedded& embedded, const PositionTables& tables,
+       const Buffers& buffers, Member& member)
       : call_(call),
         spec_(call.encoder.spec),
         k_(kernels()),
         tokens_(tokens),
-        positions_(positions),
+        embedded_(embedded),
+        tables_(tables),
         buffers_(buffers),
         member_(member),
         scratch_(buffers.scratch(member.thread())) {}
 
   void run() {
+    tables_.fill(member_);
     for (const Step& step : program_of(call_).steps) take(step);
   }
 
@@ -61,9 +71,11 @@ class Walk {
   }
 
   const float* vector(int slot) const { return call_.vectors + call_.encoder.slots[slot].offset; }
-  Norm norm(const NormSlots& slots) const {
-    const int64_t width = call_.encoder.slots[slots.gamma].rows;
-    return {vector(slots.gamma), vector(slots.beta), width, static_cast<float>(spec_.epsilon)};
+  Norm norm(const NormSlots& slots, int value) const {
+    const int64_t width = program_of(call_).values[value].width;
+    if (!slots.present()) return {nullptr, nullptr, width, 0.0f, false};
+    return {vector(slots.gamma), vector(slots.beta), width, static_cast<float>(spec_.epsilon),
+            spec_.normalise == NormKind::rms};
   }
 
   // Where row `t` of a LayerNorm goes.
@@ -95,18 +107,20 @@ class Walk {
 
   void embed(const Step& step) {
     const Stored& to = buffers_[step.output];
-    const Norm n = norm(step.norm);
+    const Norm n = norm(step.norm, step.output);
     each_row(to, [&](int64_t t) {
       const int64_t at = tokens_.rows[t];
       Results r = results(to, t);
       if (!r.values) r.values = reinterpret_cast<float*>(scratch_);
-      k_.embed(call_.tables.rows, call_.batch.ids[at], positions_[t], call_.batch.segments[at], n, r);
+      const float factor = embedded_.factors.empty() ? 1.0f : embedded_.factors[t];
+      const int64_t segment = call_.batch.segments[at];
+      k_.embed(call_.tables.rows, {call_.batch.ids[at], embedded_.positions[t], segment, factor}, n, r);
     });
   }
 
   void normalize(const Step& step) {
     const Stored &from = buffers_[step.input], &to = buffers_[step.output];
-    const Norm n = norm(step.norm);
+    const Norm n = norm(step.norm, step.output);
     each_row(to, [&](int64_t t) { k_.normalize(from.rows.floats(t), n, results(to, t)); });
   }
 
@@ -170,42 +184,72 @@ class Walk {
     });
   }
 
+  static Score score_of(const Attention& a) {
+    if (a.position_keys >= 0 || a.position_queries >= 0) return Score::disentangled;
+    return a.local || a.relative >= 0 ? Score::relative : Score::full;
+  }
+
+  // Of a sequence's queries, where only the first ones are wanted or all; enough tasks that one long sequence occupies
+  // every thread.
+  int64_t queries_per_task(const Attention& attention, bool firsts) const {
+    if (firsts) return 1;
+    const int64_t tasks = call_.batch.batch * spec_.heads;
+    const int64_t wanted = (3 * member_.team_size() + tasks - 1) / tasks;
+    const int64_t most = (tokens_.longest + kQueriesPerTask - 1) / kQueriesPerTask;
+    const int64_t parts = std::max<int64_t>(1, std::min(wanted, most));
+    const int64_t queries = std::max<int64_t>(1, (tokens_.longest + parts - 1) / parts);
+    return attention.local ? std::min(queries, std::max(kLocalQueries, spec_.window)) : queries;
+  }
+
   void attend(const Step& step) {
     const Stored &qkv = buffers_[step.input], &context = buffers_[step.output];
-    const int64_t heads = spec_.heads, batch = call_.batch.batch;
     const bool firsts = program_of(call_).values[step.output].rows == Rows::sequences;
-    // Enough tasks that one long sequence occupies every thread.
-    const int64_t wanted = (3 * member_.team_size() + batch * heads - 1) / (batch * heads);
-    const int64_t longest = (tokens_.longest + kQueriesPerTask - 1) / kQueriesPerTask;
-    const int64_t parts = firsts ? 1 : std::max<int64_t>(1, std::min(wanted, longest));
-    member_.phase(batch * heads * parts, [&](int64_t task) {
+    const Score score = score_of(step.attention);
+    if (step.attention.rotary >= 0) rotate(qkv, step.attention, firsts);
+    if (score == Score::disentangled) tables_.pack(step.attention, member_, scratch_);
+    const auto run = (qkv.rows.type == Type::bf16 ? k_.attend_bf16 : k_.attend_f32)[static_cast<int>(score)];
+    const int64_t each = queries_per_task(step.attention, firsts), heads = spec_.heads;
+    const int64_t parts = firsts ? 1 : (tokens_.longest + each - 1) / each;
+    member_.phase(call_.batch.batch * heads * parts, [&](int64_t task) {
       const int64_t b = task / (heads * parts), head = task / parts % heads, part = task % parts;
       const int64_t begin = tokens_.cu_seqlens[b], keys = tokens_.cu_seqlens[b + 1] - begin;
       const int64_t count = firsts ? std::min<int64_t>(keys, 1) : keys;
-      const int64_t first = part * count / parts, last = (part + 1) * count / parts;
-      if (first == last) return;
+      const int64_t first = part * each, last = std::min(first + each, count);
+      if (first >= last) return;
       Attend a = head_of(qkv.rows, context.rows, head, begin, (firsts ? b : begin) + first);
       a.keys = keys;
       a.queries = last - first;
       a.first_query = first;
-      (qkv.rows.type == Type::bf16 ? k_.attend_bf16 : k_.attend_f32)(a, scratch_);
+      tables_.complete(a, step.attention, head);
+      run(a, scratch_);
     });
     convert(context);
   }
 
+  // Queries and keys lie side by side. Where only first tokens' queries are wanted, these are of rank 0: not turned.
+  void rotate(const Stored& qkv, const Attention& attention, bool firsts) {
+    const int64_t heads = spec_.kv_heads + (firsts ? 0 : spec_.heads);
+    member_.ranges(tokens_.count, kRowGrain, [&](int64_t begin, int64_t end) {
+      for (int64_t t = begin; t < end; ++t) {
+        k_.rotate(qkv.rows.at(t, firsts ? spec_.context() : 0), qkv.rows.type,
+                  tables_.rotation(attention, tables_.rank(t), heads));
+      }
+    });
+  }
+
   // One head's pointers: keys from `key_row` on, queries and results from `query_row` on.
   Attend head_of(const RowBlock& qkv, const RowBlock& context, int64_t head, int64_t key_row, int64_t query_row) const {
-    const int64_t size = spec_.head_size();
+    const int64_t size = spec_.head_size(), keys = spec_.context() + head / (spec_.heads / spec_.kv_heads) * size;
     Attend a{};
     a.query = qkv.at(query_row, head * size);
     a.query_stride = qkv.stride;
-    a.key = qkv.at(key_row, spec_.hidden + head * size);
-    a.value = qkv.at(key_row, 2 * spec_.hidden + head * size);
+    a.key = qkv.at(key_row, keys);
+    a.value = qkv.at(key_row, keys + spec_.kv_width());
     a.key_stride = qkv.stride;
     a.out = context.at(query_row, head * size);
     a.out_stride = context.stride;
     a.head_size = size;
-    a.scale = 1.0f / std::sqrt(static_cast<float>(size));
+    a.scale = static_cast<float>(spec_.scale);
     return a;
   }
 
@@ -273,7 +317,8 @@ class Walk {
   const EncoderSpec& spec_;
   const Kernels& k_;
   const Tokens& tokens_;
-  const int32_t* positions_;
+  const Embedded& embedded_;
+  const PositionTables& tables_;
   const Buffers& buffers_;
   Member& member_;
   char* scratch_;
@@ -290,11 +335,15 @@ void encode(const Call& call) {
   const Tokens tokens = unpad(batch.mask, batch.batch, batch.length, integers.data(), rows);
   positions_of(call.encoder.spec, batch, tokens, positions);
   check_indices(batch, call.tables, tokens, positions);
+  const Embedded embedded{positions, word_factors(call.encoder.spec, batch, tokens)};
   const Program& program = program_of(call);
   ThreadWorkspace workspace;
-  const Buffers buffers(call, program, tokens, workspace);
-  Team::run(call.threads, kPhasesPerStep * static_cast<int64_t>(program.steps.size()),
-            [&](Member& member) { Walk(call, tokens, positions, buffers, member).run(); });
+  PositionTables tables(call, tokens);
+  const Buffers buffers(call, program, tokens, tables.bytes(), workspace);
+  tables.place(buffers.more());
+  const int64_t steps = static_cast<int64_t>(program.steps.size());
+  Team::run(call.threads, kPhasesPerStep * steps + PositionTables::phases(steps),
+            [&](Member& member) { Walk(call, tokens, embedded, tables, buffers, member).run(); });
 }
 
 }  // namespace efft::cpu

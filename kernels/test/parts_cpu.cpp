@@ -53,11 +53,11 @@ Tensor embed_norm(const Tensor& ids, const Tensor& segments, const Tensor& mask,
   const cpu::Tokens tokens = cpu::unpad(integers(m), batch, length, memory.data(), rows);
   const cpu::Batch inputs{integers(i), integers(s), integers(m), batch, length};
   cpu::positions_of(encoder->spec, inputs, tokens, positions);
-  const cpu::Tables tables = tables_of(w, p, g);
+  const cpu::Tables tables = tables_of(encoder->spec, w, p, g);
   cpu::check_indices(inputs, tables, tokens, positions);
 
   Tensor out = new_empty(word, {tokens.count, width});
-  const cpu::Norm norm{floats(scale), floats(shift), width, static_cast<float>(encoder->spec.epsilon)};
+  const cpu::Norm norm{floats(scale), floats(shift), width, static_cast<float>(encoder->spec.epsilon), false};
   const cpu::Kernels& k = cpu::kernels();
   const int team = threads();
   const int64_t stride = (width + 15) / 16 * 16;
@@ -69,7 +69,7 @@ Tensor embed_norm(const Tensor& ids, const Tensor& segments, const Tensor& mask,
     to.values = sums + thread * stride;
     member.phase(tokens.count, [&](int64_t t) {
       const int64_t at = tokens.rows[t];
-      k.embed(tables.rows, integers(i)[at], positions[t], integers(s)[at], norm, to);
+      k.embed(tables.rows, {integers(i)[at], positions[t], integers(s)[at], 1.0f}, norm, to);
       k.cast(to.values, Type::f32, row_of(out, t), type_of(out), width);
     });
   });
@@ -105,7 +105,7 @@ Tensor attention(const Tensor& qkv, const Tensor& bias, const Tensor& cu_seqlens
 
   const cpu::Kernels& k = cpu::kernels();
   const Type type = type_of(qkv);
-  const Type compute = type == Type::bf16 && k.attend_bf16 ? type : Type::f32;
+  const Type compute = type == Type::bf16 && k.native_bf16() ? type : Type::f32;
   const int64_t element = compute == Type::f32 ? 4 : 2;
   const Tensor source = contiguous(qkv), added = contiguous(bias);
   Tensor out = new_empty(qkv, {tokens, hidden});
@@ -119,7 +119,7 @@ Tensor attention(const Tensor& qkv, const Tensor& bias, const Tensor& cu_seqlens
   const int64_t biased_at = carver.take((tokens * width + 16) * element);
   const int64_t context_at = carver.take(tokens * hidden * element);
   const int64_t row_at = carver.take(team * width * 4);
-  const int64_t scratch_bytes = (k.attend_scratch(longest, size) + 63) / 64 * 64;
+  const int64_t scratch_bytes = (k.attend_scratch(longest, size, 0) + 63) / 64 * 64;
   const int64_t scratch_at = carver.take(team * scratch_bytes);
   cpu::ThreadWorkspace workspace;
   char* base = workspace.reserve(carver.used());
@@ -147,7 +147,7 @@ Tensor attention(const Tensor& qkv, const Tensor& bias, const Tensor& cu_seqlens
                           length,
                           size,
                           1.0f / std::sqrt(static_cast<float>(size))};
-      (compute == Type::bf16 ? k.attend_bf16 : k.attend_f32)(a, base + scratch_at + thread * scratch_bytes);
+      (compute == Type::bf16 ? k.attend_bf16 : k.attend_f32)[0](a, base + scratch_at + thread * scratch_bytes);
     });
     member.phase(tokens,
                  [&](int64_t t) { k.cast(context + t * hidden * element, compute, row_of(out, t), type, hidden); });
@@ -168,7 +168,7 @@ Tensor add_norm(const Tensor& x, const Tensor& bias, const Tensor& residual, con
   const Tensor source = contiguous(x), other = contiguous(residual);
   const Tensor shift = contiguous(bias), scale = contiguous(gamma), offset = contiguous(beta);
   Tensor out = new_empty(x, {rows, width});
-  const cpu::Norm norm{floats(scale), floats(offset), width, static_cast<float>(epsilon)};
+  const cpu::Norm norm{floats(scale), floats(offset), width, static_cast<float>(epsilon), false};
   const cpu::Kernels& k = cpu::kernels();
   const Type type = type_of(x);
   const int team = threads();
@@ -213,6 +213,13 @@ int64_t workspaces(double seconds) {
 
 std::string canonical(const std::string& spec) { return text(parse(spec)); }
 
+std::vector<int64_t> buckets(const std::string& text, int64_t farthest) {
+  const EncoderSpec spec = parse(text);
+  std::vector<int64_t> all;
+  for (int64_t distance = -farthest; distance <= farthest; ++distance) all.push_back(bucket_of(spec, distance));
+  return all;
+}
+
 const Program& program_of(const Lowered& encoder, const std::string& rewrite) {
   if (rewrite == "first_rows") return encoder.first_rows;
   return rewrite == "folded" ? encoder.folded : encoder.program;
@@ -247,6 +254,7 @@ STABLE_TORCH_LIBRARY_IMPL(efft_test, CPU, m) {
 STABLE_TORCH_LIBRARY_IMPL(efft_test, CompositeExplicitAutograd, m) {
   m.impl("workspaces", TORCH_BOX(&efft::workspaces));
   m.impl("canonical", TORCH_BOX(&efft::canonical));
+  m.impl("buckets", TORCH_BOX(&efft::buckets));
   m.impl("program", TORCH_BOX(&efft::program));
   m.impl("places", TORCH_BOX(&efft::places));
 }

@@ -25,6 +25,8 @@ STABLE_TORCH_LIBRARY(efft_test, m) {
   m.def("workspaces(float seconds) -> int");
   // A spec's canonical text.
   m.def("canonical(str spec) -> str");
+  // bucket_of of every distance from -farthest to farthest.
+  m.def("buckets(str spec, int farthest) -> int[]");
   // The steps of a spec's program, a line each (efft/program.h); rewrite: none | first_rows | folded.
   m.def("program(str spec, str rewrite) -> str");
   // Where its values lie, [values + 1], the last number being all bytes; each takes its width in bytes.

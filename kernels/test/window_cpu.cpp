@@ -14,12 +14,14 @@ namespace {
 
 // Query i sees keys j with |i - j| <= kReach, whose logits lose kSlope |i - j|.
 struct WindowScore {
+  static constexpr bool kPositions = false;
   static constexpr int64_t kReach = 20;
   static constexpr float kSlope = 0.05f;
 
   static cpu::Span keys(const cpu::Attend& p, int64_t query, int64_t rows) {
     return {std::max<int64_t>(query - kReach, 0), std::min<int64_t>(query + rows + kReach, p.keys)};
   }
+  static int64_t widest(const cpu::Attend& p, int64_t rows) { return std::min(p.keys, rows + 2 * kReach); }
   static void change(const cpu::Attend& p, int64_t query, cpu::Span span, float* logits) {
     for (int64_t key = span.first; key < span.last; ++key) {
       const int64_t distance = std::abs(query - key);

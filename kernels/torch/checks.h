@@ -138,6 +138,7 @@ inline EncoderSpec spec_of(int64_t layers, int64_t hidden, int64_t embedding, in
   spec.epsilon = epsilon;
   spec.positions = count_positions ? PositionCount::mask : PositionCount::slot;
   spec.offset = position_offset;
+  settle(spec);
   return spec;
 }
 

@@ -44,9 +44,19 @@ bool is_prepared(const Tensor& matrices, const Lowered& encoder) {
          matrices.numel() == prepared_elements(encoder);
 }
 
+// Throws std::runtime_error in one line for an encoder that the engine cannot run yet.
+void check_runs(const EncoderSpec& spec) {
+  check_known(spec,
+              {"layers", "hidden", "heads", "intermediate", "embedding", "activation", "norm", "epsilon", "positions",
+               "offset", "pad"},
+              "the CUDA engine");
+  STD_TORCH_CHECK(spec.positions != PositionCount::none, "spec: the CUDA engine does not run positions=none");
+}
+
 Tensor run_encoder(const Tensor& ids_in, const Tensor& segments_in, const Tensor& mask_in, const Weights& weights,
                    const std::shared_ptr<const Lowered>& encoder, const std::string& output) {
   const Output wanted = output_of(output);
+  check_runs(encoder->spec);
   check_call(ids_in, segments_in, mask_in, weights, *encoder);
   check_cuda("ids", ids_in);
   const DeviceGuard guard(ids_in.get_device_index());
@@ -132,6 +142,7 @@ Tensor with_eight_bits(const Weights& weights, const Lowered& encoder) {
 // The tables and the vectors stay as they are; the matrices, too, where folding them is of no use.
 std::vector<Tensor> prepare_weights(std::vector<Tensor> tensors, const std::string& spec) {
   const auto encoder = lowered(spec);
+  check_runs(encoder->spec);
   const Weights weights = weights_of(tensors);
   check_weights(weights, *encoder);
   check_cuda("word", weights.word);

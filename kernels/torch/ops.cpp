@@ -64,7 +64,7 @@ Tensor run(const Tensor& ids, const Tensor& segments, const Tensor& mask, const 
   Tensor out = new_empty(word, result_sizes(ids, encoder.spec, wanted));
   cpu::encode({encoder,
                {integers(i), integers(s), integers(m), ids.size(0), ids.size(1)},
-               tables_of(word, position, segment),
+               tables_of(encoder.spec, word, position, segment),
                matrices,
                floats(vectors),
                wanted,
@@ -112,7 +112,7 @@ std::string slots_text(const std::string& spec) { return text(lowered(spec)->slo
 
 std::string describe() {
   const cpu::Kernels& k = cpu::kernels();
-  return std::string("device=cpu isa=") + k.name + " bf16=" + (k.attend_bf16 ? "native" : "widened") +
+  return std::string("device=cpu isa=") + k.name + " bf16=" + (k.native_bf16() ? "native" : "widened") +
          " int8=" + (k.s8.rows ? "native" : "none");
 }
 

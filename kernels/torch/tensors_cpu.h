@@ -19,8 +19,10 @@ inline Type type_of(const Tensor& tensor) {
 inline const int64_t* integers(const Tensor& tensor) { return static_cast<const int64_t*>(tensor.data_ptr()); }
 inline const float* floats(const Tensor& tensor) { return static_cast<const float*>(tensor.data_ptr()); }
 
-inline cpu::Tables tables_of(const Tensor& word, const Tensor& position, const Tensor& segment) {
-  return {{word.data_ptr(), position.data_ptr(), segment.data_ptr(), type_of(word), word.size(1)},
+inline cpu::Tables tables_of(const EncoderSpec& spec, const Tensor& word, const Tensor& position,
+                             const Tensor& segment) {
+  const void* positions = spec.positions == PositionCount::none ? nullptr : position.data_ptr();
+  return {{word.data_ptr(), positions, spec.types ? segment.data_ptr() : nullptr, type_of(word), word.size(1)},
           word.size(0),
           position.size(0),
           segment.size(0)};

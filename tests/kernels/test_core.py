@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -14,10 +15,9 @@ from builder.families import EncoderSpec
 from builder.slots import matrices, slots
 from tests.kernels import reference
 from tests.kernels.batches import ragged
+from tests.kernels.families import FAMILIES, SMALL
 from tests.kernels.reference import Shape
 from tests.kernels.test_encoder import SHAPES, run, tensors
-
-SMALL = EncoderSpec(layers=2, hidden=64, heads=2, intermediate=256)
 
 
 @pytest.fixture
@@ -31,6 +31,74 @@ def test_the_text_leaves_out_what_is_default() -> None:
     assert replace(SMALL, embedding=64) == SMALL
     every = replace(SMALL, embedding=32, activation="relu", norm="pre", epsilon=1e-5, positions="ids", pad=0)
     assert every.text() == f"{SMALL.text()} embedding=32 activation=relu norm=pre epsilon=1e-05 positions=ids pad=0"
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_attribute_travels(efft_test: SimpleNamespace, name: str) -> None:
+    spec = replace(SMALL, **FAMILIES[name])
+    assert efft_test.canonical(spec.text()) == spec.text()
+    said = {word.partition("=")[0] for word in spec.text().split()[1:]}
+    assert said - {"layers", "hidden", "heads", "intermediate"} == set(FAMILIES[name])
+
+
+def test_what_follows_is_left_out(efft_test: SimpleNamespace) -> None:
+    given = {
+        "head": 32, "kv_heads": 2, "rotary": "halves", "rotary_size": 32, "local": "00", "layer_of": (0, 1),
+        "scale": 1 / math.sqrt(32),
+    }  # fmt: skip
+    assert replace(SMALL, **given).text() == f"{SMALL.text()} rotary=halves"
+    words = " ".join(f"{key}={value}" for key, value in given.items() if key != "layer_of")
+    assert efft_test.canonical(f"{SMALL.text()} {words} layer_of=0,1") == f"{SMALL.text()} rotary=halves"
+    apart = replace(SMALL, relative="disentangled", distance=8, c2p=True)
+    assert replace(apart, scale=1 / math.sqrt(64)) == apart
+    assert efft_test.canonical(f"{apart.text()} scale={1 / math.sqrt(64)}") == apart.text()
+
+
+@pytest.mark.parametrize(("buckets", "distance"), [(32, 128), (8, 20), (64, 1000), (12, 4096)])
+def test_buckets_are_t5s(efft_test: SimpleNamespace, buckets: int, distance: int) -> None:
+    from transformers.models.t5.modeling_t5 import T5Attention
+
+    spec = replace(SMALL, relative="buckets", buckets=buckets, distance=distance)
+    distances = torch.arange(-9000, 9001)
+    expected = T5Attention._relative_position_bucket(-distances, True, buckets, distance)
+    assert efft_test.buckets(spec.text(), 9000) == expected.tolist()
+
+
+@pytest.mark.parametrize(("buckets", "distance"), [(256, 512), (16, 32), (6, 100), (0, 512), (128, 5000)])
+def test_buckets_are_debertas(efft_test: SimpleNamespace, buckets: int, distance: int) -> None:
+    from transformers.models.deberta_v2.modeling_deberta_v2 import make_log_bucket_position
+
+    spec = replace(SMALL, relative="disentangled", buckets=buckets, distance=distance, c2p=True)
+    distances = torch.arange(-9000, 9001)
+    expected = make_log_bucket_position(distances, buckets, distance).long() if buckets else distances
+    assert efft_test.buckets(spec.text(), 9000) == expected.tolist()
+
+
+def test_slots_come_and_go_with_what_uses_them(efft: SimpleNamespace) -> None:
+    def names(family: str) -> list[str]:
+        return [slot.name for slot in slots(replace(SMALL, **FAMILIES[family]))]
+
+    assert names("modernbert")[:6] == [
+        "word",
+        "embedding_norm.gamma",
+        "embedding_norm.beta",
+        "rotary",
+        "rotary_local",
+        "0.qkv",
+    ]
+    assert not [name for name in names("modernbert") if name.startswith("0.attention_norm")]
+    assert [name for name in names("deberta") if "position" in name] == [
+        f"{layer}.position_{kind}" for layer in range(2) for kind in ("keys", "queries")
+    ]
+    assert not [name for name in names("albert") if name.startswith("1.")]
+    assert names("eurobert")[:3] == ["word", "rotary", "0.qkv"]
+    assert [name for name in names("t5") if "." not in name] == ["word", "relative"]
+    sizes = {slot.name: (slot.rows, slot.columns) for slot in slots(replace(SMALL, **FAMILIES["eurobert"]))}
+    assert (sizes["0.qkv"], sizes["0.intermediate"], sizes["0.output"]) == ((128, 64), (512, 64), (64, 256))
+    sizes = {slot.name: (slot.rows, slot.columns) for slot in slots(replace(SMALL, **FAMILIES["t5"]))}
+    assert (sizes["0.qkv"], sizes["0.attention_output"], sizes["relative"]) == ((120, 64), (64, 40), (16, 1))
+    sizes = {slot.name: slot.rows for slot in slots(replace(SMALL, **FAMILIES["deberta"]))}
+    assert sizes["1.position_keys"] == 2 * 16 * 64
 
 
 @pytest.mark.parametrize("epsilon", [1e-12, 1e-5, 1e-7, 0.0001, 0.1, 0.0, 1 / 3, 1.0000000000000002e-12, 5e-324])
@@ -99,6 +167,50 @@ linear 0.intermediate v3:0.attention_norm activation -> v4
 linear 0.output v4 + v3:0.attention_norm -> v5
 norm 0.output_norm v5 -> v6
 pool v6
+""",
+    (
+        "encoder/1 layers=2 hidden=64 heads=2 intermediate=256 norm=pre positions=none first_norm=0 types=0 gated=1 "
+        "rotary=halves window=5 local=01",
+        "none",
+    ): """
+embed embedding_norm -> v0
+linear 0.qkv v0 -> v1
+attend v1 rotary -> v2
+linear 0.attention_output v2 + v0 -> v3
+norm 0.output_norm v3 -> v4
+linear 0.intermediate v4 gated activation -> v5
+linear 0.output v5 + v3 -> v6
+norm 1.attention_norm v6 -> v7
+linear 1.qkv v7 -> v8
+attend v8 local rotary_local -> v9
+linear 1.attention_output v9 + v6 -> v10
+norm 1.output_norm v10 -> v11
+linear 1.intermediate v11 gated activation -> v12
+linear 1.output v12 + v10 -> v13
+norm final_norm v13 -> v14
+pool v14
+""",
+    (
+        "encoder/1 layers=2 hidden=64 heads=2 intermediate=256 positions=none embedding_norm=0 "
+        "relative=disentangled distance=8 c2p=1 p2c=1 layer_of=0,0",
+        "none",
+    ): """
+embed -> v0
+linear 0.qkv v0 -> v1
+attend v1 0.position_keys 0.position_queries -> v2
+linear 0.attention_output v2 + v0 -> v3
+norm 0.attention_norm v3 -> v4
+linear 0.intermediate v4 activation -> v5
+linear 0.output v5 + v4 -> v6
+norm 0.output_norm v6 -> v7
+linear 0.qkv v7 -> v8
+attend v8 0.position_keys 0.position_queries -> v9
+linear 0.attention_output v9 + v7 -> v10
+norm 0.attention_norm v10 -> v11
+linear 0.intermediate v11 activation -> v12
+linear 0.output v12 + v11 -> v13
+norm 0.output_norm v13 -> v14
+pool v14
 """,
     (ONE + " norm=pre", "first_rows"): """
 embed embedding_norm -> v0

@@ -57,7 +57,9 @@ def test_encoder_and_attention(isa: str, library: str) -> None:
     # Shapes whose depth, width and head size are no multiples of a tile's, and one whose are.
     shapes = "test_hidden_states and tile_edges and (hidden_312 or odd_intermediate or wide_head)"
     rounded = "test_error_is_that_of_the_scheme and hidden_312"
-    wanted = f"not cuda and (({shapes}) or ({rounded}) or (test_attention and (200 or large)))"
+    one = "test_hidden_states and (all or many or wide or neighbours)"
+    families = f"test_families and (({one}) or (blocks and many) or (seen_at_once and mpnet))"
+    wanted = f"not cuda and (({shapes}) or ({rounded}) or ({families}) or (test_attention and (200 or large)))"
     arguments = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "0", "tests/kernels", "-k", wanted]
     result = under(isa, library, *arguments, "--ignore", str(Path(__file__).relative_to(ROOT)))
     assert result.returncode == 0, result.stdout[-3000:]

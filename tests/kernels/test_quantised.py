@@ -6,6 +6,7 @@ import importlib.resources
 import struct
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 from builder.encoder import pack
 from builder.families import family_of, spec_of
 from builder.quantisation import quantise
-from tests.kernels import reference
+from tests.kernels import families, reference
 from tests.kernels.batches import Batch, ragged
 from tests.kernels.reference import Shape, Weights
 from tests.kernels.test_encoder import SHAPES, prepared, run
@@ -105,6 +106,22 @@ def test_error_is_that_of_the_scheme(efft, device, generator, name, output, leng
     truth = reference.encoder(*batch, weights.to(torch.float64), shape, output)
     rounded = replace(weights, matrices=arena.matrices())
     theirs = (reference.encoder(*batch, rounded, shape, output, emulated(arena)) - truth).abs()
+    ours = (run(efft, batch, prepared(efft, served, shape), shape, output).double() - truth).abs()
+    assert ours.max() <= 2 * theirs.max()
+    assert ours.mean() <= 1.5 * theirs.mean()
+
+
+@pytest.mark.parametrize("output", ["hidden", "first"])
+@pytest.mark.parametrize("name", ["modernbert", "deberta", "albert", "eurobert", "t5", "gated", "gated, wide"])
+def test_error_beyond_berts_kin(efft, device, generator, name, output) -> None:
+    shape = SimpleNamespace(spec=families.SPECS[name])
+    weights = families.random_weights(shape.spec, generator)
+    served = quantised(weights, shape, keep=("0.attention_output",))
+    arena = Arena(served.matrices)
+    batch = ragged([5, 1, 37, 0, 64, 2, 200], generator)
+    truth = families.encoder(*batch, weights.to(torch.float64), shape.spec, output)
+    rounded = replace(weights, matrices=arena.matrices())
+    theirs = (families.encoder(*batch, rounded, shape.spec, output, emulated(arena)) - truth).abs()
     ours = (run(efft, batch, prepared(efft, served, shape), shape, output).double() - truth).abs()
     assert ours.max() <= 2 * theirs.max()
     assert ours.mean() <= 1.5 * theirs.mean()

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-import importlib.util
 import json
+import shutil
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -14,12 +14,13 @@ import pytest
 import tokenizers
 import yaml
 
-from benchmarks.serving import inputs, search
+from benchmarks import table
+from benchmarks.serving import empty, empty_handler, inputs, search
 from benchmarks.serving.command import named
 from benchmarks.serving.engine import engine_rate
-from benchmarks.serving.load import WARM_UP, Target, arrivals, burst, exercise, offer, summarise
+from benchmarks.serving.load import Target, arrivals, burst, closed, exercise, offer, summarise
 from benchmarks.serving.prepare import settle
-from benchmarks.serving.runs import find, stages, sweep
+from benchmarks.serving.runs import find, loops, stages, sweep
 from benchmarks.serving.servers import Served, parse_metrics
 from benchmarks.workloads import DISTRIBUTIONS
 from handler.predictor import Predictor
@@ -46,7 +47,8 @@ class Echo(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def target() -> Iterator[Target]:
+def target(monkeypatch: pytest.MonkeyPatch) -> Iterator[Target]:
+    monkeypatch.setattr(ThreadingHTTPServer, "request_queue_size", 128)
     server = ThreadingHTTPServer(("127.0.0.1", 0), Echo)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
@@ -56,51 +58,77 @@ def target() -> Iterator[Target]:
     thread.join()
 
 
-# Not importorskip: importing locust patches this process's sockets and threads; the product runs it in its own.
-@pytest.mark.skipif(importlib.util.find_spec("locust") is None, reason="make bench installs locust")
-def test_locust_offers_the_rate_and_counts_failures(target: Target) -> None:
+needs_wrk = pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk, the load generator, is not installed")
+
+
+@needs_wrk
+def test_an_open_loop_offers_the_rate_and_counts_failures(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.serving.load.WARM_UP", 0.3)
+    monkeypatch.setattr("benchmarks.serving.load.GRACE", 1.0)
     bodies = [json.dumps({"text": text}) for text in ("good", "good", "good", "bad")]
     point = offer(target, bodies, rate=40, seconds=1.5)
-    sent = round(40 * WARM_UP) + 60
-    assert point.failed == sent // 4
+    assert point.failed == 15
     assert point.p50 is not None
     assert point.p50 > 0
     assert point.p95 is point.p99 is None  # a quarter failed
-    assert 35 <= point.requests <= 55
-    assert point.achieved > 0
+    assert point.requests == 45
+    assert 0 < point.achieved <= 30
     assert point.generator_ms > 0
 
 
-@pytest.mark.skipif(importlib.util.find_spec("locust") is None, reason="make bench installs locust")
+@needs_wrk
+def test_a_closed_loop_asks_again_as_soon_as_it_is_answered(target: Target) -> None:
+    loop = closed(target, ['{"text": "good"}'], connections=4, seconds=1, threads=2, warm_up=0)
+    assert loop.requests_per_second > 20
+    assert 0 < loop.p50 <= loop.p95 <= loop.p99
+    assert loop.failed == 0
+    assert loop.generator_cores > 0
+    assert closed(target, ['{"text": "bad"}'], connections=1, seconds=1, warm_up=0).failed > 5
+
+
+@needs_wrk
 def test_refused_requests_are_no_failure_of_the_warm_up(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchmarks.serving.load.REFUSED", 5)
+    monkeypatch.setattr("benchmarks.serving.load.GRACE", 1.0)
     before = Echo.refused
     exercise(Target(target.url, target.path, {}))
     assert Echo.refused - before == 5
 
 
-@pytest.mark.skipif(importlib.util.find_spec("locust") is None, reason="make bench installs locust")
-def test_a_burst_lasts_until_the_last_answer_and_all_must_be_good(target: Target) -> None:
+@needs_wrk
+def test_a_burst_lasts_until_the_last_answer_and_all_must_be_good(
+    target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("benchmarks.serving.load.PATIENCE", 2.0)
     assert 0 < burst(target, ['{"text": "good"}'], 20) < 30
     with pytest.raises(ValueError, match="of 20 requests sent at once 10 were not answered"):
         burst(target, ['{"text": "good"}', '{"text": "bad"}'], 20)
 
 
+def test_a_missing_load_generator_is_named(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    monkeypatch.delenv("EFFT_WRK", raising=False)
+    with pytest.raises(ValueError, match="apt-get install wrk"):
+        closed(target, ["{}"], 1, 1)
+
+
 def test_arrivals_are_sorted_seeded_and_as_many_as_the_rate_says() -> None:
     times = arrivals(50, 4, seed=1)
     assert times == sorted(times)
-    assert sum(t >= WARM_UP for t in times) == 200
-    assert max(times) < WARM_UP + 4
+    assert len(times) == 200
+    assert max(times) < 4
     assert times == arrivals(50, 4, seed=1) != arrivals(50, 4, seed=2)
 
 
-def test_summary_leaves_out_the_warm_up_and_late_answers() -> None:
-    samples = [(0.5, 9.0, 200), (2.5, 0.010, 200), (3.0, 0.030, 200), (3.5, 5.0, 200), (3.6, 0.02, 503)]
-    point = summarise(samples, sent=6, rate=2, seconds=2)
+def test_what_is_not_answered_is_infinitely_late() -> None:
+    thread = {"sent": 6, "good": 3, "finished": 2, "latest": 7.0, "late": [[0, 4], [40, 2]]}
+    histogram = [[10_000, 1], [30_000, 1], [5_000_000, 1], [20_000, 0]]
+    point = summarise({"threads": [thread], "histogram": histogram}, sent=5, rate=2, seconds=2)
     assert point.requests == 3
-    assert point.achieved == 1  # two of the four good answers came within the two seconds
-    assert point.failed == 2  # the 503 and the one that never came
-    assert point.p50 == pytest.approx(5000)  # of 10, 30 and 5000 ms and two that were not answered
+    assert point.achieved == 1  # two of the good answers came within the two seconds
+    assert point.failed == 2
+    assert point.late_ms == 40
+    assert point.p50 == pytest.approx(5040)  # of 10, 30 and 5000 ms and two that were not answered, 40 ms after due
     assert point.p95 is None
     assert point.saturated
 
@@ -108,6 +136,8 @@ def test_summary_leaves_out_the_warm_up_and_late_answers() -> None:
 def test_metrics_are_summed_over_labels() -> None:
     text = '# HELP a b\na_total{model="x"} 2.0\na_total{model="y"} 3.5\nb 1e3\n'
     assert parse_metrics(text) == {"a_total": 5.5, "b": 1000.0}
+    text = 's_sum{W="1",Stage="run",H="x",} 1.5\ns_sum{W="2",Stage="run",H="x",} 2.0\ns_sum{W="1",Stage="encode",} 4\n'
+    assert parse_metrics(text) == {"s_sum:run": 3.5, "s_sum:encode": 4.0}
 
 
 def test_stages_give_the_mean_wait_and_the_handlers_times() -> None:
@@ -120,6 +150,10 @@ def test_stages_give_the_mean_wait_and_the_handlers_times() -> None:
     }
     assert stages(before, after) == {"queue": 2.0, "encode": 0.25, "run": 7.5}
     assert stages(before, before) == {}
+    names = ("efft_stage_seconds_sum:run", "efft_stage_seconds_count:run")
+    before |= dict(zip(names, (3.0, 10.0), strict=True))
+    after |= dict(zip(names, (3.5, 110.0), strict=True))
+    assert stages(before, after) == {"queue": 2.0, "encode": 0.25, "run": 5.0}  # over the run, not of its last second
 
 
 class Idle(Served):
@@ -142,9 +176,11 @@ def _answered(limit: float, latency: float = 0.001) -> Any:
     """An ``offer`` of a server that answers ``limit`` requests a second, late ones as soon as more are offered."""
 
     def offered(target: Target, bodies: Any, rate: float, seconds: float, seed: int = 0) -> Any:
-        late = latency if rate <= limit else 5.0
-        answers = [(WARM_UP + i * seconds / (rate * seconds), late, 200) for i in range(int(rate * seconds))]
-        return summarise(answers, sent=int(rate * seconds), rate=rate, seconds=seconds)
+        number, late = int(rate * seconds), latency if rate <= limit else 5.0
+        finished = number if late < 1 else 0
+        thread = {"sent": number, "good": number, "finished": finished, "latest": seconds, "late": [[0, number]]}
+        result = {"threads": [thread], "histogram": [[round(1e6 * late), number]]}
+        return summarise(result, sent=number, rate=rate, seconds=seconds)
 
     return offered
 
@@ -241,3 +277,31 @@ def test_an_archive_that_is_not_tuned_gets_a_worker_a_core(tmp_path: Path) -> No
         assert settings["batchSize"] == (32 if tuned else 8)
     assert settings["maxWorkers"] == available_cores()
     assert settings["handler"] == {"threads": 1, "pin": True}
+
+
+@needs_wrk
+def test_closed_loops_make_a_row_for_each_number_of_connections(target: Target) -> None:
+    class Running(Idle):
+        pass
+
+    Running.target = target  # type: ignore[assignment]
+    monkeypatch = pytest.MonkeyPatch()
+    with monkeypatch.context() as patch:
+        patch.setattr("benchmarks.serving.runs.exercise", lambda target: None)
+        rows = list(loops(Running(), accepted, [{"text": "good"}], [1, 3], seconds=1))
+    assert [row["connections"] for row in rows] == [1, 3]
+    assert all(row["achieved"] > 10 and row["failed"] == 0 for row in rows)
+    result = {"kind": "loops", "settings": {"data": "a.tsv", "data_type": "fp32"}, "engine_rate": {}}
+    (drawn,) = table.of({**result, "rows": [{"server": "x", **row} for row in rows]})
+    assert drawn.header[1] == "connections"
+
+
+def test_the_empty_handler_has_the_workers_of_an_archive(tmp_path: Path) -> None:
+    beside = tmp_path / "beside.mar"
+    with zipfile.ZipFile(beside, "w") as packed:
+        packed.writestr("model-config.yaml", "maxWorkers: 3\nminWorkers: 3\nbatchSize: 8\nhandler: {threads: 1}\n")
+    with zipfile.ZipFile(empty.build(beside, tmp_path)) as packed:
+        settings = yaml.safe_load(packed.read("model-config.yaml"))
+        assert "empty_handler.py" in packed.namelist()
+    assert settings == {"maxWorkers": 3, "minWorkers": 3, "batchSize": 8}
+    assert [len(empty_handler.handle(rows, None)) for rows in (None, [{}, {}])] == [0, 2]

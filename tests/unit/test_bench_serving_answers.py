@@ -126,12 +126,13 @@ def test_a_refused_server_gets_no_load_and_the_table_says_why(served: There, mon
 
     def offered(target: Target, bodies: Any, rate: float, seconds: float, seed: int = 0) -> Any:
         loaded.append(target)
-        return summarise([(2.5, 0.001, 200)], sent=1, rate=rate, seconds=seconds)
+        thread = {"sent": 1, "good": 1, "finished": 1, "latest": 0.5, "late": [[0, 1]]}
+        return summarise({"threads": [thread], "histogram": [[1000, 1]]}, sent=1, rate=rate, seconds=seconds)
 
     monkeypatch.setattr("benchmarks.serving.runs.exercise", loaded.append)
     monkeypatch.setattr("benchmarks.serving.runs.offer", offered)
     wrong = There(Target("http://127.0.0.1:1", "/", {}))
-    options = Namespace(rates=[1.0], p95=None, seconds=1.0)
+    options = Namespace(rates=[1.0], p95=None, connections=None, seconds=1.0)
     reference = Reference(["good"], [{"good": 0.9, "bad": 0.1}])
     measured = command._measure({"plain": wrong, "litserve:bf16": served}, options, {}, reference, ["good"])
     assert set(measured["refused"]) == {"plain"}

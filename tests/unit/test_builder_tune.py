@@ -15,10 +15,11 @@ from builder.cli import main
 from builder.errors import BuildError
 from builder.inspection import read_facts
 from builder.mar import replace_files
+from builder.serving import default_workers
 from builder.tune import workers as tune_workers
 from builder.tune.mix import MIXES, make_requests
 from builder.tune.server import collect
-from builder.tune.workers import Figures, Setting, choose, divisions, table, variants
+from builder.tune.workers import Figures, Setting, choose, divisions, gpu_divisions, table, variants
 from handler.decode import Decoder
 from handler.predictor import Predictor
 from tests.unit.handler_fakes import MAX_LENGTH, PooledLogits, TokenOutputs, facts, save_archive
@@ -70,6 +71,32 @@ def test_a_goals_variants_keep_the_division() -> None:
         assert len(tried) == len(set(tried))
         assert {(s.workers, s.threads) for s in tried} == {(2, 4)}
     assert {s.max_batch_delay for s in variants(setting, "latency")} == {1, 2, 5}
+
+
+def test_a_limit_prefers_what_keeps_it() -> None:
+    fast, slow, none = (
+        Figures(Setting(n, 1, 8, 1), throughput, 10, 20, kept)
+        for n, throughput, kept in ((1, 90, 80), (2, 120, 70), (4, 200, 0))
+    )
+    assert choose([slow, fast, none], "p95") is fast
+    assert choose([none], "p95") is none
+    assert "kept/s" in table(tune_workers.Result(fast, (fast, none), 50.0, ()))
+
+
+def test_on_gpus_every_gpu_gets_workers() -> None:
+    assert [n for n, _ in gpu_divisions(16, 1, 99)] == [1, 2, 4, 6, 8, 12, 16]
+    assert [n for n, _ in gpu_divisions(16, 1, 5)] == [1, 2, 4]
+    assert [n for n, _ in gpu_divisions(16, 4, 99)] == [4, 8, 16]
+    assert [n for n, _ in gpu_divisions(2, 4, 0)] == [4]
+    assert all(n * threads <= 2 * 16 for n, threads in gpu_divisions(16, 1, 99))
+
+
+@pytest.mark.parametrize(
+    ("on_gpu", "cores", "gpus", "expected"), [(True, 16, 1, 8), (True, 64, 8, 32), (True, 4, 2, 2), (True, 128, 1, 8),
+                                              (True, 16, 0, 1), (False, 16, 1, 1), (True, 1, 1, 1)],
+)  # fmt: skip
+def test_default_workers(on_gpu: bool, cores: int, gpus: int, expected: int) -> None:
+    assert default_workers(on_gpu, cores, gpus) == expected
 
 
 @pytest.mark.parametrize(
@@ -163,6 +190,22 @@ def test_the_winner_is_written_into_the_archive(archive: Path, capsys: pytest.Ca
     assert [path.name for path in archive.parent.iterdir()] == ["fake.mar"]
 
 
+def test_a_limit_is_kept_in_the_archive(archive: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--for", "p95", "--within", "60000", "--seconds", "0.02", "--mix", "short", "--no-pin"]
+    assert main(["tune", str(archive), *arguments]) == 0
+    tuned = read_facts(archive).tuned
+    assert (tuned["goal"], tuned["within"], tuned["gpus"]) == ("p95", 60000, [])
+    assert all(0 < row["kept"] <= row["throughput"] for row in tuned["measured"])
+    assert "kept/s" in capsys.readouterr().out
+
+
+def test_a_gpu_that_is_not_there_is_said(archive: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = archive.read_bytes()
+    assert main(["tune", str(archive), "--device", "cuda"]) == 1
+    assert "builder: --device cuda cannot be tuned for: torch sees no GPU here" in capsys.readouterr().err
+    assert archive.read_bytes() == before
+
+
 def test_the_same_contents_give_the_same_bytes(archive: Path) -> None:
     replace_files(archive, {"model-config.yaml": b"batchSize: 1\n"})
     once = archive.read_bytes()
@@ -207,6 +250,9 @@ def test_a_worker_that_cannot_load_is_said_in_a_line(archive: Path, capsys: pyte
         (["--model", "y", "--no-pin"], "--no-pin goes with an archive"),
         (["nowhere.mar"], "no file 'nowhere.mar'"),
         (["x.mar", "--seconds", "0"], "--seconds must be between 0 and 600"),
+        (["x.mar", "--within", "50"], "--within goes with --for p95"),
+        (["x.mar", "--for", "p95", "--within", "-1"], "--within goes with --for p95"),
+        (["--model", "y", "--device", "cpu"], "--device goes with an archive"),
         (["--model", "y"], "tuning cuBLASLt needs a GPU"),
     ],
 )

@@ -200,6 +200,67 @@ def test_an_adapter_that_cannot_be_merged(
         state_of(tmp_path / "adapter")
 
 
+def test_an_adapter_is_chosen_by_its_folder_or_its_name(tmp_path: Path, sound: Path) -> None:
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(sound, folder)
+    expected = _adapter(sound, folder / "tickets", names="somebody/elsewhere").state_dict()
+    unmerged = load(SetupConfig(model_name=str(folder)))
+    assert unmerged.adapter is None
+    for named in ("tickets", str(folder / "tickets")):
+        checkpoint = load(SetupConfig(model_name=str(folder), adapter=named))
+        assert checkpoint.config.num_labels == 4
+        assert checkpoint.sha256 != unmerged.sha256
+        merged = checkpoint.load_model().state_dict()
+        for name, tensor in merged.items():
+            torch.testing.assert_close(tensor, expected[name])
+
+
+@pytest.mark.parametrize(
+    ("prepare", "named", "message"),
+    [
+        (lambda f: None, "nowhere", "adapter 'nowhere' is no folder with adapter_config.json, here or within"),
+        (
+            lambda f: (f / "tickets" / "adapter_model.safetensors").unlink(),
+            "tickets",
+            "adapter tickets: adapter_config",
+        ),
+        (lambda f: shutil.copytree(f / "tickets", f, dirs_exist_ok=True), "tickets", "checkpoint is an adapter itself"),
+        (
+            lambda f: (f / "tickets" / "more.json").symlink_to("/etc/hostname"),
+            "tickets",
+            "a link out of the checkpoint",
+        ),
+    ],
+    ids=["no such folder", "no weights", "an adapter upon another", "a link"],
+)
+def test_a_chosen_adapter_that_cannot_be(
+    tmp_path: Path, sound: Path, prepare: Callable[[Path], object], named: str, message: str
+) -> None:
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(sound, folder)
+    _adapter(sound, folder / "tickets", names="somebody/elsewhere")
+    prepare(folder)
+    with pytest.raises(BuildError, match=rf"^[^\n]*{message}[^\n]*$"):
+        load(SetupConfig(model_name=str(folder), adapter=named))
+
+
+def test_an_adapter_of_another_family_leaves_rotary_frequencies_as_they_are(tmp_path: Path) -> None:
+    """Jina v3 has an adapter for each of its tasks."""
+    model = make_checkpoint(tmp_path / "jina", "jina_embeddings_v3", "embedding")
+    base = AutoModel.from_pretrained(model)
+    config = LoraConfig(r=2, target_modules=["q_proj", "fc1", "word_embeddings"], init_lora_weights=False)
+    adapted = get_peft_model(base, config)
+    adapted.save_pretrained(model / "retrieval_query")
+    expected = adapted.merge_and_unload().state_dict()
+    checkpoint = load(SetupConfig(model_name=str(model), adapter="retrieval_query"))
+    for name, tensor in checkpoint.load_model().state_dict().items():
+        if name in expected:
+            torch.testing.assert_close(tensor, expected[name])
+    coarse = checkpoint.load_model(torch.bfloat16)
+    assert coarse.embeddings.word_embeddings.weight.dtype == torch.bfloat16
+    assert coarse.rotary_emb.inv_freq.dtype == torch.float32
+
+
 def test_a_kind_of_adapter_that_has_no_merged_form(tmp_path: Path, sound: Path) -> None:
     model = AutoModelForSequenceClassification.from_pretrained(sound)
     get_peft_model(model, PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=2)).save_pretrained(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -64,13 +66,28 @@ def test_each_request_has_its_own_status_and_the_reply_can_be_sent(service: Enco
     assert create_predict_response(bodies, own.request_ids, "", 200, context=own)
 
 
-def test_figures_are_handed_over(folder: Path) -> None:
+FIGURE = re.compile(r"\[METRICS\](\w+)\.\w+:([\d.e+-]+)\|#([^|]*)\|#type:(\w+)")
+"""What TorchServe's front end reads of a line of a worker."""
+
+
+def test_figures_are_handed_over_beside_the_requests(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
     own = EncoderService()
     own.initialize(context(folder, 0))
-    request = context(folder, 2)
-    own.handle([{"body": {"text": TEXT}}, {"body": b"{"}], request)
+    own.handle([{"body": {"text": TEXT}}, {"body": b"{"}], context(folder, 2))
     expected = {"efft_tokens", "efft_padding", "efft_request_errors", "efft_encode_time", "efft_canary"}
-    assert expected <= set(request.metrics.names)
+    expected |= {"efft_stage_seconds_bucket", "efft_stage_seconds_sum", "efft_pass_tokens_count"}
+    for _ in range(200):  # a thread of its own does it
+        found = [match.groups() for match in map(FIGURE.search, caplog.messages) if match]
+        if expected <= {name for name, *_ in found}:
+            break
+        time.sleep(0.01)
+    assert expected <= {name for name, *_ in found}
+    assert all("Worker:" in dimensions for _, _, dimensions, _ in found)
+    dimensions = f"ModelName:fake,Level:Model,Worker:{os.getpid()},Stage:run,le:+Inf"
+    buckets = [(value, kind) for name, value, labels, kind in found if labels == dimensions]
+    assert buckets == [("2", "COUNTER")]  # the canary's pass and this batch's
+    assert "id-0" not in caplog.text
 
 
 def test_an_archive_that_cannot_be_served_says_why_in_one_line(

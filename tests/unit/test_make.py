@@ -24,7 +24,7 @@ HOSTILE = [
 ]  # fmt: skip
 VARIABLES = (
     "MODEL", "NAME", "NAMES", "TASK", "ENCODER", "FORMAT", "COMPUTE", "SCHEME", "MODE", "KIND", "DTYPE",
-    "DEVICE", "CALIBRATE", "BENCH", "TORCH_INDEX", "PYTHON",
+    "DEVICE", "CALIBRATE", "ADAPTER", "BENCH", "TORCH_INDEX", "PYTHON",
 )  # fmt: skip
 TARGETS = ("setup", "compile", "archive", "serve", "predict", "bench", "lock")
 CLEAN = {name: text for name, text in os.environ.items() if name not in VARIABLES and not name.startswith("MAKE")}

@@ -43,7 +43,7 @@ class EightBitSteps {
   bool norm(int i, AddNorm<T> a) {
     const Step& step = program_.steps[i];
     const Step* const reader = reader_of(step.output, i);
-    if (reader == nullptr) return false;
+    if (reader == nullptr || model_.spec().normalise != NormKind::layer) return false;
     const int width = static_cast<int>(program_.values[step.output].width);
     if (only_reader(step.output, i, *reader)) a.out = nullptr;
     cudaError_t error = cudaSuccess;
@@ -130,7 +130,7 @@ class EightBitSteps {
   template <typename Operand>
   bool product_of(const Step& step, int i, const float* bias, Pointwise kind) {
     ensure_operand(step);
-    const bool gelu = kind == Pointwise::gelu && step.residual < 0;
+    const bool gelu = kind == Pointwise::gelu && step.residual < 0 && !model_.spec().gated;
     const bool done = gelu || kind == Pointwise::none;
     const Step* const reader = gelu ? reader_of(step.output, i) : nullptr;
     const bool rounds = reader != nullptr && matrix(*reader).type == matrix(step).type && only_operand(step.output, i, *reader);

@@ -3,7 +3,7 @@
 // Without the rest of the spec, since files compiled for different instruction sets include this.
 #pragma once
 
-#define EFFT_ACTIVATIONS(each) each(gelu) each(gelu_tanh) each(relu)
+#define EFFT_ACTIVATIONS(each) each(gelu) each(gelu_tanh) each(relu) each(silu)
 
 #define EFFT_NAME(name) name,
 

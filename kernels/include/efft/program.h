@@ -16,10 +16,10 @@
 namespace efft {
 
 enum class Op {
-  embed,   // output = norm(word + position + segment)
-  linear,  // output = activation(input weight^T + bias) + residual
-  attend,  // output = softmax(q k^T / sqrt(d)) v of input = [q k v]
-  norm,    // output = LayerNorm(input)
+  embed,   // output = norm(word + position + segment), each where the encoder has it
+  linear,  // output = activation(input weight^T + bias) + residual; gated: see EncoderSpec::gated
+  attend,  // output = softmax(scale q k^T + bias) v of input = [q k v], as `attention` says
+  norm,    // output = norm(input)
   gather,  // output = the first row of each sequence of input; zeros stand for that of an empty one
   pool,    // the call's result, as its Output says, of input
 };
@@ -44,6 +44,15 @@ struct NormSlots {
   bool present() const { return gamma >= 0; }
 };
 
+// What an attend step does beside the products; slots, -1: none.
+struct Attention {
+  int rotary = -1;    // inverse frequencies: q and k are turned first. An engine may do so in its input, which nobody
+                      // else reads
+  int relative = -1;  // relative or slopes
+  int position_keys = -1, position_queries = -1;
+  bool local = false;  // within the spec's window
+};
+
 struct Step {
   Op op;
   int layer = -1;     // -1: outside the layers
@@ -53,8 +62,10 @@ struct Step {
   int queries = -1;   // value, linear of qkv after first_rows only: its rows make the queries, those of input the rest
   int weight = -1;    // slot of the matrix, linear only
   int bias = -1;      // slot, linear only
-  bool activates = false;               // linear: the spec's activation follows the bias
-  NormSlots norm;                       // embed and norm
+  bool activates = false;  // linear: the spec's activation follows the bias
+  bool gated = false;      // linear that activates: its first half of outputs is the gate, its result half as wide
+  Attention attention;
+  NormSlots norm;                       // norm, and embed where a norm follows the sum
   NormSlots input_norm, residual_norm;  // linear, after fold_norms: LayerNorms that its operands still lack
 };
 

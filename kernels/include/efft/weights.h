@@ -34,6 +34,7 @@ struct Slot {
   std::string fed_by = {};  // matrices: a norm ("3.attention_norm"), a matrix ("projection"), or "3.attention"
   int index = 0;            // among the slots of its kind
   int64_t queries = 0;      // matrices: how many outputs, the first ones, are queries
+  bool gated = false;       // matrices: the first half of the outputs is the gate of the second
 
   int64_t elements() const { return rows * columns; }
 };

@@ -17,9 +17,9 @@ namespace efft::cpu {
 
 struct ArenaEntry {
   Type type;
-  float step;  // s8: of operands, or 0
-  float zero;  // s8: the unsigned number that stands for 0 in these steps
-  int32_t reserved;
+  int32_t gated;  // 0 or 1, see Panels
+  float step;     // s8: of operands, or 0
+  float zero;     // s8: the unsigned number that stands for 0 in these steps
   int64_t outputs, depth;
   int64_t data, scales, corrections, factors;  // offsets in bytes from the block's start; the last three: s8 only
 };
@@ -56,6 +56,7 @@ class Prepared {
             block_ + e.data,
             e.outputs,
             e.depth,
+            e.gated != 0,
             reinterpret_cast<const float*>(block_ + e.scales),
             reinterpret_cast<const float*>(block_ + e.corrections),
             reinterpret_cast<const float*>(block_ + e.factors),

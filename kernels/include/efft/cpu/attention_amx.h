@@ -88,7 +88,8 @@ class AmxAttention {
  public:
   AmxAttention(const Attend& p, void* scratch)
       : p_(p),
-        at_(p.keys, p.head_size),
+        packed_(whole_panels(Score::keys(p, p.first_query, p.queries))),
+        at_(packed_.last - packed_.first, p.head_size),
         tile_rows_(std::min(p.queries, kAmxTileRows)),
         keys_(static_cast<char*>(scratch) + at_.keys_at),
         values_(static_cast<char*>(scratch) + at_.values_at),
@@ -111,17 +112,22 @@ class AmxAttention {
  private:
   int64_t value_stride() const { return p_.head_size * 4; }
 
+  Span whole_panels(Span span) const {
+    return {span.first / kAmxKeys * kAmxKeys, std::min(round_up(span.last, kAmxKeys), p_.keys)};
+  }
+
   void pack() const {
-    const auto* key = static_cast<const uint32_t*>(p_.key);
-    const int64_t words = p_.head_size / 2, stride = p_.key_stride / 2;
-    for (int64_t first = 0; first < p_.keys; first += kAmxKeys) {
+    const int64_t words = p_.head_size / 2, stride = p_.key_stride / 2, keys = packed_.last - packed_.first;
+    const auto* key = static_cast<const uint32_t*>(p_.key) + packed_.first * stride;
+    for (int64_t first = 0; first < keys; first += kAmxKeys) {
       auto* panel = reinterpret_cast<uint32_t*>(keys_ + first * p_.head_size * 2);
-      const int64_t count = std::min(p_.keys - first, kAmxKeys);
+      const int64_t count = std::min(keys - first, kAmxKeys);
       transpose_words(key + first * stride, stride, count, words, panel, kAmxKeys);
     }
     auto* pairs = reinterpret_cast<bf16*>(values_);
-    interleave_pairs(static_cast<const bf16*>(p_.value), p_.key_stride, p_.keys, p_.head_size, pairs, p_.head_size);
-    const int64_t filled = round_up(p_.keys, 2);
+    const auto* value = static_cast<const bf16*>(p_.value) + packed_.first * p_.key_stride;
+    interleave_pairs(value, p_.key_stride, keys, p_.head_size, pairs, p_.head_size);
+    const int64_t filled = round_up(keys, 2);
     std::memset(pairs + filled * p_.head_size, 0, (at_.keys_padded - filled) * p_.head_size * 2);
   }
 
@@ -134,30 +140,28 @@ class AmxAttention {
     const char* query = static_cast<const char*>(p_.query);
     const int64_t query_bytes = p_.query_stride * 2;
     const int64_t count = skipped + rows;
-    const Span seen = Score::keys(p_, p_.first_query + start, count);
-    const Span span{seen.first / kAmxKeys * kAmxKeys, seen.last};  // whole panels in front
-    const int64_t padded = round_up(span.last, kAmxKeys);
+    const Span span = whole_panels(Score::keys(p_, p_.first_query + start, count));
+    const int64_t front = span.first - packed_.first, padded = round_up(span.last - span.first, kAmxKeys);
     TileRegisters::written();
-    for (int64_t key = span.first; key < padded; key += kAmxKeys) {
+    for (int64_t key = 0; key < padded; key += kAmxKeys) {
       char* to = scores_ + key * 4;
       attend_tile<two_groups>({query + start * query_bytes, query + second * query_bytes, query_bytes},
-                              p_.head_size / kAmxKeys, keys_ + key * p_.head_size * 2, kAmxKeys * 4, to,
+                              p_.head_size / kAmxKeys, keys_ + (front + key) * p_.head_size * 2, kAmxKeys * 4, to,
                               to + (second - start) * score_bytes, score_bytes);
     }
     float inverse[2 * kAmxTileRows];
     for (int64_t row = 0; row < count; ++row) {
-      auto* logits = reinterpret_cast<float*>(scores_ + row * score_bytes) + span.first;
+      auto* logits = reinterpret_cast<float*>(scores_ + row * score_bytes);
       Score::change(p_, p_.first_query + start + row, span, logits);
-      inverse[row] = softmax_in_place(logits, span.last - span.first, padded - span.first, p_.scale);
+      inverse[row] = softmax_in_place(logits, span.last - span.first, padded, p_.scale);
     }
-    const char* weights = scores_ + span.first * 4;
-    const char* values = values_ + span.first * p_.head_size * 2;
+    const char* values = values_ + front * p_.head_size * 2;
     TileRegisters::written();
     constexpr int64_t out_stride = kAmxColumns * 4;
     for (int64_t column = 0; column < p_.head_size; column += kAmxColumns) {
-      attend_tile<two_groups>({weights, weights + (second - start) * score_bytes, score_bytes},
-                              (padded - span.first) / kAmxKeys, values + column * 4, value_stride(), tile_,
-                              tile_ + (second - start) * out_stride, out_stride);
+      attend_tile<two_groups>({scores_, scores_ + (second - start) * score_bytes, score_bytes}, padded / kAmxKeys,
+                              values + column * 4, value_stride(), tile_, tile_ + (second - start) * out_stride,
+                              out_stride);
       for (int64_t row = 0; row < rows; ++row) {
         const auto* from = reinterpret_cast<const float*>(tile_ + (skipped + row) * out_stride);
         const Vec factor = splat(inverse[skipped + row]);
@@ -169,6 +173,7 @@ class AmxAttention {
   }
 
   const Attend& p_;
+  const Span packed_;  // of the sequence's keys
   const AmxAttendScratch at_;
   const int64_t tile_rows_;
   char *keys_, *values_, *scores_, *tile_;

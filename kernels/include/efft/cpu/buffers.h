@@ -50,15 +50,17 @@ struct Stored {
 
 class Buffers {
  public:
-  // Places all values of `program` for `tokens`, and a scratch per thread.
-  Buffers(const Call& call, const Program& program, const Tokens& tokens, Workspace& workspace);
+  // Places all values of `program` for `tokens`, a scratch per thread, and `more` bytes.
+  Buffers(const Call& call, const Program& program, const Tokens& tokens, int64_t more, Workspace& workspace);
 
   const Stored& operator[](int value) const { return values_[value]; }
   char* scratch(int thread) const { return scratch_ + thread * scratch_bytes_; }
+  char* more() const { return more_; }
 
  private:
   std::vector<Stored> values_;
   char* scratch_;
+  char* more_;
   int64_t scratch_bytes_;
 };
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "efft/cpu/arena.h"
 #include "efft/cpu/kernels.h"
@@ -36,6 +37,9 @@ Tokens unpad(const int64_t* mask, int64_t batch, int64_t length, int32_t* cu_seq
 
 // The position-table row of each token, by the spec's PositionCount.
 void positions_of(const EncoderSpec& spec, const Batch& batch, const Tokens& tokens, int32_t* positions);
+
+// What each token's row of the word table is multiplied by; empty: 1.
+std::vector<float> word_factors(const EncoderSpec& spec, const Batch& batch, const Tokens& tokens);
 
 // Throws std::runtime_error naming the argument when an id, segment or position has no row in its table.
 void check_indices(const Batch& batch, const Tables& tables, const Tokens& tokens, const int32_t* positions);

@@ -54,35 +54,55 @@ struct IntegerSums {
 };
 #endif
 
+// A product as its panels finish it: a gate's half is written as it is, and what is to be multiplied by it reads it
+// back from there, out of the nearest cache.
+struct Half {
+  const float* bias;
+  const float* scales;       // s8
+  const float* corrections;  // s8
+  Pointwise pointwise;
+  bool multiplies;
+};
+
+inline Half half_of(const Product& p, int64_t panel, int64_t columns) {
+  const bool second = p.b.gated && panel % 2 != 0;
+  const int64_t padded = (p.b.outputs + columns - 1) / columns * columns;
+  return {p.bias + (second ? p.b.outputs : 0), p.b.scales + (second ? padded : 0),
+          p.b.corrections + (second ? padded : 0), second ? Pointwise::none : p.pointwise, second};
+}
+
 // Activation, residual and the store, column of vectors by column.
 template <typename Sums, typename Out, typename F>
-inline void finish_with(const Product& p, const Sums& sums, int64_t row, int64_t rows, int64_t column, int64_t count,
-                        Out* out, F step) {
+inline void finish_with(const Product& p, const Half& half, const Sums& sums, int64_t row, int64_t rows, int64_t column,
+                        int64_t count, Out* out, F step) {
   for (int64_t i = 0; i < count; i += kWidth) {
     const int64_t left = count - i;
-    const auto values = sums.column(i, load_some(p.bias + column + i, left));
+    const auto values = sums.column(i, load_some(half.bias + column + i, left));
     const float* residual = p.residual ? p.residual + row * p.residual_stride + column + i : nullptr;
     Out* to = out + row * p.out_stride + column + i;
     for (int64_t r = 0; r < rows; ++r) {
       Vec value = step(values(r));
       if (residual) value = value + load_some(residual + r * p.residual_stride, left);
+      if (half.multiplies) value = value * load_some(to + r * p.out_stride, left);
       store_some(to + r * p.out_stride, value, left);
     }
   }
 }
 
 template <Precision precision, typename Sums, typename Out>
-inline void finish_rows(const Product& p, const Sums& sums, int64_t row, int64_t rows, int64_t column, int64_t count,
-                        Out* out) {
-  with_step<precision>(p.pointwise, [&](auto step) { finish_with(p, sums, row, rows, column, count, out, step); });
+inline void finish_rows(const Product& p, const Half& half, const Sums& sums, int64_t row, int64_t rows, int64_t column,
+                        int64_t count, Out* out) {
+  with_step<precision>(half.pointwise,
+                       [&](auto step) { finish_with(p, half, sums, row, rows, column, count, out, step); });
 }
 
 template <typename Sums>
-inline void finish_tile(const Product& p, const Sums& sums, int64_t row, int64_t rows, int64_t column, int64_t count) {
+inline void finish_tile(const Product& p, const Half& half, const Sums& sums, int64_t row, int64_t rows, int64_t column,
+                        int64_t count) {
   if (p.out_type == Type::f32) {
-    finish_rows<Precision::full>(p, sums, row, rows, column, count, static_cast<float*>(p.out));
+    finish_rows<Precision::full>(p, half, sums, row, rows, column, count, static_cast<float*>(p.out));
   } else {
-    finish_rows<Precision::brief>(p, sums, row, rows, column, count, static_cast<bf16*>(p.out));
+    finish_rows<Precision::brief>(p, half, sums, row, rows, column, count, static_cast<bf16*>(p.out));
   }
 }
 
@@ -98,7 +118,8 @@ inline Tile<typename Tiles::A, typename Tiles::B, typename Tiles::Sum> tile_of(i
 }
 
 // Tiles is a policy: types A, B and Sum, kSlices, the fewest slices that its rounding wants, kRows, kColumns,
-// kDepthStep, run<R>, a register tile of R rows, and sums, the functor that turns its sums into values.
+// kDepthStep, run<R>, a register tile of R rows, and sums, the functor that turns its sums into values
+// of a Half.
 template <typename Tiles>
 void multiply(const Product& p, int64_t row0, int64_t row1, int64_t panel0, int64_t panel1, float* scratch) {
   using B = typename Tiles::B;
@@ -112,7 +133,8 @@ void multiply(const Product& p, int64_t row0, int64_t row1, int64_t panel0, int6
   const B* end_of_panels = static_cast<const B*>(p.b.data) + panel1 * steps * step_elements;
   for (int64_t panel = panel0; panel < panel1; ++panel) {
     const B* b = static_cast<const B*>(p.b.data) + panel * steps * step_elements;
-    const int64_t column = panel * Tiles::kColumns;
+    const int64_t column = panel / p.b.panels_of_column() * Tiles::kColumns;
+    const Half half = half_of(p, panel, Tiles::kColumns);
     const int64_t count = p.b.outputs - column < Tiles::kColumns ? p.b.outputs - column : Tiles::kColumns;
     for (int64_t slice = 0; slice < slices; ++slice) {
       const int64_t first = slice * steps / slices, last = (slice + 1) * steps / slices;
@@ -127,7 +149,9 @@ void multiply(const Product& p, int64_t row0, int64_t row1, int64_t panel0, int6
             reinterpret_cast<typename Tiles::Sum*>(scratch) + (slices == 1 ? 0 : begin - row0) * Tiles::kColumns;
         tile_of<Tiles>(end - begin)(a + begin * p.a_stride + first * Tiles::kDepthStep, p.a_stride,
                                     b + first * step_elements, last - first, sums, slice > 0, fetched);
-        if (slice == slices - 1) finish_tile(p, Tiles::sums(p, sums, begin, column), begin, end - begin, column, count);
+        if (slice == slices - 1) {
+          finish_tile(p, half, Tiles::sums(p, half, sums, begin, column), begin, end - begin, column, count);
+        }
       }
     }
   }

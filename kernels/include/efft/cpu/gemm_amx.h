@@ -33,14 +33,20 @@ inline void store_pair(bf16* to, Vec first, Vec second) {
 
 // finish_tile() for the full width of a tile, row by row.
 template <typename Tiles, typename Out, typename F>
-void finish_full(const Product& p, const typename Tiles::Sum* sums, int64_t row, int64_t rows, int64_t column, F step) {
-  const auto all = Tiles::sums(p, sums, row, column);
-  const auto first = all.column(0, load(p.bias + column)), second = all.column(kWidth, load(p.bias + column + kWidth));
+void finish_full(const Product& p, const Half& half, const typename Tiles::Sum* sums, int64_t row, int64_t rows,
+                 int64_t column, F step) {
+  const auto all = Tiles::sums(p, half, sums, row, column);
+  const float* bias = half.bias + column;
+  const auto first = all.column(0, load(bias)), second = all.column(kWidth, load(bias + kWidth));
   Out* out = static_cast<Out*>(p.out) + row * p.out_stride + column;
   if (p.residual) {
     const float* residual = p.residual + row * p.residual_stride + column;
     for (int64_t r = 0; r < rows; ++r, out += p.out_stride, residual += p.residual_stride) {
       store_pair(out, step(first(r)) + load(residual), step(second(r)) + load(residual + kWidth));
+    }
+  } else if (half.multiplies) {
+    for (int64_t r = 0; r < rows; ++r, out += p.out_stride) {
+      store_pair(out, step(first(r)) * load(out), step(second(r)) * load(out + kWidth));
     }
   } else {
     for (int64_t r = 0; r < rows; ++r, out += p.out_stride) store_pair(out, step(first(r)), step(second(r)));
@@ -48,22 +54,24 @@ void finish_full(const Product& p, const typename Tiles::Sum* sums, int64_t row,
 }
 
 template <typename Tiles, typename Out, typename F>
-void finish_full(const Product& p, const typename Tiles::Sum* sums, int64_t row, int64_t rows, int64_t column) {
-  finish_full<Tiles, Out>(p, sums, row, rows, column, F{});
+void finish_full(const Product& p, const Half& half, const typename Tiles::Sum* sums, int64_t row, int64_t rows,
+                 int64_t column) {
+  finish_full<Tiles, Out>(p, half, sums, row, rows, column, F{});
 }
 
 // Finishes one tile at a time, a few rows at each call.
 template <typename Tiles>
 class Finisher {
   using Sum = typename Tiles::Sum;
-  using Full = void (*)(const Product&, const Sum* sums, int64_t row, int64_t rows, int64_t column);
+  using Full = void (*)(const Product&, const Half&, const Sum* sums, int64_t row, int64_t rows, int64_t column);
 
  public:
   explicit Finisher(const Product& product)
-      : product_(product), full_(product.out_type == Type::f32 ? full<float>() : full<bf16>()) {}
+      : product_(product), full_{full(product.pointwise), full(Pointwise::none)} {}
 
   // Call with the tile before finished.
-  void start(const Sum* sums, int64_t row, int64_t rows, int64_t column, int64_t count) {
+  void start(const Half& half, const Sum* sums, int64_t row, int64_t rows, int64_t column, int64_t count) {
+    half_ = half;
     sums_ = sums;
     row_ = row;
     column_ = column;
@@ -76,9 +84,9 @@ class Finisher {
     rows = std::min(rows, left_);
     if (rows == 0) return;
     if (count_ == Tiles::kColumns) {
-      full_(product_, sums_, row_, rows, column_);
+      full_[half_.multiplies](product_, half_, sums_, row_, rows, column_);
     } else {
-      finish_tile(product_, Tiles::sums(product_, sums_, row_, column_), row_, rows, column_, count_);
+      finish_tile(product_, half_, Tiles::sums(product_, half_, sums_, row_, column_), row_, rows, column_, count_);
     }
     sums_ += rows * Tiles::kColumns;
     row_ += rows;
@@ -88,16 +96,21 @@ class Finisher {
   void complete() { advance(left_); }
 
  private:
+  Full full(Pointwise step) const {
+    return product_.out_type == Type::f32 ? full_as<float>(step) : full_as<bf16>(step);
+  }
+
   template <typename Out>
-  Full full() const {
+  static Full full_as(Pointwise pointwise) {
     constexpr Precision precision = std::is_same_v<Out, float> ? Precision::full : Precision::brief;
     Full found = nullptr;
-    with_step<precision>(product_.pointwise, [&](auto step) { found = finish_full<Tiles, Out, decltype(step)>; });
+    with_step<precision>(pointwise, [&](auto step) { found = finish_full<Tiles, Out, decltype(step)>; });
     return found;
   }
 
   const Product& product_;
-  const Full full_;
+  const Full full_[2];  // by whether a half multiplies
+  Half half_{};
   const Sum* sums_ = nullptr;
   int64_t row_ = 0, left_ = 0, column_ = 0, count_ = 0;
 };
@@ -149,7 +162,8 @@ class AmxMultiply {
     const int64_t ring = slices_ == 1 ? 2 : groups_ + 1;
     int64_t slot = 0;
     for (int64_t panel = panel0; panel < panel1; ++panel) {
-      const int64_t column = panel * kAmxColumns;
+      const int64_t column = panel / p_.b.panels_of_column() * kAmxColumns;
+      const Half half = half_of(p_, panel, kAmxColumns);
       const int64_t count = std::min(p_.b.outputs - column, kAmxColumns);
       for (int64_t slice = 0; slice < slices_; ++slice) {
         const int64_t first = slice * steps_ / slices_, last = (slice + 1) * steps_ / slices_;
@@ -170,7 +184,7 @@ class AmxMultiply {
           }
           if (slice == slices_ - 1) {
             finisher_.complete();
-            finisher_.start(sums + (begin - start) * kAmxColumns, begin, end - begin, column, count);
+            finisher_.start(half, sums + (begin - start) * kAmxColumns, begin, end - begin, column, count);
           }
         }
       }

@@ -14,14 +14,19 @@ namespace efft::cpu {
 struct Panels {
   Type type;
   const void* data;
-  int64_t outputs;
+  int64_t outputs;  // of the result
   int64_t depth;
+  // Two matrices of `outputs`: panels of the gate's at even places, of what it multiplies at odd ones.
+  bool gated;
   // s8 only. weight = scale[output] * integer * factor[depth]; correction[output] = scale * the sum of its integers.
   const float* scales;
   const float* corrections;
   const float* factors;  // operands are multiplied by these before they are rounded
   float step;            // of operands, the same for every row; 0: each has its own
   float zero;            // the number that stands for 0 in these steps
+
+  // How many panels make one run of columns of the result.
+  int64_t panels_of_column() const { return gated ? 2 : 1; }
 };
 
 // What an unsigned 8-bit row stands for: scale * integer - shift.
@@ -34,13 +39,14 @@ enum class Pointwise { none, EFFT_ACTIVATIONS(EFFT_NAME) };
 
 inline Pointwise pointwise(Activation activation) { return static_cast<Pointwise>(static_cast<int>(activation) + 1); }
 
-// out = step(a b^T + bias) + residual. out may be the residual itself.
+// out = step(a b^T + bias) + residual; gated: out = step(a gate^T + bias of the gate) * (a b^T + bias). out may be the
+// residual itself.
 struct Product {
   const void* a;
   int64_t a_stride;
   const RowScale* a_scales;  // s8: one per row
   Panels b;
-  const float* bias;
+  const float* bias;  // gated: the gate's, then the other's
   Pointwise pointwise;
   const float* residual;  // fp32 or null
   int64_t residual_stride;
@@ -67,7 +73,7 @@ struct Format {
   int64_t panel_bytes(int64_t depth) const { return padded_depth(depth) * columns * element_bytes(); }
 };
 
-// One head of one sequence: query rows [0, queries) against `keys` keys; out = softmax(scale q k^T) v.
+// One head of one sequence: query rows [0, queries) against `keys` keys; out = softmax(scale (q k^T + bias)) v.
 struct Attend {
   const void* query;
   int64_t query_stride;
@@ -79,8 +85,33 @@ struct Attend {
   int64_t queries, keys, head_size;
   float scale;
   int64_t first_query;  // which row of its sequence the first query is
+  // Score::relative: keys at a distance of at most `reach` are seen; `bias`, at [key - query], is over the scale.
+  int64_t reach;
+  const float* bias;
+  // Score::disentangled: which row of the positions a key at [key - query] meets, falling with it, by one a step up to
+  // a distance of `position_near`; the rows' keys as panels, the last row first, from that of row `last_row` on; and
+  // their queries as rows. A null pointer is a product that nobody adds.
+  const int32_t* row_of;
+  int64_t position_near;
+  const void* position_keys;
+  int64_t last_row, positions;  // how many rows there are
+  const void* position_queries;
+  int64_t position_stride;
 };
 
+// What attention adds to its logits: nothing, a bias or a window (see cpu/score.h), products with positions.
+enum class Score { full, relative, disentangled };
+constexpr int kScores = 3;
+
+// Turns pairs of elements of a head by the angles whose cosines and sines are given, for `heads` heads of a row.
+struct Rotation {
+  const float* cosines;
+  const float* sines;
+  int64_t pairs, heads, head_size;
+  bool interleaved;
+};
+
+// Tables; a null pointer is one that the encoder does not have.
 struct Embedding {
   const void* word;
   const void* position;
@@ -89,11 +120,17 @@ struct Embedding {
   int64_t width;
 };
 
+struct EmbeddingRow {
+  int64_t word, position, segment;
+  float factor;  // of the word's row
+};
+
 struct Norm {
-  const float* gamma;
+  const float* gamma;  // null: no norm
   const float* beta;
   int64_t width;
   float epsilon;
+  bool rms;
 };
 
 // A row in up to two forms; a null pointer is a form that nobody wants. An s8 operand needs `values` too.
@@ -112,20 +149,28 @@ struct Kernels {
   Format f32;
   Format bf16;  // where bf16 products are not native this is the f32 format
   Format s8;    // rows == 0 where there is none
-  // Bytes of scratch that attend needs for `keys` keys.
-  int64_t (*attend_scratch)(int64_t keys, int64_t head_size);
-  void (*attend_f32)(const Attend&, void* scratch);
-  void (*attend_bf16)(const Attend&, void* scratch);  // null where bf16 is not native
-  // LayerNorm of one row of fp32.
+  // Bytes of scratch that attend needs for `keys` keys and `positions` rows of positions.
+  int64_t (*attend_scratch)(int64_t keys, int64_t head_size, int64_t positions);
+  // By Score.
+  void (*attend_f32[kScores])(const Attend&, void* scratch);
+  void (*attend_bf16[kScores])(const Attend&, void* scratch);  // null where bf16 is not native
+  // Rows [first, first + rows) of a head's positions, f32 at `stride`, as the panels that attend reads, the last row
+  // first; `row` is room for their conversion, rows of head_size.
+  void (*pack_positions)(const float* positions, int64_t stride, int64_t first, int64_t rows, int64_t head_size,
+                         Type to, void* scratch, void* out);
+  void (*rotate)(void* row, Type, const Rotation&);
+  // Norm of one row of fp32.
   void (*normalize)(const float* row, const Norm&, const Results&);
-  // LayerNorm of word + position + segment.
-  void (*embed)(const Embedding&, int64_t word, int64_t position, int64_t segment, const Norm&, const Results&);
+  // Norm of word + position + segment.
+  void (*embed)(const Embedding&, const EmbeddingRow&, const Norm&, const Results&);
   // A row of fp32 (or bf16) as an operand.
   void (*convert)(const void* row, Type from, int64_t width, const Results&);
   // step(row + bias) of any float type, in place or not.
   void (*bias_step)(const void* row, Type type, const float* bias, Pointwise, int64_t width, void* out);
   // out[i] = from[i] between any two float types.
   void (*cast)(const void* from, Type from_type, void* to, Type to_type, int64_t count);
+
+  bool native_bf16() const { return attend_bf16[0] != nullptr; }
 };
 
 // The table of the best instruction set that this processor and operating system run. The environment variable

@@ -74,6 +74,13 @@ inline Vec gelu_tanh(Vec x) {
   return x / (splat(1.0f) + exp2<precision>(bounded));
 }
 
+// x sigmoid(x); the bound as above.
+template <Precision precision>
+inline Vec silu(Vec x) {
+  const Vec bounded = max(min(x * splat(-1.44269504f), splat(126.0f)), splat(-126.0f));
+  return x / (splat(1.0f) + exp2<precision>(bounded));
+}
+
 template <Precision>
 inline Vec relu(Vec x) {
   return max(x, splat(0.0f));

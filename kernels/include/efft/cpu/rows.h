@@ -96,10 +96,14 @@ inline void scale_and_shift(const float* row, const Norm& norm, float mean, floa
   }
 }
 
-inline void normalize(const float* row, const Norm& norm, const Results& to) {
+inline float mean_of(const float* row, int64_t width) {
   Vec sum = splat(0.0f);
-  for (int64_t i = 0; i < norm.width; i += kWidth) sum = sum + load_some(row + i, norm.width - i);
-  const float mean = reduce_add(sum) / static_cast<float>(norm.width);
+  for (int64_t i = 0; i < width; i += kWidth) sum = sum + load_some(row + i, width - i);
+  return reduce_add(sum) / static_cast<float>(width);
+}
+
+inline void normalize(const float* row, const Norm& norm, const Results& to) {
+  const float mean = norm.rms ? 0.0f : mean_of(row, norm.width);
   Vec squares = splat(0.0f);
   const int64_t whole = norm.width / kWidth * kWidth;
   for (int64_t i = 0; i < whole; i += kWidth) {
@@ -119,19 +123,63 @@ inline void normalize(const float* row, const Norm& norm, const Results& to) {
   }
 }
 
-inline void embed(const Embedding& tables, int64_t word, int64_t position, int64_t segment, const Norm& norm,
-                  const Results& to) {
+template <typename Element>
+inline void add_row(float* sum, const Element* row, int64_t width) {
+  for (int64_t i = 0; i < width; i += kWidth) {
+    store_some(sum + i, load_some(sum + i, width - i) + load_some(row + i, width - i), width - i);
+  }
+}
+
+inline void embed(const Embedding& tables, const EmbeddingRow& row, const Norm& norm, const Results& to) {
+  const int64_t width = tables.width;
   with_type(tables.word, tables.type, [&](const auto* words) {
     using Element = std::remove_reference_t<decltype(*words)>;
-    const Element* a = words + word * tables.width;
-    const Element* b = static_cast<Element*>(tables.position) + position * tables.width;
-    const Element* c = static_cast<Element*>(tables.segment) + segment * tables.width;
-    for (int64_t i = 0; i < tables.width; i += kWidth) {
-      const int64_t left = tables.width - i;
-      store_some(to.values + i, load_some(a + i, left) + load_some(b + i, left) + load_some(c + i, left), left);
+    const Element* word = words + row.word * width;
+    const Vec factor = splat(row.factor);
+    for (int64_t i = 0; i < width; i += kWidth) {
+      store_some(to.values + i, load_some(word + i, width - i) * factor, width - i);
+    }
+    if (tables.position) add_row(to.values, static_cast<Element*>(tables.position) + row.position * width, width);
+    if (tables.segment) add_row(to.values, static_cast<Element*>(tables.segment) + row.segment * width, width);
+  });
+  if (norm.gamma) return normalize(to.values, norm, to);
+  Results operand = to;
+  operand.values = nullptr;
+  convert(to.values, Type::f32, width, operand);
+}
+
+// Two vectors of elements that make pairs, turned.
+template <typename Element>
+inline void turn(Element* first, Element* second, const float* cosines, const float* sines, int64_t count) {
+  for (int64_t i = 0; i < count; i += kWidth) {
+    const int64_t left = count - i;
+    const Vec x = load_some(first + i, left), y = load_some(second + i, left);
+    const Vec cosine = load_some(cosines + i, left), sine = load_some(sines + i, left);
+    store_some(first + i, x * cosine - y * sine, left);
+    store_some(second + i, fma(x, sine, y * cosine), left);
+  }
+}
+
+template <typename Element>
+inline void turn_neighbours(Element* pairs, const float* cosines, const float* sines, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) {
+    const float x = to_float(pairs[2 * i]), y = to_float(pairs[2 * i + 1]);
+    from_float(x * cosines[i] - y * sines[i], pairs + 2 * i);
+    from_float(x * sines[i] + y * cosines[i], pairs + 2 * i + 1);
+  }
+}
+
+inline void rotate(void* row, Type type, const Rotation& r) {
+  with_type(row, type, [&](auto* elements) {
+    for (int64_t h = 0; h < r.heads; ++h) {
+      auto* head = elements + h * r.head_size;
+      if (r.interleaved) {
+        turn_neighbours(head, r.cosines, r.sines, r.pairs);
+      } else {
+        turn(head, head + r.pairs, r.cosines, r.sines, r.pairs);
+      }
     }
   });
-  normalize(to.values, norm, to);
 }
 
 template <typename Element, typename F>

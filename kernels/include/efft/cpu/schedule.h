@@ -42,14 +42,15 @@ class Grid {
     const int64_t block = task / runs_, run = task % runs_;
     const int64_t row0 = std::min(block * tiles_ / blocks_ * format_.rows, rows_);
     const int64_t row1 = std::min((block + 1) * tiles_ / blocks_ * format_.rows, rows_);
-    format_.multiply(product_, row0, row1, run * panels_ / runs_, (run + 1) * panels_ / runs_,
+    const int64_t each = product_.b.panels_of_column();
+    format_.multiply(product_, row0, row1, run * panels_ / runs_ * each, (run + 1) * panels_ / runs_ * each,
                      static_cast<float*>(scratch));
   }
 
  private:
   const Format& format_;
   const Product& product_;
-  int64_t rows_, panels_, tiles_, blocks_, runs_;
+  int64_t rows_, panels_, tiles_, blocks_, runs_;  // panels_: of the result's columns
 };
 
 }  // namespace efft::cpu

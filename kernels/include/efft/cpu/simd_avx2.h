@@ -39,6 +39,16 @@ inline float reduce_max(Vec a) {
   return _mm_cvtss_f32(_mm_max_ss(top, _mm_movehdup_ps(top)));
 }
 
+// Lanes of b whose number has this bit, the others of a.
+template <int bit>
+inline Vec select_lanes(Vec a, Vec b) {
+  return _mm256_blend_ps(a, b, bit == 1 ? 0xaa : bit == 2 ? 0xcc : 0xf0);
+}
+
+// Lanes from[at[i]].
+inline Vec gather(const float* from, const int32_t* at) {
+  return _mm256_i32gather_ps(from, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)), sizeof(float));
+}
 inline Vec load(const float* from) { return _mm256_loadu_ps(from); }
 inline Vec load(const bf16* from) {
   const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));

@@ -46,6 +46,17 @@ inline __m256i narrow(Vec a) {
 #endif
 }
 
+// Lanes of b whose number has this bit, the others of a.
+template <int bit>
+inline Vec select_lanes(Vec a, Vec b) {
+  constexpr __mmask16 mask = bit == 1 ? 0xaaaa : bit == 2 ? 0xcccc : bit == 4 ? 0xf0f0 : 0xff00;
+  return _mm512_mask_mov_ps(a, mask, b);
+}
+
+// Lanes from[at[i]].
+inline Vec gather(const float* from, const int32_t* at) {
+  return _mm512_i32gather_ps(_mm512_loadu_si512(at), from, sizeof(float));
+}
 inline Vec load(const float* from) { return _mm512_loadu_ps(from); }
 inline Vec load(const bf16* from) { return widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))); }
 inline Vec load(const half* from) {

@@ -51,6 +51,16 @@ inline float reduce_max(Vec a) {
   return top;
 }
 
+// Lanes of b whose number has this bit, the others of a.
+template <int bit>
+inline Vec select_lanes(Vec a, Vec b) {
+  return each_lane([&](int i) { return i & bit ? b[i] : a[i]; });
+}
+
+// Lanes from[at[i]].
+inline Vec gather(const float* from, const int32_t* at) {
+  return each_lane([&](int i) { return from[at[i]]; });
+}
 template <typename T>
 inline Vec load(const T* from) {
   return each_lane([&](int i) { return to_float(from[i]); });

@@ -34,7 +34,7 @@ struct TilesF32 {
                   Ahead ahead) {
     tile_f32<R, kTileVectors>(a, a_stride, b, kColumns, steps, c, kColumns, accumulate, ahead);
   }
-  static FloatSums sums(const Product&, const float* sums, int64_t, int64_t) { return {sums, kColumns}; }
+  static FloatSums sums(const Product&, const Half&, const float* sums, int64_t, int64_t) { return {sums, kColumns}; }
 };
 
 #if defined(__AVX512BF16__)
@@ -49,7 +49,7 @@ struct TilesBf16 {
                   Ahead ahead) {
     tile_bf16<R, kTileVectors>(a, a_stride, b, kColumns, steps, c, kColumns, accumulate, ahead);
   }
-  static FloatSums sums(const Product&, const float* sums, int64_t, int64_t) { return {sums, kColumns}; }
+  static FloatSums sums(const Product&, const Half&, const float* sums, int64_t, int64_t) { return {sums, kColumns}; }
 };
 #endif
 
@@ -65,8 +65,8 @@ struct TilesS8 {
                   Ahead ahead) {
     tile_s8<R, kTileVectors>(a, a_stride, b, steps, c, kColumns, accumulate, ahead);
   }
-  static IntegerSums sums(const Product& p, const int32_t* sums, int64_t row, int64_t column) {
-    return {sums, kColumns, p.a_scales + row, p.b.scales + column, p.b.corrections + column};
+  static IntegerSums sums(const Product& p, const Half& half, const int32_t* sums, int64_t row, int64_t column) {
+    return {sums, kColumns, p.a_scales + row, half.scales + column, half.corrections + column};
   }
 };
 #endif
@@ -77,7 +77,7 @@ struct TilesAmxBf16 {
   using B = bf16;
   using Sum = float;
   static constexpr int kRows = kAmxGroupRows, kColumns = kAmxColumns, kDepthStep = 32, kWordElements = 2;
-  static FloatSums sums(const Product&, const float* sums, int64_t, int64_t) { return {sums, kColumns}; }
+  static FloatSums sums(const Product&, const Half&, const float* sums, int64_t, int64_t) { return {sums, kColumns}; }
 };
 
 struct TilesAmxS8 {
@@ -85,8 +85,8 @@ struct TilesAmxS8 {
   using B = int8_t;
   using Sum = int32_t;
   static constexpr int kRows = kAmxGroupRows, kColumns = kAmxColumns, kDepthStep = 64, kWordElements = 4;
-  static IntegerSums sums(const Product& p, const int32_t* sums, int64_t row, int64_t column) {
-    return {sums, kColumns, p.a_scales + row, p.b.scales + column, p.b.corrections + column};
+  static IntegerSums sums(const Product& p, const Half& half, const int32_t* sums, int64_t row, int64_t column) {
+    return {sums, kColumns, p.a_scales + row, half.scales + column, half.corrections + column};
   }
 };
 #endif

@@ -64,6 +64,8 @@ __device__ __forceinline__ float apply(float x) {
   } else if constexpr (KIND == Pointwise::gelu_tanh) {
     constexpr float kSqrtTwoOverPi = 0.79788456080286536f;
     return 0.5f * x * (1.f + tanhf(kSqrtTwoOverPi * (x + 0.044715f * x * x * x)));
+  } else if constexpr (KIND == Pointwise::silu) {
+    return x / (1.f + expf(-x));
   } else if constexpr (KIND == Pointwise::relu) {
     return x < 0.f ? 0.f : x;  // not fmaxf, which would turn NaN into 0
   } else {
