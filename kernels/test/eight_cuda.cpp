@@ -46,8 +46,10 @@ std::tuple<Tensor, Tensor> quantise_rows_op(const Tensor& x, const Tensor& facto
     for_operand(operand, [&](auto number) {
       using T = decltype(zero);
       using Operand = decltype(number);
-      const OperandRows<Operand> to{data<Operand>(out), reinterpret_cast<RowNorm*>(scales.data_ptr()),
-                                    optional_floats(factors), {static_cast<float>(step), zero_of<Operand>()}};
+      const OperandRows<Operand> to{data<Operand>(out),
+                                    reinterpret_cast<RowNorm*>(scales.data_ptr()),
+                                    optional_floats(factors),
+                                    {static_cast<float>(step), zero_of<Operand>()}};
       check(quantise_rows(data<const T>(x), to, nullptr, static_cast<int>(x.size(0)), static_cast<int>(x.size(1)),
                           current_stream(x), Order::kSerial),
             "quantise_rows");
@@ -67,16 +69,13 @@ std::tuple<Tensor, Tensor, Tensor> norm_operands_op(const Tensor& x, const Tenso
     for_operand(operand, [&](auto number) {
       using T = decltype(zero);
       using Operand = decltype(number);
-      const AddNorm<T> a{data<const T>(x),
-                         optional_floats(bias),
-                         nullptr,
-                         data<const float>(gamma),
-                         data<const float>(beta),
-                         static_cast<float>(epsilon),
-                         data<T>(normal),
-                         nullptr};
-      const OperandRows<Operand> to{data<Operand>(out), reinterpret_cast<RowNorm*>(scales.data_ptr()),
-                                    optional_floats(factors), {static_cast<float>(step), zero_of<Operand>()}};
+      const AddNorm<T> a{
+          data<const T>(x),        optional_floats(bias),       nullptr,         data<const float>(gamma),
+          data<const float>(beta), static_cast<float>(epsilon), data<T>(normal), nullptr};
+      const OperandRows<Operand> to{data<Operand>(out),
+                                    reinterpret_cast<RowNorm*>(scales.data_ptr()),
+                                    optional_floats(factors),
+                                    {static_cast<float>(step), zero_of<Operand>()}};
       check(norm_operands(a, to, nullptr, static_cast<int>(x.size(0)), static_cast<int>(x.size(1)), current_stream(x),
                           Order::kSerial),
             "norm_operands");
@@ -90,8 +89,7 @@ void product(const Tensor& x, const Tensor& w, EightBitArguments<Types>& a, cons
   a.epilogue.out = data<typename Types::Result>(out);
   const int capacity = static_cast<int>(x.size(0));
   const EightBitShape shape{capacity, a.n, a.k, a.epilogue.pointwise == Pointwise::gelu};
-  const EightBitCut chosen =
-      cut < 0 ? choose_eight_bits(DeviceInfo::current(), shape) : static_cast<EightBitCut>(cut);
+  const EightBitCut chosen = cut < 0 ? choose_eight_bits(DeviceInfo::current(), shape) : static_cast<EightBitCut>(cut);
   check(eight_bit_rows(data<const typename Types::Operand>(x), data<const typename Types::Weight>(w), a, capacity,
                        chosen, current_stream(x), Order::kSerial),
         "eight_bit_rows");
@@ -110,8 +108,8 @@ Tensor eight_bit_rows_op(const Tensor& x, const Tensor& rows, const Tensor& w, c
     a.k = static_cast<int>(k);
     a.epilogue.bias = optional_floats(bias);
     a.epilogue.pointwise = gelu ? Pointwise::gelu : Pointwise::none;
-    a.scales = {reinterpret_cast<const RowNorm*>(rows.data_ptr()), {}, data<const float>(columns),
-                optional_floats(sums), {}};
+    a.scales = {
+        reinterpret_cast<const RowNorm*>(rows.data_ptr()), {}, data<const float>(columns), optional_floats(sums), {}};
   };
   for_operand(operand, [&](auto number) {
     using Operand = decltype(number);

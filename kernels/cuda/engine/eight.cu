@@ -1,5 +1,3 @@
-#include "eight.h"
-
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_fp8.h>
@@ -13,6 +11,7 @@
 
 #include "efft/cuda/for_type.cuh"
 #include "efft/cuda/rows/rows.cuh"
+#include "eight.h"
 #include "engine.h"
 #include "fold.h"
 
@@ -170,12 +169,13 @@ void prepare_eight_bits(const Lowered& encoder, Type type, const void* archive, 
     using T = decltype(zero);
     if constexpr (sizeof(T) == 2) {
       auto* const plain = static_cast<T*>(to);
-      each_matrix(encoder, all, reinterpret_cast<float*>(base + trailer.sums), [&](size_t i, const auto& view, float* sums) {
-        const int rows = static_cast<int>(view.outputs), columns = static_cast<int>(view.inputs);
-        check(launch(widen_kernel<T>, {row_grid(rows), row_block(), 0, Order::kSerial, stream}, view.data, view.type,
-                     view.scales, view.factors, plain + encoder.slots[i].offset, sums, rows, columns),
-              "widening the weights");
-      });
+      each_matrix(
+          encoder, all, reinterpret_cast<float*>(base + trailer.sums), [&](size_t i, const auto& view, float* sums) {
+            const int rows = static_cast<int>(view.outputs), columns = static_cast<int>(view.inputs);
+            check(launch(widen_kernel<T>, {row_grid(rows), row_block(), 0, Order::kSerial, stream}, view.data,
+                         view.type, view.scales, view.factors, plain + encoder.slots[i].offset, sums, rows, columns),
+                  "widening the weights");
+          });
       if (trailer.folded != 0)
         check(fold_weights(encoder, static_cast<const T*>(plain), vectors, base + trailer.folded, stream),
               "folding the weights");

@@ -37,7 +37,7 @@ struct EightBits {
 
 struct EightBitTrailer {
   char magic[8];
-  int64_t folded;   // offsets from the block's start; folded 0: there is none
+  int64_t folded;  // offsets from the block's start; folded 0: there is none
   int64_t archive, archive_bytes;
   int64_t sums;
   int64_t reserved[3];

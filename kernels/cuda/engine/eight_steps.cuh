@@ -105,9 +105,7 @@ class EightBitSteps {
 
   // Operands go to one of two buffers in turn: the product that reads one may write the other.
   int next_buffer() const { return held_.buffer ^ 1; }
-  void hold(int value, const Step& reader, bool fixed = false) {
-    held_ = {value, reader.weight, next_buffer(), fixed};
-  }
+  void hold(int value, const Step& reader, bool fixed = false) { held_ = {value, reader.weight, next_buffer(), fixed}; }
   template <typename Operand>
   OperandRows<Operand> rows(int buffer, const EightBitMatrix& of) const {
     return {static_cast<Operand*>(layout_.operands(memory_, buffer)), layout_.operand_scales(memory_, buffer),
@@ -133,7 +131,8 @@ class EightBitSteps {
     const bool gelu = kind == Pointwise::gelu && step.residual < 0 && !model_.spec().gated;
     const bool done = gelu || kind == Pointwise::none;
     const Step* const reader = gelu ? reader_of(step.output, i) : nullptr;
-    const bool rounds = reader != nullptr && matrix(*reader).type == matrix(step).type && only_operand(step.output, i, *reader);
+    const bool rounds =
+        reader != nullptr && matrix(*reader).type == matrix(step).type && only_operand(step.output, i, *reader);
     if (rounds) {
       using Types = EightBitTypes<Operand, Operand, __half>;
       const int buffer = next_buffer();

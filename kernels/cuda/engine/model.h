@@ -67,8 +67,8 @@ enum class Path {
 // other word.
 Path path_for(const DeviceInfo& device, const Model& model, const Bucket& bucket);
 
-// Whether those matrices that are in eight bits are multiplied so: where the matrix units bind a call. Elsewhere all are
-// multiplied in 16 bits.
+// Whether those matrices that are in eight bits are multiplied so: where the matrix units bind a call. Elsewhere all
+// are multiplied in 16 bits.
 bool in_eight_bits(const DeviceInfo& device, const Model& model, const Bucket& bucket);
 
 // Whether a call of so many padded tokens runs faster if the host first waits for the number of valid ones, to take a

@@ -178,20 +178,21 @@ class Walk {
     }
     if (step.residual >= 0 && kind != Pointwise::none)
       throw std::runtime_error("efft: no kernel activates a product that adds a residual");
-    check(bias_activation(static_cast<const T*>(y), bias, kind, y, tokens_, bucket_.tokens, width(step.output), stream_),
-          "bias and activation");
+    check(
+        bias_activation(static_cast<const T*>(y), bias, kind, y, tokens_, bucket_.tokens, width(step.output), stream_),
+        "bias and activation");
   }
 
   void attend(int i) {
     const Step& step = program_.steps[i];
     const Step& maker = program_.steps[program_.values[step.input].made];
     AttentionArguments<T> a{value(step.input),
-                                  attention_adds_bias() ? vector(maker.bias) : nullptr,
-                                  unpadded_.cu_seqlens,
-                                  value(step.output),
-                                  bucket_.batch,
-                                  static_cast<int>(spec_.heads),
-                                  static_cast<int>(spec_.head_size())};
+                            attention_adds_bias() ? vector(maker.bias) : nullptr,
+                            unpadded_.cu_seqlens,
+                            value(step.output),
+                            bucket_.batch,
+                            static_cast<int>(spec_.heads),
+                            static_cast<int>(spec_.head_size())};
     eight_bits_.attend(i, &a);
     check(attention(a, bucket_.length, bucket_.tokens, stream_), "attention");
   }

@@ -13,8 +13,8 @@ constexpr int kTokens = 128;
 struct Candidate {
   EightBitCut cut;
   int columns;
-  float share;              // of the matrix unit's rate, in long products
-  float plain, with_gelu;   // cycles that a tile takes besides
+  float share;             // of the matrix unit's rate, in long products
+  float plain, with_gelu;  // cycles that a tile takes besides
 };
 constexpr Candidate kCandidates[] = {{EightBitCut::turns192, 192, .97f, 700.f, 1800.f},
                                      {EightBitCut::turns176, 176, .98f, 700.f, 1700.f},
@@ -38,9 +38,8 @@ float cycles(const DeviceInfo& device, const EightBitShape& s, const Candidate& 
 }  // namespace
 
 EightBitCut choose_eight_bits(const DeviceInfo& device, const EightBitShape& s) {
-  return std::min_element(
-             std::begin(kCandidates), std::end(kCandidates),
-             [&](const auto& a, const auto& b) { return cycles(device, s, a) < cycles(device, s, b); })
+  return std::min_element(std::begin(kCandidates), std::end(kCandidates),
+                          [&](const auto& a, const auto& b) { return cycles(device, s, a) < cycles(device, s, b); })
       ->cut;
 }
 

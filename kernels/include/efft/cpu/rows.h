@@ -78,9 +78,8 @@ inline void convert(const void* row, Type from, int64_t width, const Results& to
   if (to.values) cast(row, from, to.values, Type::f32, width);
   if (!to.operand) return;
   if (to.operand_type != Type::s8) return cast(row, from, to.operand, to.operand_type, width);
-  with_type(row, from, [&](const auto* source) {
-    quantise(source, to, width, static_cast<uint8_t*>(to.operand), to.scale);
-  });
+  with_type(row, from,
+            [&](const auto* source) { quantise(source, to, width, static_cast<uint8_t*>(to.operand), to.scale); });
 }
 
 template <typename Operand>

@@ -17,7 +17,8 @@ struct AttentionArguments {
   int heads;
   int head_size;
   Score score = {};
-  // Not 0: `out` takes operands of eight bits in these steps, rows of heads * head_size bytes; zero 0: e4m3, else uint8_t.
+  // Not 0: `out` takes operands of eight bits in these steps, rows of heads * head_size bytes; zero 0: e4m3, else
+  // uint8_t.
   float operand_inverse = 0;
   float operand_zero = 0;
 

@@ -104,9 +104,7 @@ struct OperandSteps {
     const float2 numbers = make_float2(fmaf(values.x, inverse, zero), fmaf(values.y, inverse, zero));
     if (zero == 0.f) return __nv_cvt_float2_to_fp8x2(numbers, __NV_SATFINITE, __NV_E4M3);
     constexpr float kWhole = 12582912.f;  // 1.5 * 2^23: beyond, the bits of fp32 count whole numbers
-    const auto bits = [](float number) {
-      return __float_as_uint(fminf(fmaxf(number, 0.f), 255.f) + kWhole);
-    };
+    const auto bits = [](float number) { return __float_as_uint(fminf(fmaxf(number, 0.f), 255.f) + kWhole); };
     return static_cast<uint16_t>(__byte_perm(bits(numbers.x), bits(numbers.y), 0x0040));
   }
 };

@@ -1,6 +1,6 @@
-// Products of operands of eight bits, by kernels of sm_90a and of sm_80: out = pointwise(scales * (x · w^T) + bias) + residual, in 16 bits, or
-// again as an operand. Sums are exact for integers; those of e4m3 are what the matrix unit keeps of fp32 (see
-// docs/kernels.md).
+// Products of operands of eight bits, by kernels of sm_90a and of sm_80: out = pointwise(scales * (x · w^T) + bias) +
+// residual, in 16 bits, or again as an operand. Sums are exact for integers; those of e4m3 are what the matrix unit
+// keeps of fp32 (see docs/kernels.md).
 //
 // Declarations only; kernels/cuda/linear/eight_*.cu hold the instantiations.
 #pragma once
@@ -17,7 +17,7 @@ using EightBitTypes = LinearTypes<OPERAND, typename EightBitWeight<OPERAND>::typ
 // What the numbers on both sides stand for. With a row's scale and shift,
 //   x · w^T = scale * scales[n] * sum + shift * sums[n].
 struct EightBitScales {
-  const RowNorm* rows;   // [tokens], or nullptr: `all` for every row
+  const RowNorm* rows;  // [tokens], or nullptr: `all` for every row
   RowNorm all;
   const float* columns;  // [n]: of the weights
   const float* sums;     // [n]: columns[n] times the sum of the row of weights; nullptr where shifts are 0

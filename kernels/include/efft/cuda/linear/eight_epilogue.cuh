@@ -113,7 +113,7 @@ class EightBitEpilogue {
   static constexpr bool kOperand = sizeof(Result) == 1;
   static constexpr bool kShifts = std::is_same_v<typename Types::Operand, uint8_t>;
   static constexpr int kAlong = Tile::kPieces / Tile::kGroupHalves;  // pieces of a row
-  static constexpr int kOperandPitch = Tile::kStagedColumns + 16;  // bytes: neither rows nor chunks of them conflict
+  static constexpr int kOperandPitch = Tile::kStagedColumns + 16;    // bytes: neither rows nor chunks of them conflict
   static_assert(!kOperand || 16 * kOperandPitch <= Tile::Base::kWarpBytes, "operands fit where results do");
 
   __device__ __forceinline__ char* buffer(int piece) const {

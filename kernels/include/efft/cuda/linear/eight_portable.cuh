@@ -89,8 +89,8 @@ __global__ void __launch_bounds__(PortableTile::kThreads)
       for (int i = 0; i < 2; ++i) {
         // Of 16 rows: the first eight and the others, 16 bytes each, then the next 16 bytes.
         ptx::ldmatrix_x4(operand[i], at + Tile::Rows::offset(rows + i * 16 + lane % 16, chunk + lane / 16));
-        ptx::ldmatrix_x4(weights[i], at + Tile::kOperandBytes +
-                                         Tile::Rows::offset(columns + i * 16 + lane % 16, chunk + lane / 16));
+        ptx::ldmatrix_x4(
+            weights[i], at + Tile::kOperandBytes + Tile::Rows::offset(columns + i * 16 + lane % 16, chunk + lane / 16));
       }
 #pragma unroll
       for (int i = 0; i < 2; ++i)

@@ -13,7 +13,7 @@ namespace efft::cuda {
 namespace detail {
 
 constexpr int kSharedOfMultiprocessor = 227 * 1024;  // of sm_90
-constexpr int kQuantiseWarps = 8;  // of a block, unless a row takes more
+constexpr int kQuantiseWarps = 8;                    // of a block, unless a row takes more
 
 // Of low <= 0 <= high. Floats that are not negative are in the order of their bits. e4m3 asks for magnitudes alone.
 template <typename Operand>
@@ -29,8 +29,9 @@ __device__ __forceinline__ float2 warp_range(float low, float high) {
 // Of a row that `warps` warps hold, this one of them by number, past its end zeros. ranges: [warps], shared. By all
 // threads of the block: there may be a barrier.
 template <typename Operand, int WIDTH>
-__device__ __forceinline__ Rounding<Operand> rounding_of_row(const OperandRows<Operand>& to, const float (&values)[WIDTH],
-                                                             float2* ranges, int warps, int warp) {
+__device__ __forceinline__ Rounding<Operand> rounding_of_row(const OperandRows<Operand>& to,
+                                                             const float (&values)[WIDTH], float2* ranges, int warps,
+                                                             int warp) {
   if (to.steps.given()) return rounding_in<Operand>(to.steps);
   float low = 0.f, high = 0.f;
 #pragma unroll
@@ -177,17 +178,17 @@ cudaError_t norm_operands(const AddNorm<T>& a, const OperandRows<Operand>& to, c
   return warps <= 32 ? start(std::integral_constant<int, 32>{}) : cudaErrorInvalidValue;
 }
 
-#define EFFT_QUANTISE(T, OPERAND)                                                                              \
+#define EFFT_QUANTISE(T, OPERAND)                                                                               \
   template cudaError_t quantise_rows(const T*, const OperandRows<OPERAND>&, const int*, int, int, cudaStream_t, \
-                                     Order);                                                                   \
+                                     Order);                                                                    \
   template cudaError_t norm_operands(const AddNorm<T>&, const OperandRows<OPERAND>&, const int*, int, int,      \
                                      cudaStream_t, Order);
-#define EFFT_QUANTISE_EXTERN(T, OPERAND)                                                                        \
-  extern template cudaError_t quantise_rows(const T*, const OperandRows<OPERAND>&, const int*, int, int,        \
-                                            cudaStream_t, Order);                                               \
-  extern template cudaError_t norm_operands(const AddNorm<T>&, const OperandRows<OPERAND>&, const int*, int, int, \
+#define EFFT_QUANTISE_EXTERN(T, OPERAND)                                                                               \
+  extern template cudaError_t quantise_rows(const T*, const OperandRows<OPERAND>&, const int*, int, int, cudaStream_t, \
+                                            Order);                                                                    \
+  extern template cudaError_t norm_operands(const AddNorm<T>&, const OperandRows<OPERAND>&, const int*, int, int,      \
                                             cudaStream_t, Order);
-#define EFFT_EACH_OPERAND(X)                                                                  \
+#define EFFT_EACH_OPERAND(X) \
   X(__half, uint8_t) X(__half, __nv_fp8_e4m3) X(__nv_bfloat16, uint8_t) X(__nv_bfloat16, __nv_fp8_e4m3)
 EFFT_EACH_OPERAND(EFFT_QUANTISE_EXTERN)
 #undef EFFT_QUANTISE_EXTERN
