@@ -27,7 +27,7 @@ override PYTHONPATH := $(CURDIR)
 export PYTHONPATH
 
 .PHONY: help setup compile archive serve stop predict demo models test lint format gpu-check bench bench-peers report \
-  figures lock audit sbom clean
+  figures wheel lock audit sbom clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | awk -F'|' '{printf "%-12s %s\n", $$1, $$2}'
@@ -96,6 +96,9 @@ figures: $(VENV)/.bench  ## redraw the README's plots from benchmarks/results
 $(VENV)/.bench $(VENV)/.peers: $(VENV)/.%: $(VENV)/.ready locks/%.txt
 	@$(BIN)/python -m builder.requirements $*
 	@touch $@
+
+wheel: setup  ## build/dist/efft-VERSION.whl, whose command efft works without this checkout (docs/deploy.md)
+	@$(BIN)/python -m hatchling build -t wheel -d build/dist
 
 lock: $(TOOLS)/.ready  ## make the files in locks/ anew from pyproject.toml, then the SBOM [TORCH_INDEX= adds its builds of torch]
 	@$(TOOLS)/bin/python -m builder.locks lock

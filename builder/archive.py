@@ -23,21 +23,23 @@ from builder.checkpoint import Checkpoint, load
 from builder.compile import OLDEST_TORCH, ROOT
 from builder.errors import BuildError
 from builder.families import spec_of
-from builder.formats.torchscript import example_inputs, save_torchscript
+from builder.formats import WRITERS
+from builder.formats.torchscript import example_inputs
 from builder.gate.overflow import first_beyond
 from builder.gate.parity import prove
 from builder.gate.verdict import CosineVerdict, Verdict
 from builder.mar import pack
-from builder.models import DTYPES, sentence_head, stock_model
+from builder.models import DTYPES, own_head, stock_model
 from builder.naming import archive_name, check_output
 from builder.quantisation.schemes import RECIPES
+from builder.sentence_transformers.outputs import skipped
 from builder.serving import default_workers, gpus
 from builder.staging import staging
 from builder.tokenizers import TOKENIZER_FILES
 from handler.archive import ArchiveFacts, LibraryFacts, ModelFacts, Sizes, TorchFacts
 from handler.config import SetupConfig
 from handler.gemm_config import NAME as GEMM_CONFIG
-from handler.original import HEAD
+from handler.original import HEADS
 from handler.schemes import SCHEMES, original_type
 from handler.spellings import FILES, devices
 from handler.threads import available_cores
@@ -163,8 +165,10 @@ def _facts(
             "uses_segments": checkpoint.uses_segments,
             "pad_id": checkpoint.config.pad_token_id or 0,
             "mask_id": tokenizer.mask_token_id,
+            "entailment": checkpoint.entailment,
             "truncation_side": tokenizer.truncation_side,
             **_sentence_facts(config, checkpoint),
+            **_output_facts(checkpoint, tokenizer),
             "sizes": Sizes(
                 layers=spec.layers,
                 hidden=spec.hidden,
@@ -173,7 +177,7 @@ def _facts(
                 heads=spec.heads,
             ),
             "encoder_spec": spec.text() if config.encoder == "fused" else "",
-            "torch": TorchFacts(built=torch.__version__.split("+")[0], oldest=".".join(map(str, OLDEST_TORCH))),
+            "torch": _torch_facts(config),
             "libraries": {library.path.name: library.facts for library in libraries},
             "checkpoint": {
                 "name": checkpoint.source,
@@ -186,9 +190,16 @@ def _facts(
     )
 
 
+def _torch_facts(config: SetupConfig) -> TorchFacts:
+    built = torch.__version__.split("+")[0]
+    # An older torch need not know the schema in which torch.export writes a graph.
+    oldest = built.split(".")[:2] if config.format == "export" else map(str, OLDEST_TORCH)
+    return TorchFacts(built=built, oldest=".".join(oldest))
+
+
 def _sentence_facts(config: SetupConfig, checkpoint: Checkpoint) -> dict[str, Any]:
     """What embeddings and rerank scores are made with. Raises BuildError for a default prompt that does not exist."""
-    if checkpoint.task not in ("embedding", "rerank"):
+    if not checkpoint.prompted:
         return {}
     sentences = checkpoint.sentences
     prompts = {**sentences.prompts, **(config.prompts or {})}
@@ -196,7 +207,7 @@ def _sentence_facts(config: SetupConfig, checkpoint: Checkpoint) -> dict[str, An
     if default is not None and default not in prompts:
         raise BuildError(f"default_prompt_name is {default!r}, but the prompts are {', '.join(prompts) or 'none'}")
     facts = {"prompts": prompts, "default_prompt_name": default, "activation": sentences.activation}
-    if checkpoint.task == "rerank":
+    if checkpoint.task not in ("embedding", "hybrid_embedding"):
         return facts
     return {
         **facts,
@@ -206,6 +217,18 @@ def _sentence_facts(config: SetupConfig, checkpoint: Checkpoint) -> dict[str, An
         "dimensions": sentences.dimensions,
         "include_prompt": sentences.include_prompt,
     }
+
+
+def _output_facts(checkpoint: Checkpoint, tokenizer: Any) -> dict[str, Any]:
+    """How a model of several outputs, or of one that is no vector, is served."""
+    outputs = checkpoint.sentences.outputs
+    if outputs is None:
+        return {}
+    sparse = outputs.sparse
+    if sparse is not None and sparse.kind == "lexical":
+        sparse = sparse.model_copy(update={"skip": skipped(tokenizer)})
+    names = outputs.names if checkpoint.task == "hybrid_embedding" else ()
+    return {"sparse": sparse, "multi_vector": outputs.multi_vector, "outputs": list(names)}
 
 
 def _stage_model(
@@ -221,8 +244,8 @@ def _stage_model(
         # Explanations need gradients, which the fused encoder does not give: its differentiable twin is the original.
         original = DTYPES[original_type(config.compute, config.scheme)]
         checkpoint.load_model(original).save_pretrained(stage / FILES["transformers"])  # type: ignore[operator]
-        if checkpoint.task == "embedding":
-            _stage_head(stage / FILES["transformers"] / HEAD, checkpoint, facts)
+        if own_head(checkpoint, facts.pooling) is not None:
+            _stage_head(stage / FILES["transformers"], config, checkpoint, facts)
     if config.format == "transformers":
         return facts
     if config.encoder == "stock":
@@ -235,14 +258,18 @@ def _stage_model(
         facts = facts.model_copy(update={"quantisation": chosen})
     length = min(16, facts.max_positions)
     inputs = example_inputs(checkpoint.config.vocab_size, max(2, min(config.batch_size, 4)), length)
-    save_torchscript(module, inputs, stage / facts.model.file)
+    WRITERS[config.format](module, inputs, stage / facts.model.file)
     return facts
 
 
-def _stage_head(path: Path, checkpoint: Checkpoint, facts: ArchiveFacts) -> None:
-    """An embedding model's pooling and layers beside the original, which is the encoder alone."""
-    hidden, mask = torch.zeros(2, 4, facts.sizes.hidden), torch.ones(2, 4, dtype=torch.int64)
-    save_torchscript(sentence_head(checkpoint, facts.pooling), (hidden, mask), path)
+def _stage_head(folder: Path, config: SetupConfig, checkpoint: Checkpoint, facts: ArchiveFacts) -> None:
+    """What stands behind an embedding model's encoder beside the original, which is the encoder alone; of a sparse one
+    what stands behind its logits."""
+    head = own_head(checkpoint, facts.pooling)
+    assert head is not None
+    form = "export" if config.format == "export" else "torchscript"
+    width = facts.sizes.hidden if checkpoint.bare else checkpoint.config.vocab_size
+    WRITERS[form](head, (torch.zeros(2, 4, width), torch.ones(2, 4, dtype=torch.int64)), folder / HEADS[form])
 
 
 def _stage_files(
@@ -270,8 +297,8 @@ def _stage_files(
     _write_json(stage / "setup_config.json", served.model_dump(mode="json"))
     (stage / "model-config.yaml").write_text(yaml.safe_dump(_server_settings(config, facts), sort_keys=True))
     facts.save(stage / "archive.json")
-    # No worker scores files.
-    ignore = shutil.ignore_patterns("__pycache__", "*.pyc", "bulk")
+    # No worker scores files or is another server.
+    ignore = shutil.ignore_patterns("__pycache__", "*.pyc", "bulk", "servers", "wire")
     shutil.copytree(ROOT / "handler", stage / "handler", ignore=ignore)
     shutil.copyfile(ROOT / "handler" / "service.py", stage / "service.py")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +25,7 @@ from builder.proteins import is_protein
 from builder.quantisation.stored import Stored, read_stored
 from builder.quiet import quiet
 from builder.sentence_transformers import folder as sentences
+from builder.sentence_transformers import outputs as several
 from builder.sentence_transformers.model import SentenceModel, Source, read_cross_encoder, read_embedding
 from builder.sizes import check_sizes
 from builder.tokenizers import TOKENIZER_FILES
@@ -84,7 +85,20 @@ class Checkpoint:
 
     @property
     def _labelled(self) -> bool:
-        return self.task in ("sequence_classification", "token_classification")
+        return self.task in ("sequence_classification", "token_classification", "zero_shot_classification")
+
+    @property
+    def entailment(self) -> int | None:
+        """Of a zero-shot classifier: the row of the label that says that a claim follows. Raises BuildError."""
+        return labels.entailment(self.config, self.source) if self.task == "zero_shot_classification" else None
+
+    @property
+    def bare(self) -> bool:
+        """Whether the transformers model is the encoder alone, its head being what sentence-transformers or BGE-M3 puts
+        behind it."""
+        if self.task == "sparse_embedding":
+            return several.has_lexical(self.root)
+        return self.task in ("embedding", "multi_vector_embedding", "hybrid_embedding")
 
     @property
     def uses_segments(self) -> bool:
@@ -138,12 +152,15 @@ class Checkpoint:
 
     @cached_property
     def sentences(self) -> SentenceModel:
-        """What the folder says to sentence-transformers, for embedding and rerank. Raises BuildError."""
+        """What the folder says to sentence-transformers, for embeddings and rerank. Raises BuildError."""
         if self.task == "embedding":
             return read_embedding(self.as_source)
+        if self.task in _SEVERAL:
+            return _SEVERAL[self.task](self.as_source, getattr(self.config, self.family.config.hidden))
         if self.task == "rerank":
             return read_cross_encoder(self.as_source, self.config)
-        if self.task == "sequence_classification" and sentences.is_cross_encoder(self.root, self.source):
+        classifies = self.task in ("sequence_classification", "zero_shot_classification")
+        if classifies and sentences.is_cross_encoder(self.root, self.source):
             found = read_cross_encoder(self.as_source, self.config)
             if found.default_prompt_name and found.prompts[found.default_prompt_name]:
                 raise BuildError(f"{self.source}: its default prompt is for a cross-encoder; use --mode rerank")
@@ -151,12 +168,20 @@ class Checkpoint:
         return SentenceModel()
 
     @property
+    def prompted(self) -> bool:
+        """Whether a text may have another before it, as sentence-transformers' models have."""
+        return self.task in ("embedding", "rerank", *_SEVERAL)
+
+    @property
     def note(self) -> str | None:
         """What was taken for granted, in a line for the user; None where the folder says everything."""
-        if self.task == "embedding" and self.chosen_pooling is None and not sentences.has_modules(self.root):
+        unpooled = self.chosen_pooling is None and not sentences.has_modules(self.root)
+        if self.task in ("embedding", "hybrid_embedding") and unpooled:
             return 'no modules.json: pooled by the mean, as sentence-transformers does; set "pooling" for another'
         if self.task == "rerank" and not self.chosen_task and sentences.unmarked(self.root, self.config):
             return "a classifier of one unnamed label is served as a cross-encoder; else give --mode"
+        if self.task == "sequence_classification" and not self.chosen_task and sentences.is_nli(self.config):
+            return "its labels are those of inference; --task zero_shot_classification takes labels with each request"
         return None
 
     @property
@@ -227,14 +252,14 @@ class Checkpoint:
         if self.family.lacks(self.task):
             raise BuildError(f"{self.source}: {kind} has no {self.task} that is an encoder with a head")
         try:
-            found = getattr(transformers, class_of(self.task, kind))._model_mapping[type(self.config)]
+            found = getattr(transformers, class_of(self.task, kind, self.bare))._model_mapping[type(self.config)]
         except KeyError as error:
             raise BuildError(f"{self.source}: transformers has no {self.task} for model type {kind!r}") from error
         return found[0] if isinstance(found, tuple) else found
 
     @property
     def _extra(self) -> Mapping[str, Any]:
-        return {"add_pooling_layer": False} if self.task == "embedding" and self.family.pooler else {}
+        return {"add_pooling_layer": False} if self.bare and self.family.pooler else {}
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -256,6 +281,13 @@ class Checkpoint:
     def new_tokenizer(self) -> Any:
         """The folder's tokenizer, read anew. Raises BuildError when there is none or it had to be made up."""
         return tokenizers.load_tokenizer(self.tokenizer_folder, self.source, self.do_lower_case)
+
+
+_SEVERAL: dict[str, Callable[[Source, int], SentenceModel]] = {
+    "sparse_embedding": several.read_sparse,
+    "multi_vector_embedding": several.read_multi_vector,
+    "hybrid_embedding": several.read_hybrid,
+}
 
 
 def cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
@@ -359,7 +391,7 @@ def _download(name: str, revision: str | None) -> Path:
     import huggingface_hub
     from huggingface_hub.errors import HFValidationError
 
-    patterns = ["config.json", "adapter_config.json", "adapter_model.*", *TOKENIZER_FILES]
+    patterns = ["config.json", "adapter_config.json", "adapter_model.*", *TOKENIZER_FILES, *several.FILES]
     try:
         files = huggingface_hub.list_repo_files(name, revision=revision)
         patterns += sentences.hub_files(files)

@@ -24,9 +24,9 @@ from handler.spellings import DATA_TYPES, KINDS, OLDER, TASKS, Encoder, ModelFor
 _STEPS = 5
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, prog: str = "python -m builder") -> int:
     """Run one subcommand; returns the process's exit status."""
-    options = _parser().parse_args(arguments)
+    options = _parser(prog).parse_args(arguments)
     return guarded("builder", lambda: _run(options))
 
 
@@ -51,8 +51,8 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"builder: {message}; see {self.prog} --help\n")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m builder", description=__doc__)
+def _parser(prog: str = "python -m builder") -> argparse.ArgumentParser:
+    parser = _Parser(prog=prog, description=__doc__)
     commands: Any = parser.add_subparsers(required=True, metavar="COMMAND")
 
     compiling = commands.add_parser("compile", help="compile the kernels and print the library's path")
@@ -71,11 +71,20 @@ def _parser() -> argparse.ArgumentParser:
     archiving.add_argument("--name", help="the archive's name (default: the checkpoint's)")
     archiving.add_argument("--task", choices=TASKS, help="default: read off the checkpoint")
     archiving.add_argument("--encoder", choices=get_args(Encoder), help="default: fused")
-    archiving.add_argument("--format", choices=get_args(ModelFormat), help="of the model's file (default: torchscript)")
+    archiving.add_argument(
+        "--format",
+        choices=get_args(ModelFormat),
+        help="of the model: traced by torch.jit (default) or by torch.export, or as transformers saves it",
+    )
     archiving.add_argument("--compute", choices=get_args(Compute), help="the compute type (default: fp32)")
     archiving.add_argument("--scheme", choices=tuple(SCHEMES), help="of quantisation (default: none)")
     archiving.add_argument("--mode", choices=TASKS, help="the same as --task")
-    archiving.add_argument("--kind", choices=tuple(KINDS), help="encoder and format in one word")
+    archiving.add_argument(
+        "--kind",
+        choices=tuple(KINDS),
+        help="encoder and format in one word: transformers as it is (ori), its modules traced (ths), the fused encoder "
+        "(thsext)",
+    )
     archiving.add_argument("--data-type", choices=tuple(DATA_TYPES), help="compute type and scheme in one word")
     archiving.add_argument(
         "--calibrate",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -18,8 +18,24 @@ from builder.errors import BuildError
 from builder.objects import Step, build, run, tool
 
 ROOT = Path(__file__).resolve().parent.parent
-KERNELS = ROOT / "kernels"
-BUILD = Path(os.environ.get("EFFT_BUILD_DIR", ROOT / "build"))
+"""The checkout, or the folder that a wheel was installed into."""
+_PACKAGED = Path(__file__).resolve().parent / "kernels"
+KERNELS = _PACKAGED if _PACKAGED.is_dir() else ROOT / "kernels"
+"""A wheel has them within this package: on the import path nothing may be called so (pyproject.toml)."""
+
+
+def build_folder(environment: Mapping[str, str]) -> Path:
+    """Where libraries are built and kept: ``$EFFT_BUILD_DIR``, a checkout's ``build``, else the user's cache (XDG Base
+    Directory Specification)."""
+    if given := environment.get("EFFT_BUILD_DIR"):
+        return Path(given)
+    if KERNELS != _PACKAGED:
+        return ROOT / "build"
+    cache = environment.get("XDG_CACHE_HOME", "")
+    return (Path(cache) if os.path.isabs(cache) else Path.home() / ".cache") / "efft"
+
+
+BUILD = build_folder(os.environ)
 OLDEST_TORCH = (2, 10)
 CUDA_TARGETS = ("80", "86", "89", "90a")
 """Compute capabilities that get machine code; PTX of the newest portable one covers later chips."""
@@ -133,7 +149,7 @@ def _includes() -> list[str]:
 
 def _anonymous() -> list[str]:
     """Keep this machine's paths out of the messages that ``__FILE__`` ends up in."""
-    return [f"-ffile-prefix-map={_TORCH}=torch", f"-ffile-prefix-map={ROOT}=."]
+    return [f"-ffile-prefix-map={_TORCH}=torch", f"-ffile-prefix-map={KERNELS.parent}=."]
 
 
 def _cublas_include(nvcc: str) -> Path:

@@ -46,7 +46,8 @@ def describe(path: Path) -> Iterator[str]:
         yield f"prompts     {', '.join(named)}; default: {facts.default_prompt_name or 'none'}"
     if facts.activation:
         yield f"score       {facts.activation} of the logit"
-    yield f"model       {facts.family}, {facts.encoder} encoder (kind {facts.kind}), {facts.data_type}"
+    kind, form = facts.kind, facts.model.format
+    yield f"model       {facts.family}, {facts.encoder} encoder (kind {kind}), {facts.data_type}, {form}"
     yield f"encoder     {e.layers} layers, hidden {e.hidden}, {e.heads} heads, intermediate {e.intermediate}"
     yield f"longest     {facts.max_positions} tokens"
     yield f"torch       built with {facts.torch.built}, loads from {facts.torch.oldest} on"

@@ -80,6 +80,18 @@ def problem_type(config: Any) -> str | None:
     return stated if stated in PROBLEM_TYPES else None
 
 
+def entailment(config: Any, source: str) -> int:
+    """The row of the label that says that a claim follows from a text, as transformers' zero-shot pipeline finds it: by
+    its name's beginning. Raises BuildError where there is none, or a single label."""
+    rows = [row for name, row in config.label2id.items() if str(name).lower().startswith("entail")]
+    if config.num_labels < 2 or not rows or not 0 <= rows[0] < config.num_labels:
+        raise BuildError(
+            f"{source}: zero_shot_classification needs a classifier with a label called entailment, and one that says "
+            f"the contrary; {_REMEDY.removeprefix('correct it, or ')}"
+        )
+    return int(rows[0])
+
+
 def remarks(folder: Path, config: Any) -> list[str]:
     """What the folder says of its labels that no pipeline reads, a line each, so that it is not dropped in silence."""
     raw = _raw(folder)

@@ -77,8 +77,8 @@ def audit() -> int:
 def _resolve(requirements: list[str], constraints: str | None = None) -> str:
     """uv's answer: the closure of ``requirements`` for every environment of pyproject.toml, with digests."""
     command = [
-        str(TOOLS / "uv"), "pip", "compile", "-", "--universal", "--generate-hashes", "--quiet", "--no-header",
-        "--no-annotate", "--python-version", _OLDEST_PYTHON,
+        str(TOOLS / "uv"), "pip", "compile", "-", "--universal", "--generate-hashes", "--strip-extras", "--quiet",
+        "--no-header", "--no-annotate", "--python-version", _OLDEST_PYTHON,
     ]  # fmt: skip
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as given:
         given.write(constraints or "")

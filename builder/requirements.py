@@ -34,19 +34,14 @@ class RequirementsError(Exception):
 
 
 def pinned(*names: str) -> list[str]:
-    """Every ``name==version`` of pyproject.toml's lists: ``base`` (its dependencies), an extra, or ``serve``.
-
-    ``dev`` is what a checkout needs: base and the extra of that name.
+    """Every ``name==version`` of pyproject.toml's lists: an extra, ``serve`` with the dependencies that it adds to,
+    ``base``, which is these and ``build``, or ``dev``, what a checkout needs: base and the extra of that name.
     """
-    project = tomllib.loads(PROJECT.read_text(encoding="utf-8"))
-    base, extras = project["project"]["dependencies"], project["project"]["optional-dependencies"]
-    serving = project["tool"]["efft"]["serve"]
-    lists = {
-        **extras,
-        "base": base,
-        "dev": base + extras["dev"],
-        "serve": [requirement for requirement in base if requirement.split("==")[0] in serving],
-    }
+    project = tomllib.loads(PROJECT.read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    serve = project["dependencies"] + extras["serve"]
+    base = list(dict.fromkeys(serve + extras["build"]))
+    lists = {**extras, "serve": serve, "base": base, "dev": base + extras["dev"]}
     return [requirement for name in names for requirement in lists[name]]
 
 
@@ -63,7 +58,7 @@ def check_fresh(name: str, text: str) -> None:
     blocks = {**locked(text), **locked((LOCKS / "torch.txt").read_text(encoding="utf-8"))}
     for requirement in pinned(name):
         package, _, version = requirement.partition("==")
-        normal = re.sub(r"[-_.]+", "-", package).lower()
+        normal = re.sub(r"[-_.]+", "-", package.partition("[")[0]).lower()
         if not any(
             block.startswith((f"{normal}=={version} ", f"{normal}=={version}\n")) for block in blocks.get(normal, [])
         ):

@@ -34,8 +34,8 @@ _SHARE_UNKNOWN = 0.8
 """Of the tokens of the script that a tokenizer knows best: beyond it the model is blind."""
 _LONGEST = 10**9
 """transformers writes 1e30 where a tokenizer knows no longest text."""
-_FIRST_TOKEN_TASKS = ("sequence_classification", "rerank", "question_answering")
-_PAIR_TASKS = ("rerank", "question_answering")
+_FIRST_TOKEN_TASKS = ("sequence_classification", "rerank", "question_answering", "zero_shot_classification")
+_PAIR_TASKS = ("rerank", "question_answering", "zero_shot_classification")
 
 
 def load_tokenizer(folder: Path, source: str, do_lower_case: bool | None) -> Any:

@@ -28,7 +28,9 @@ from handler import integrity
 from handler.archive import ArchiveError
 
 ROOT = Path(__file__).resolve().parent.parent
-CONFIG = ROOT / "setup_configs" / "config.properties"
+_PACKAGED = Path(__file__).resolve().parent / "setup_configs"
+CONFIG = (_PACKAGED if _PACKAGED.is_dir() else ROOT / "setup_configs") / "config.properties"
+"""A wheel has it within this package."""
 PORTS = (8080, 8081, 8082)
 """Inference, management and metrics, as the committed config.properties has them."""
 
@@ -81,6 +83,7 @@ class Server:
 
     ``folder`` gets logs, tokens, the effective configuration and, while it runs, what the archives hold. ``ports`` are
     those for inference, management and metrics; ``grpc_ports`` for inference and management, None for TorchServe's own.
+    ``console``: whether TorchServe's console is this process's own, and not a file in ``folder``.
     """
 
     def __init__(
@@ -91,10 +94,12 @@ class Server:
         ports: tuple[int, int, int] = PORTS,
         grpc_ports: tuple[int, int] | None = None,
         settings: dict[str, str] | None = None,
+        console: bool = False,
     ) -> None:
         self.folder = folder.resolve()
         self.store = store.resolve()
         self.ports = ports
+        self.console = console
         self.settings = dict(settings or {})
         if grpc_ports:
             self.settings |= {"grpc_inference_port": str(grpc_ports[0]), "grpc_management_port": str(grpc_ports[1])}
@@ -272,7 +277,8 @@ class Server:
         with (self.folder / "torchserve.out").open("w") as output:
             subprocess.run(
                 [sys.executable, "-m", "ts.model_server", *arguments],
-                cwd=self.folder, env=environment, stdout=output, stderr=subprocess.STDOUT, check=False,
+                cwd=self.folder, env=environment, stdout=None if self.console else output, stderr=subprocess.STDOUT,
+                check=False,
                 # Signals of a terminal are for whoever starts it: a server in the background outlives them.
                 start_new_session=True,
             )  # fmt: skip

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from handler.config import NAME_PATTERN, Pooling, first_problem
+from handler.config import NAME_PATTERN, Output, Pooling, first_problem
 from handler.schemes import Compute, SchemeName, original_type
 from handler.spellings import Encoder, ModelFormat, Task, data_type_of, kind_of, modern_facts, older_facts
 
@@ -64,6 +64,47 @@ class LibraryFacts(_Open):
     targets: list[str] = []
 
 
+class SparseFacts(_Open):
+    """How a sparse embedding is made."""
+
+    kind: Literal["vocabulary", "lexical"]
+    """What the model gives: a weight for each entry of the vocabulary (SPLADE), or for each token of the text (BGE-M3),
+    of which the largest of a token counts."""
+    skip: list[int] = []
+    """Ids of tokens that have no weight."""
+    sums: bool = False
+    """Whether weights of a text's windows are added up, as the model adds up its tokens'; else the largest counts."""
+    most: int | None = Field(default=None, gt=0)
+    """So many weights are kept unless a request says otherwise; None: all."""
+
+
+class ExpansionFacts(_Open):
+    """Tokens behind a short query (ColBERT's query augmentation; Khattab and Zaharia, SIGIR 2020)."""
+
+    token: int
+    length: int = Field(gt=0)
+    """Tokens of a query, those it is filled up with included."""
+    attend: bool
+    """Whether other tokens see them."""
+
+
+class MultiVectorFacts(_Open):
+    """How a text is embedded token by token, and what two texts' vectors are worth."""
+
+    query_length: int | None = Field(default=None, gt=0)
+    """Longest query in tokens; None: as any text."""
+    document_length: int | None = Field(default=None, gt=0)
+    expansion: ExpansionFacts | None = None
+    skip: list[int] = []
+    """Ids of tokens that have no vector."""
+    skip_in: list[Literal["query", "document"]] = ["document"]
+    """Of which texts they are left out."""
+    skip_first: bool = False
+    """Whether a text's first token has no vector."""
+    mean: bool = False
+    """Whether a score is the mean over the query's vectors and not their sum."""
+
+
 class ArchiveFacts(_Open):
     """``archive.json``. Format 1, of version 0.1.0, is read in its own words and written back in them."""
 
@@ -97,6 +138,12 @@ class ArchiveFacts(_Open):
     activation: Activation | None = None
     """What makes a cross-encoder's logit its score; None, of version 0.1.0 and of several labels: sigmoid of one label,
     the last of several labels' probabilities."""
+    entailment: int | None = Field(default=None, ge=0)
+    """Of a zero-shot classifier: the row of the label that says that a claim follows from a text."""
+    sparse: SparseFacts | None = None
+    multi_vector: MultiVectorFacts | None = None
+    outputs: list[Output] = []
+    """What a hybrid embedding model gives, in the order of its outputs."""
     truncation_side: Literal["left", "right"] = "right"
     """Which end of a text is cut off."""
     sizes: Sizes

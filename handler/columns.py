@@ -13,18 +13,20 @@ from handler.errors import RequestError
 Kind = Literal["text", "real", "whole", "vector", "nested"]
 ERROR = "error"
 """The column of what is wrong with a row."""
+_VECTORS = ("embedding",)
+"""Lists of numbers that have one length in all rows."""
 
 
 def kinds(answer: type[BaseModel]) -> dict[str, Kind]:
     """An answer's fields and what each holds, read off its schema: the schema's order, options last."""
-    fields = {name: _kind(info.annotation) for name, info in answer.model_fields.items()}
+    fields = {name: _kind(name, info.annotation) for name, info in answer.model_fields.items()}
     options = [name for name, info in answer.model_fields.items() if not info.is_required()]
     return {name: fields[name] for name in sorted(fields, key=lambda name: name in options)}
 
 
-def _kind(annotation: Any) -> Kind:
+def _kind(name: str, annotation: Any) -> Kind:
     plain = [part for part in get_args(annotation) if part is not type(None)] or [annotation]
-    if list[float] in (annotation, *plain):  # as numbers; no column holds base64
+    if list[float] in (annotation, *plain) and name in _VECTORS:  # as numbers; no column holds base64
         return "vector"
     if get_origin(annotation) is list or len(plain) > 1:
         plain = [annotation]
@@ -65,4 +67,5 @@ def _vectors(values: Many[Any]) -> np.ndarray:
 
 def _objects(values: Many[Any]) -> np.ndarray:
     """One by one: np.array would make more dimensions of lists of one length."""
-    return np.fromiter(values, dtype=object, count=len(values))
+    plain = (value.tolist() if isinstance(value, np.ndarray) else value for value in values)
+    return np.fromiter(plain, dtype=object, count=len(values))

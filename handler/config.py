@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
+import string
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,6 +22,9 @@ from handler.spellings import Encoder, ModelFormat, Task, data_type_of, kind_of,
 Truncation = Literal["error", "truncate", "stride"]
 Aggregation = Literal["none", "simple", "first", "average", "max"]
 ScoreFunction = Literal["sigmoid", "softmax", "none"]
+SparseKeys = Literal["tokens", "ids"]
+Output = Literal["dense", "sparse", "multi_vector"]
+"""What a hybrid embedding model can give of a text."""
 POOLINGS = ("cls", "mean", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 """How an embedding is made of its tokens' vectors, by sentence-transformers' names."""
 
@@ -37,6 +41,21 @@ def _known_poolings(value: str) -> str:
 
 Pooling = Annotated[str, AfterValidator(_known_poolings)]
 """One of POOLINGS, or several joined by "+", whose vectors are joined in that order."""
+
+
+def _one_place(value: str) -> str:
+    """A template with one place for a label. Of Python's format language, in which a stranger's template could ask for
+    gigabytes, only that is read, and doubled braces."""
+    try:
+        places = [place[1:] for place in string.Formatter().parse(value) if place[1] is not None]
+    except ValueError:
+        places = []
+    if len(places) != 1 or places[0] not in (("", "", None), ("0", "", None)):
+        raise ValueError("a template must have {} once, where a label goes, and other braces doubled")
+    return value
+
+
+HypothesisTemplate = Annotated[str, Field(max_length=4_000), AfterValidator(_one_place)]
 
 
 class ConfigError(ValueError):
@@ -71,9 +90,10 @@ class Limits(_Strict):
     """What one request may ask for; more is answered with 413."""
 
     max_inputs: Positive = 128
-    """Elements of a list payload, or texts of a rerank request."""
+    """Elements of a list payload, texts of a rerank request, or candidate labels."""
     max_characters: Positive = 1_000_000
-    """Characters of all texts of one request together; a rerank query counts once for each text."""
+    """Characters of all texts of one request together; what is read once for each of several
+    (a rerank query for texts, a text for candidate labels) counts so often."""
     max_tokens: Positive = 65_536
     """Tokens that one input becomes once it is cut into windows: what a BERT-base computes in less than a minute on
     two cores."""
@@ -103,9 +123,9 @@ class SetupConfig(_Strict):
     """One archive's settings.
 
     ``mode`` (the task), ``kind`` (``ori``: stock and transformers; ``ths``: stock and torchscript; ``thsext``: fused
-    and torchscript) and ``data_type`` (a compute type, or int8) are accepted. The parent example's ``save_mode`` and
-    ``FasterTransformer`` say encoder and format where nothing else does: pretrained -> ori; torchscript -> thsext with
-    FasterTransformer, ths without it.
+    and torchscript; the last two with ``format`` export, too) and ``data_type`` (a compute type, or int8) are accepted.
+    The parent example's ``save_mode`` and ``FasterTransformer`` say encoder and format where nothing else does:
+    pretrained -> ori; torchscript -> thsext with FasterTransformer, ths without it.
     """
 
     model_name: str = Field(min_length=1)
@@ -121,7 +141,8 @@ class SetupConfig(_Strict):
     encoder: Encoder = "fused"
     """The kernels of this project, or transformers' own modules."""
     format: ModelFormat = "torchscript"
-    """How the model is stored: traced, or as transformers saves it (the stock encoder only)."""
+    """How the model is stored: traced by TorchScript or torch.export, or as transformers saves it (the stock encoder
+    only)."""
     compute: Compute = "fp32"
     """The type of weights and arithmetic."""
     scheme: SchemeName = "none"
@@ -176,10 +197,17 @@ class SetupConfig(_Strict):
     stride: Count = 128
     """Tokens that two neighbouring windows share; unless given, at most half of ``max_length``."""
     top_k: Positive | None = None
-    """Labels (or fill-mask candidates) in an answer; None: the best one (fill-mask: 5)."""
+    """Labels (fill-mask candidates, weights of a sparse embedding) in an answer; None: the best one (fill-mask: 5; all
+    weights that the model's own limit leaves)."""
     function_to_apply: ScoreFunction | None = None
     """What makes scores of a classifier's outputs; None: as transformers' pipeline, by the checkpoint's problem type,
     else by the number of its labels."""
+    candidate_labels: list[Annotated[str, Field(min_length=1)]] | None = Field(default=None, min_length=1)
+    """The labels of zero-shot requests that bring none."""
+    hypothesis_template: HypothesisTemplate = "This example is {}."
+    """What a zero-shot classifier is asked of a text, with {} where a label goes."""
+    multi_label: bool = False
+    """Whether several candidate labels may be true of one text."""
     n_best: Positive = 1
     max_answer_length: Positive = 30
     """Longest answer, in tokens."""
@@ -199,6 +227,11 @@ class SetupConfig(_Strict):
     """Whether embeddings have length 1; None: as the checkpoint's folder says."""
     dimensions: Positive | None = None
     """Keep only the first so many dimensions of an embedding; None: as the checkpoint's folder says, else all."""
+    sparse_keys: SparseKeys | None = None
+    """Whether the weights of a sparse embedding stand under tokens or under their ids; None: tokens, but ids of a model
+    with lexical weights, as its authors' library has it."""
+    outputs: list[Output] | None = Field(default=None, min_length=1)
+    """What a hybrid embedding answers where the request does not say; None: all that the model has."""
     prompts: dict[str, str] | None = None
     """Texts that stand before an embedding's text or a rerank query, by name; they are added to those of the
     checkpoint's folder and replace its ones of the same name."""

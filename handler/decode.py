@@ -20,7 +20,7 @@ from handler import quick_json
 from handler.bodies import FORM, RAW_FORM, Headers, check_form, decompressed, form_fields, is_json, text_of
 from handler.config import Limits, first_problem
 from handler.errors import RequestError
-from handler.schemas import Request, RerankRequest
+from handler.schemas import Request
 
 BODY_KEYS = ("body", "data")
 MESSAGE_LENGTH = 300
@@ -70,8 +70,9 @@ class Decoder:
         self._limits = limits
         self._fields = schema.model_fields
         self._plain = "text" in self._fields
-        self._texts = {"text", "text_pair", "question", "context", "query", "texts", "target"} & set(self._fields)
-        self._many = "texts" in self._fields
+        texts = {"text", "text_pair", "question", "context", "query", "texts", "candidate_labels", "target"}
+        self._texts = texts & set(self._fields)
+        self._many = bool(self._texts & {"texts", "candidate_labels"})
         self._allow_overrides = allow_overrides
 
     def decode(
@@ -139,11 +140,11 @@ class Decoder:
         if self._plain and kind == "text/plain":
             return payload
         if not self._plain or is_json(kind):
-            return _json(payload)
+            return read_json(payload)
         if payload.lstrip()[:1] not in "{[":
             return payload
         try:
-            return _json(payload)
+            return read_json(payload)
         except RequestError:
             if _LIKE_JSON.match(payload):
                 raise
@@ -215,7 +216,7 @@ class Decoder:
         if isinstance(element, str) and self._plain:
             element = {"text": element}
         if not isinstance(element, dict):
-            needed = ", ".join(name for name, info in self._fields.items() if info.is_required())
+            needed = ", ".join(name for name, info in self._fields.items() if info.is_required()) or "text"
             _refuse(f"an input must be an object with {needed}{' or a text' if self._plain else ''}", None)
         merged = {**parameters, **element} if parameters else element
         if not self._allow_overrides:
@@ -238,12 +239,11 @@ class Decoder:
             for text in value if isinstance(value, list) else (value,):
                 if isinstance(text, str):
                     total += _checked_length(text, name)
-        if not self._many:
-            return total
-        if isinstance(texts := getattr(request, "texts", None), list) and len(texts) > self._limits.max_inputs:
-            raise RequestError("too_many", f"{len(texts)} texts, at most {self._limits.max_inputs} allowed", "texts")
-        if isinstance(request, RerankRequest):  # each text is read together with the query
-            total += len(request.query) * (len(request.texts) - 1)
+            if self._many and isinstance(value, list) and len(value) > self._limits.max_inputs:
+                raise RequestError("too_many", f"{len(value)} {name}, at most {self._limits.max_inputs} allowed", name)
+        if self._many and request.read_together is not None:
+            one, several = (getattr(request, name) for name in request.read_together)
+            total += len(one) * (len(several or [""]) - 1)
         return total
 
     def _too_large(self) -> NoReturn:
@@ -263,7 +263,8 @@ def _read(parameters: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _json(text: str) -> Any:
+def read_json(text: str) -> Any:
+    """JSON by RFC 8259: no NaN. Raises RequestError with the place, without the client's words."""
     try:
         return quick_json.loads(text)
     except RecursionError:
@@ -349,4 +350,4 @@ def _strings(tensor: dict[str, Any]) -> list[Any]:
 
 def _element(value: Any) -> Any:
     """A string of a v2 tensor may itself be a JSON object, for tasks that need more than a text."""
-    return _json(value) if isinstance(value, str) and value.lstrip().startswith("{") else value
+    return read_json(value) if isinstance(value, str) and value.lstrip().startswith("{") else value

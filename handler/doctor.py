@@ -37,9 +37,9 @@ except (ArchiveError, ConfigError) as error:
 """Runs in the fresh process. Archives of every version have these three modules and ``examine``."""
 
 
-def main(arguments: list[str] | None = None, out: TextIO = sys.stdout) -> int:
+def main(arguments: list[str] | None = None, out: TextIO = sys.stdout, prog: str = "python -m handler.doctor") -> int:
     """Check an archive (or a folder with an extracted one); exit status 0 where it can be served."""
-    parser = argparse.ArgumentParser(prog="python -m handler.doctor", description=__doc__)
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__)
     parser.add_argument("archive", type=Path)
     parser.add_argument("--gpu", type=int, help="the GPU's index (default: the CPU)")
     parser.add_argument("--public-key", type=Path, metavar="FILE", help="refuse what no key of this PEM has signed")

@@ -42,6 +42,11 @@ class Drain:
         folder = os.environ.get(VARIABLE)
         return cls(Path(folder) if folder else None)
 
+    @property
+    def stopping(self) -> bool:
+        """Whether the folder says so."""
+        return self._stop is not None and os.path.exists(self._stop)
+
     @contextmanager
     def busy(self) -> Iterator[bool]:
         """Around a batch; gives whether the server is stopping, so that the batch is to be refused."""

@@ -162,6 +162,27 @@ class Engine:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def encode(self, requests: Many[Request]) -> list[Job[Any] | RequestError]:
+        """The first stage by itself, for who runs the stages side by side: each checked request's job, or its error.
+
+        One thread at a time. The sequences of the jobs then go through :attr:`packer`, and what comes out of it,
+        in their order, into :meth:`finish`.
+        """
+        return self._encode(list(requests))
+
+    def finish(
+        self, jobs: Many[Job[Any]], outputs: Iterable[Arrays | RequestError], *, arrays: bool = False
+    ) -> list[dict[str, Any] | RequestError]:
+        """The last stage by itself: each job's answer as :meth:`payloads` gives it, or its error. ``outputs``: of all
+        their sequences.
+
+        One thread at a time; of fill-mask archives not beside :meth:`encode`, since both ask the tokenizer.
+        """
+        return [
+            answer if isinstance(answer, RequestError) else self.task.present(answer, job.request, arrays=arrays)
+            for answer, job in zip(self._finish(jobs, iter(outputs)), jobs, strict=True)
+        ]
+
     def answer(self, requests: Iterable[Item], deadline: float = float("inf")) -> list[Answer | RequestError]:
         """Each request's answer, of the task's schema (``engine.task.answer``), or its error; in order.
 

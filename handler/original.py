@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from handler.archive import ArchiveError, ArchiveFacts
+from handler.formats import load_file
 from handler.packing import Arrays
 
 CLASSES = {
@@ -18,15 +19,24 @@ CLASSES = {
     "token_classification": "AutoModelForTokenClassification",
     "fill_mask": "AutoModelForMaskedLM",
     "embedding": "AutoModel",
+    "zero_shot_classification": "AutoModelForSequenceClassification",
+    "sparse_embedding": "AutoModelForMaskedLM",
+    "multi_vector_embedding": "AutoModel",
+    "hybrid_embedding": "AutoModel",
 }
 
 _ENCODERS = ("t5", "mt5")
 """Model types whose AutoModel has a decoder too."""
 
 
-def class_of(task: str, model_type: str) -> str:
-    """transformers' class that loads a model type for a task."""
-    return "AutoModelForTextEncoding" if task == "embedding" and model_type in _ENCODERS else CLASSES[task]
+def class_of(task: str, model_type: str, bare: bool) -> str:
+    """transformers' class that loads a model type for a task; ``bare``: without a head of its own."""
+    name = "AutoModel" if bare else CLASSES[task]
+    return "AutoModelForTextEncoding" if name == "AutoModel" and model_type in _ENCODERS else name
+
+
+UNSEEN = 3
+"""In a mask: a token that no token attends to (``handler.packing.collate``)."""
 
 
 class OriginalModel:
@@ -48,10 +58,11 @@ class OriginalModel:
                 tensors["token_type_ids"] = segments
             inputs = {name: torch.from_numpy(array).to(self.device) for name, array in tensors.items()}
             marked = inputs["attention_mask"]
-            inputs["attention_mask"] = (marked > 0).long()
+            inputs["attention_mask"] = ((marked > 0) & (marked != UNSEEN)).long()
             outputs = self._module(**inputs).to_tuple()
             if self._head is not None:
-                outputs = (self._head(outputs[0], marked),)
+                made = self._head(outputs[0], marked)
+                outputs = made if isinstance(made, tuple) else (made,)
             elif self._pooling is not None:
                 outputs = (pool(outputs[0], inputs["attention_mask"], self._pooling),)
             return tuple(output.float().cpu().numpy() for output in outputs)
@@ -67,7 +78,8 @@ def load_original(folder: Path, facts: ArchiveFacts) -> Any:
         raise ArchiveError(f"{folder.name}/ is missing from the archive; build it again")
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(facts.original_type, torch.float32)
     try:
-        loader = getattr(transformers, class_of(facts.task, facts.family))
+        lexical = facts.sparse is not None and facts.sparse.kind == "lexical"
+        loader = getattr(transformers, class_of(facts.task, facts.family, lexical))
         model = loader.from_pretrained(folder, dtype=dtype, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # whatever a damaged file makes the library raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -75,19 +87,17 @@ def load_original(folder: Path, facts: ArchiveFacts) -> Any:
     return model.train(False)
 
 
-HEAD = "head.pt"
-"""Within the checkpoint's folder: an embedding model's pooling and layers, traced, for (hidden, mask)."""
+HEADS = {"torchscript": "head.pt", "export": "head.pt2"}
+"""Within the checkpoint's folder: what stands behind an embedding model's encoder for (hidden, mask), by format."""
 
 
 def load_head(folder: Path, device: torch.device) -> Any:
-    """What stands behind the encoder of an embedding model that is more than ``pool``; None: nothing does."""
-    if not (folder / HEAD).is_file():
-        return None
-    try:
-        return torch.jit.load(str(folder / HEAD), map_location=device)
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ArchiveError(f"{folder.name}/{HEAD} cannot be loaded ({reason}); build the archive again") from error
+    """What stands behind the encoder of an embedding model that is more than ``pool``; None: nothing does.
+
+    Raises ArchiveError where its file cannot be read.
+    """
+    form = next((form for form, name in HEADS.items() if (folder / name).is_file()), None)
+    return None if form is None else load_file(folder / HEADS[form], form, device)
 
 
 def pool(hidden: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tensor:

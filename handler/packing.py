@@ -191,7 +191,7 @@ def _lost() -> RequestError:
 def collate(sequences: Many[Sequence], pad_id: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """ids, segments, mask: int64 [B, S], padded on the right to the longest sequence.
 
-    The mask is 1 on tokens, 2 on those that pooling leaves out, 0 on pads.
+    The mask is 1 on tokens, 2 on those that pooling leaves out, 3 on those that no token attends to, 0 on pads.
     """
     sizes = [len(sequence.ids) for sequence in sequences]
     count = sum(sizes)
@@ -208,6 +208,8 @@ def collate(sequences: Many[Sequence], pad_id: int) -> tuple[np.ndarray, np.ndar
     for row, sequence in enumerate(sequences):
         if sequence.prompt:
             mask[row, : sequence.prompt] = 2
+        if sequence.unseen:
+            mask[row, sizes[row] - sequence.unseen : sizes[row]] = 3
     return ids, segments, mask
 
 

@@ -15,6 +15,7 @@ import torch
 from handler import gemm_config
 from handler.archive import ArchiveError, ArchiveFacts
 from handler.config import SetupConfig
+from handler.formats import load_module
 from handler.packing import Arrays, Model
 from handler.threads import Placement
 from handler.transfer import to_device, to_host
@@ -32,12 +33,12 @@ _loaded: dict[str, str] = {}
 
 
 class TracedModel:
-    """``model.pt`` on a device.
+    """A traced or exported model on a device.
 
     ids, segments, mask: int64 [B, S] in numpy; the outputs are fp32 arrays as the task defines them.
     """
 
-    def __init__(self, module: torch.jit.ScriptModule, device: torch.device) -> None:
+    def __init__(self, module: Any, device: torch.device) -> None:
         self.module = module
         self.device = device
         self.vocabulary = word_rows(module)
@@ -72,7 +73,7 @@ def load_model(folder: Path, facts: ArchiveFacts, config: SetupConfig, gpu: int 
         if device.type == "cuda":
             with torch.cuda.device(device):
                 gemm_config.use(folder)
-    model = TracedModel(_load_module(folder, facts, device), device)
+    model = TracedModel(load_module(folder, facts, device), device)
     logger.info("%s runs on %s", facts.name, _place(facts, device))
     return model
 
@@ -174,40 +175,6 @@ def _loaded_elsewhere(name: str) -> str | None:
 
 def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _load_module(folder: Path, facts: ArchiveFacts, device: torch.device) -> torch.jit.ScriptModule:
-    path = folder / facts.model.file
-    if not path.exists():
-        raise ArchiveError(f"{path.name} is missing from the archive; build it again")
-    try:
-        module = torch.jit.load(str(path), map_location=device)
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ArchiveError(f"{path.name} does not load in torch {torch.__version__}: {reason}") from error
-    module.train(False)
-    _prepare(module, facts)
-    return module
-
-
-def _prepare(module: Any, facts: ArchiveFacts) -> None:
-    """Put the encoder's weights into the form their device likes best; once, not at every call."""
-    if "encoder.matrices" not in dict(module.named_buffers()):
-        return
-    encoder = module.encoder
-    try:
-        if facts.encoder_spec:
-            names = [name for name, _ in encoder.named_buffers()]
-            weights = [getattr(encoder, name) for name in names]
-            for name, weight in zip(names, torch.ops.efft.prepare_weights(weights, facts.encoder_spec), strict=True):
-                setattr(encoder, name, weight)
-        else:  # an archive of 0.1.0
-            s = facts.sizes
-            sizes = (s.layers, s.hidden, s.embedding, s.intermediate)
-            encoder.matrices = torch.ops.efft.prepare(encoder.matrices, *sizes, encoder.vectors)
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ArchiveError(f"the encoder's weights cannot be prepared ({reason}); build the archive again") from error
 
 
 def _version(text: str) -> tuple[int, int]:

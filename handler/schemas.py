@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from handler.config import Aggregation, ScoreFunction, Truncation
+from handler.config import Aggregation, HypothesisTemplate, Output, ScoreFunction, SparseKeys, Truncation
 
 Text = Annotated[str, Field(min_length=1)]
 Prompt = Annotated[str, Field(max_length=4_000)]
@@ -18,6 +18,8 @@ class Request(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     truncation: Truncation | None = None
+    read_together: ClassVar[tuple[str, str] | None] = None
+    """The field whose text is read once for each text of the other field."""
 
 
 class TextRequest(Request):
@@ -35,6 +37,27 @@ class ClassificationRequest(TextRequest):
     top_k: Annotated[int, Field(gt=0)] | None = None
     function_to_apply: ScoreFunction | None = None
     """What makes scores of the model's outputs."""
+
+
+def _parted(value: Any) -> Any:
+    """Labels in one text, with commas between them, as transformers' pipeline takes them."""
+    return [label for part in value.split(",") if (label := part.strip())] if isinstance(value, str) else value
+
+
+Labels = Annotated[list[Text], Field(min_length=1), BeforeValidator(_parted)]
+
+
+class ZeroShotRequest(TextRequest):
+    """A text, and the labels to choose from."""
+
+    read_together = ("text", "candidate_labels")
+
+    candidate_labels: Labels | None = None
+    """A list, or one text with commas between the labels; the setup config may have some."""
+    hypothesis_template: HypothesisTemplate | None = None
+    """What is claimed of the text, with {} where a label goes."""
+    multi_label: bool | None = None
+    """Whether several labels may be true, so that each has a probability of its own."""
 
 
 class QuestionRequest(Request):
@@ -57,8 +80,8 @@ class TokenRequest(TextRequest):
     target: int | str | None = None
 
 
-class EmbeddingRequest(TextRequest):
-    """A text to embed."""
+class PromptedRequest(Request):
+    """A text that may have another before it."""
 
     prompt: Prompt | None = None
     """A text to put before the text; "" for none."""
@@ -66,6 +89,11 @@ class EmbeddingRequest(TextRequest):
     """One of the model's prompts, unless ``prompt`` is given."""
     input_type: Literal["query", "document"] | None = None
     """The model's prompt for this kind of text, unless ``prompt`` or ``prompt_name`` is given."""
+
+
+class EmbeddingRequest(PromptedRequest, TextRequest):
+    """A text to embed."""
+
     normalize: bool | None = None
     dimensions: Annotated[int, Field(gt=0)] | None = None
     precision: Literal["float32", "float16", "int8", "binary", "ubinary"] | None = None
@@ -74,8 +102,43 @@ class EmbeddingRequest(TextRequest):
     """A list of numbers, or base64 of their bytes in little-endian order."""
 
 
+class SparseRequest(PromptedRequest, TextRequest):
+    """A text to embed in few of very many dimensions, each of which is a token."""
+
+    top_k: Annotated[int, Field(gt=0)] | None = None
+    """The heaviest so many alone."""
+    sparse_keys: SparseKeys | None = None
+    """Whether weights stand under tokens or under their ids."""
+
+
+class MultiVectorRequest(PromptedRequest):
+    """A text to embed token by token; or a query and texts to order by their relevance to it."""
+
+    text: Text | None = None
+    query: Text | None = None
+    texts: Annotated[list[Text], Field(min_length=1)] | None = None
+    sort: bool = True
+    """Best first; otherwise in the order of ``texts``."""
+    return_text: bool = False
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> MultiVectorRequest:
+        if (self.text is None) == (self.query is None) or (self.query is None) != (self.texts is None):
+            raise ValueError("give either text, or query and texts")
+        return self
+
+
+class HybridRequest(EmbeddingRequest, SparseRequest):
+    """A text to embed in several ways in one pass."""
+
+    outputs: Annotated[list[Output], Field(min_length=1)] | None = None
+    """Which of the archive's outputs are wanted; None: all."""
+
+
 class RerankRequest(Request):
     """A query and the texts to order by their relevance to it."""
+
+    read_together = ("query", "texts")
 
     query: Text
     texts: Annotated[list[Text], Field(min_length=1)]
@@ -115,6 +178,13 @@ class ClassificationAnswer(Answer, LabelScore):
 
     labels: list[LabelScore] | None = None
     """The ``top_k`` best, or every label of a multi-label model; best first."""
+
+
+class ZeroShotAnswer(Answer):
+    """The candidate labels, best first, and their probabilities in the same order."""
+
+    labels: list[str]
+    scores: list[float]
 
 
 class Span(BaseModel):
@@ -160,6 +230,12 @@ class EmbeddingAnswer(Answer):
     """What int8 numbers are multiplied by."""
 
 
+class SparseAnswer(Answer):
+    """A text's weights by token (or by its id), heaviest first; what is not there is 0."""
+
+    sparse_embedding: dict[str, float]
+
+
 class Ranked(BaseModel):
     """One text of a rerank request, by its place in it."""
 
@@ -173,6 +249,22 @@ class RerankAnswer(Answer):
     """A score for every text."""
 
     results: list[Ranked]
+
+
+class MultiVectorAnswer(Answer):
+    """A text's vectors, one for each token that counts; or a score for every text."""
+
+    token_embeddings: list[list[float]] | None = None
+    results: list[Ranked] | None = None
+
+
+class HybridAnswer(Answer):
+    """The outputs that were asked for."""
+
+    embedding: list[float] | str | None = None
+    scale: float | None = None
+    sparse_embedding: dict[str, float] | None = None
+    token_embeddings: list[list[float]] | None = None
 
 
 class Candidate(BaseModel):

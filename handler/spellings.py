@@ -13,13 +13,23 @@ from typing import Any, Literal, get_args
 from handler.schemes import SCHEMES
 
 Task = Literal[
-    "sequence_classification", "question_answering", "token_classification", "embedding", "rerank", "fill_mask"
+    "sequence_classification",
+    "question_answering",
+    "token_classification",
+    "embedding",
+    "rerank",
+    "fill_mask",
+    "zero_shot_classification",
+    "sparse_embedding",
+    "multi_vector_embedding",
+    "hybrid_embedding",
 ]
 TASKS: tuple[str, ...] = get_args(Task)
 Encoder = Literal["fused", "stock"]
 """``fused``: the kernels of this project; ``stock``: transformers' own modules."""
-ModelFormat = Literal["torchscript", "transformers"]
-FILES = {"torchscript": "model.pt", "transformers": "checkpoint"}
+ModelFormat = Literal["torchscript", "export", "transformers"]
+"""``torchscript``: traced by torch.jit; ``export``: by torch.export; ``transformers``: as transformers saves it."""
+FILES = {"torchscript": "model.pt", "export": "model.pt2", "transformers": "checkpoint"}
 """Where an archive keeps a model of a format."""
 
 KINDS: dict[str, tuple[str, str]] = {
@@ -28,6 +38,8 @@ KINDS: dict[str, tuple[str, str]] = {
     "thsext": ("fused", "torchscript"),
 }
 """The parent project's words -> encoder and format."""
+_ALSO = {"torchscript": ("export",)}
+"""Formats that the parent project did not know, by the one in whose place they stand in its words."""
 DATA_TYPES: dict[str, tuple[str, str]] = {
     "fp32": ("fp32", "none"),
     "bf16": ("bf16", "none"),
@@ -57,6 +69,8 @@ def modern(given: Mapping[str, Any]) -> dict[str, Any]:
         if not isinstance(value, str) or value not in table:
             raise ValueError(f"{older}: {value!r} is none of {', '.join(table)}")
         for name, meant in zip(names, table[value], strict=True):
+            if found.get(name) in _ALSO.get(meant, ()):
+                continue
             if found.get(name) not in (None, meant):
                 raise ValueError(
                     f"{older} {value} contradicts {name} {found[name]}; {older} is the older word for "
@@ -82,7 +96,8 @@ def of_parent(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def kind_of(encoder: str, model_format: str) -> str:
     """ori, ths or thsext."""
-    return next(kind for kind, pair in KINDS.items() if pair == (encoder, model_format))
+    known = next((known for known, others in _ALSO.items() if model_format in others), model_format)
+    return next(kind for kind, pair in KINDS.items() if pair == (encoder, known))
 
 
 def data_type_of(compute: str, scheme: str) -> str:

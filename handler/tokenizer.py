@@ -6,13 +6,14 @@ from collections.abc import Sequence as Many
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import tokenizers
 from tokenizers import Encoding, processors
 
 from handler.config import Truncation
 from handler.errors import RequestError
+from handler.front import LONG, Fronts
 from handler.word_cache import WordCache
 
 BYTE_SPACE = "Ġ"
@@ -21,6 +22,8 @@ EDGE = 100
 """Characters read for a text's last or first token: more than any word has."""
 Input: TypeAlias = "str | tuple[str, str]"
 """A text or a pair of texts."""
+Cut: TypeAlias = Literal["longest", "first"]
+"""Which text of a pair is cut: the longer one, and windows go over the second; or always the first."""
 
 
 @dataclass(slots=True)
@@ -28,7 +31,8 @@ class Sequence:
     """One row of the model's input. ``segments`` None means all zero; ``encoding``: the tokenizer's, if asked for.
 
     ``offsets``, likewise: each token's characters [start, end) of its own text. Use these, not the encoding's.
-    ``prompt``: so many tokens at the beginning that pooling leaves out.
+    ``prompt``: so many tokens at the beginning that pooling leaves out. ``unseen``: so many at the end that no token
+    attends to.
     """
 
     ids: list[int]
@@ -36,14 +40,26 @@ class Sequence:
     encoding: Encoding | None = None
     offsets: list[tuple[int, int]] | None = None
     prompt: int = 0
+    unseen: int = 0
 
 
 @dataclass(slots=True)
 class Tokenized:
-    """One input's sequences: one, or several windows. ``dropped``: tokens that truncation cut off."""
+    """One input's sequences: one, or several windows. ``dropped``: tokens that truncation cut off; estimated by their
+    characters where most of a text was never read."""
 
     sequences: list[Sequence]
     dropped: int = 0
+
+
+@dataclass(slots=True)
+class Fit:
+    """How one input is brought to ``longest`` tokens."""
+
+    policy: Truncation
+    stride: int
+    longest: int
+    cut: Cut = "longest"
 
 
 class Tokenizer:
@@ -66,6 +82,7 @@ class Tokenizer:
         self._trims = _stop_trimming(self.backend)
         self._cut_side = cut_side
         self._words = WordCache.of(self.backend)
+        self._fronts = Fronts.of(self.backend) if cut_side == "right" else None
         self.knows_words = isinstance(self.backend.model, tokenizers.models.WordPiece)
         """Whether tokens of one word can be told from the tokenizer; otherwise white space has to do."""
         self.word_end: str | None = getattr(self.backend.model, "end_of_word_suffix", None) or None
@@ -109,18 +126,42 @@ class Tokenizer:
         return length - 1 if length and encoding.special_tokens_mask[-1] else length
 
     def encode(
-        self, inputs: Many[Input], policies: Many[Truncation], strides: Many[int], *, offsets: bool = False
+        self,
+        inputs: Many[Input],
+        policies: Many[Truncation],
+        strides: Many[int],
+        *,
+        offsets: bool = False,
+        cut: Cut = "longest",
+        longest: Many[int | None] | None = None,
     ) -> list[Tokenized | RequestError]:
         """Tokenize a batch; an input longer than ``max_length`` is treated as its policy says.
 
-        Windows (policy "stride") share ``stride`` tokens; of a pair only the second text is spread over them.
+        Windows (policy "stride") share ``stride`` tokens; of a pair only one text is spread over them, see ``Cut``.
+        ``longest``: limits of single inputs below ``max_length``.
         """
-        rows = self._rows(inputs, offsets)
-        longest = self.max_length
-        return [
-            Tokenized([row]) if 0 < len(row.ids) <= longest else self._fitted(row, text, policy, stride, offsets)
-            for row, text, policy, stride in zip(rows, inputs, policies, strides, strict=True)
-        ]
+        most = self.max_length
+        limits = [most if limit is None else min(limit, most) for limit in longest or [None] * len(inputs)]
+        far = {
+            place: Fit(policies[place], strides[place], limits[place], cut)
+            for place, text in enumerate(inputs)
+            if (len(text) if isinstance(text, str) else max(map(len, text))) > LONG
+        }
+        fronts = {place: front for place, fit in far.items() if (front := self._front(inputs[place], fit)) is not None}
+        whole = [text for place, text in enumerate(inputs) if place not in fronts] if fronts else inputs
+        rows = iter(self._rows(whole, offsets))
+        results: list[Tokenized | RequestError] = []
+        for place, (text, limit) in enumerate(zip(inputs, limits, strict=True)):
+            if place in fronts:
+                results.append(self._beginning(*fronts[place], far[place], offsets))
+                continue
+            row = next(rows)
+            if 0 < len(row.ids) <= limit:
+                results.append(Tokenized([row]))
+            else:
+                fit = Fit(policies[place], strides[place], limit, cut)
+                results.append(self._fitted(row, text, fit, offsets))
+        return results
 
     def _rows(self, inputs: Many[Input], offsets: bool) -> list[Sequence]:
         """Each input whole, however long; by the word cache where that will do."""
@@ -141,49 +182,84 @@ class Tokenizer:
         pair = self._words.pair(*text)
         return None if pair is None else Sequence(pair[0], pair[1] if self._uses_segments else None)
 
-    def _fitted(
-        self, row: Sequence, text: Input, policy: Truncation, stride: int, offsets: bool
-    ) -> Tokenized | RequestError:
+    def _front(self, text: Input, fit: Fit) -> tuple[Input, int] | None:
+        """What of a text far beyond the limit decides what truncation leaves of it, and about how many tokens the whole
+        has; None where it is to be tokenized whole."""
+        if self._fronts is None or fit.policy != "truncate":
+            return None
+        if isinstance(text, str):
+            front = self._fronts.front(text, fit.longest) if len(text) > LONG else None
+            return None if front is None else (front.text, front.tokens)
+        place = 0 if fit.cut == "first" or len(text[0]) > len(text[1]) else 1
+        other = text[1 - place]
+        if len(text[place]) <= LONG or len(other) > LONG:
+            return None
+        # The longer of two texts is known before all of it is read: it has more tokens than the other.
+        used = len(self.backend.encode(other, add_special_tokens=False))
+        front = self._fronts.front(text[place], max(fit.longest, used) + 1)
+        if front is None:
+            return None
+        return ((front.text, other) if place == 0 else (other, front.text)), front.tokens + used
+
+    def _beginning(self, text: Input, tokens: int, fit: Fit, offsets: bool) -> Tokenized | RequestError:
+        try:
+            (window,) = self._windows(text, tokens, fit)
+        except RequestError as error:
+            return error
+        return Tokenized([self._sequence(window, text, offsets)], max(1, tokens - len(window)))
+
+    def _fitted(self, row: Sequence, text: Input, fit: Fit, offsets: bool) -> Tokenized | RequestError:
         length = len(row.ids)
         if length == 0:  # a tokenizer that adds no special tokens, and a text that its normalizer leaves nothing of
             return RequestError("empty", "the text has no tokens")
-        if policy == "error":
-            return RequestError("too_long", f"{length} tokens, the model takes {self.max_length}")
+        if fit.policy == "error":
+            return RequestError("too_long", f"{length} tokens, the model takes {fit.longest}")
         try:
-            windows = self._windows(text, length, policy, stride)
+            windows = self._windows(text, length, fit)
         except RequestError as error:
             return error
-        dropped = 0 if policy == "stride" else length - len(windows[0])
+        dropped = 0 if fit.policy == "stride" else length - len(windows[0])
         return Tokenized([self._sequence(window, text, offsets) for window in windows], dropped)
 
-    def _windows(self, text: Input, length: int, policy: Truncation, stride: int) -> list[Encoding]:
+    def _windows(self, text: Input, length: int, fit: Fit) -> list[Encoding]:
         """Cut by the tokenizer itself, so that special tokens and offsets are exactly those of a short text."""
-        if policy == "truncate":
-            return [self._truncated(text, 0, "longest_first", self._cut_side)]
-        strategy = "only_first" if isinstance(text, str) else "only_second"
-        first = self._truncated(text, self._stride_that_fits(text, length, stride), strategy)
+        single = isinstance(text, str)
+        if fit.policy == "truncate" and (single or fit.cut == "longest"):
+            return [self._truncated(text, 0, fit.longest, "longest_first", self._cut_side)]
+        strategy = "only_first" if single or fit.cut == "first" else "only_second"
+        used, room = self._room_beside(text, fit)
+        if fit.policy == "truncate":
+            return [self._truncated(text, 0, fit.longest, strategy, self._cut_side)]
+        stride = self._stride_that_fits(length - used, room, fit)
+        first = self._truncated(text, stride, fit.longest, strategy)
         return [first, *first.overflowing]
 
-    def _stride_that_fits(self, text: Input, length: int, stride: int) -> int:
+    def _room_beside(self, text: Input, fit: Fit) -> tuple[int, int]:
+        """Tokens of the text that is not cut, and the room that it leaves. Raises RequestError for too little."""
+        single = isinstance(text, str)
+        name = "second" if fit.cut == "first" else "first"
+        used = 0 if single else len(self.backend.encode(text[name == "second"], add_special_tokens=False))
+        room = fit.longest - self.backend.num_special_tokens_to_add(not single) - used
+        if room < (2 if fit.policy == "stride" else 1):
+            raise RequestError("too_long", f"the {name} text has {used} tokens of the {fit.longest} the model takes")
+        return used, room
+
+    def _stride_that_fits(self, length: int, room: int, fit: Fit) -> int:
         """At least half of a window's room must be new tokens, else windows would multiply.
 
-        Raises RequestError where the first text of a pair leaves too little room, or the windows would be too many.
+        ``length``: of the text that is cut, with special tokens. Raises RequestError where the windows would be too
+        many.
         """
-        pair = not isinstance(text, str)
-        used = len(self.backend.encode(text[0], add_special_tokens=False)) if pair else 0
-        room = self.max_length - self.backend.num_special_tokens_to_add(pair) - used
-        if room < 2:
-            raise RequestError("too_long", f"the first text has {used} tokens of the {self.max_length} the model takes")
-        stride = min(stride, room // 2)
-        windows = -(-(length - used) // (room - stride))
-        if windows * self.max_length > self._max_tokens:
+        stride = min(fit.stride, room // 2)
+        windows = -(-length // (room - stride))
+        if windows * fit.longest > self._max_tokens:
             raise RequestError(
-                "too_large", f"about {windows * self.max_length} tokens in windows, at most {self._max_tokens} allowed"
+                "too_large", f"about {windows * fit.longest} tokens in windows, at most {self._max_tokens} allowed"
             )
         return stride
 
-    def _truncated(self, text: Input, stride: int, strategy: str, side: str = "right") -> Encoding:
-        self.backend.enable_truncation(self.max_length, stride=stride, strategy=strategy, direction=side)
+    def _truncated(self, text: Input, stride: int, longest: int, strategy: str, side: str = "right") -> Encoding:
+        self.backend.enable_truncation(longest, stride=stride, strategy=strategy, direction=side)
         try:
             return self.backend.encode(text) if isinstance(text, str) else self.backend.encode(*text)
         finally:

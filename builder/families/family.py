@@ -146,6 +146,7 @@ class Family:
         heads = {
             "sequence_classification": self.classification,
             "rerank": self.classification,
+            "zero_shot_classification": self.classification,
             "question_answering": self.answers,
             "fill_mask": self.fill_mask,
         }

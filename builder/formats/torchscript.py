@@ -1,4 +1,4 @@
-"""Write a model as TorchScript. A second format would be one more function beside :func:`save_torchscript`."""
+"""Write a model as TorchScript."""
 
 from __future__ import annotations
 

@@ -16,12 +16,11 @@ from builder.checkpoint import Checkpoint
 from builder.errors import BuildError
 from builder.gate.probes import Inputs, probes
 from builder.gate.verdict import ALLOWED_RATIO, Verdict
-from builder.models import DTYPES, stock_model
+from builder.models import DTYPES, per_token, stock_model
 from handler.packing import Model as ServedModel
 
 FLOOR = 2.0**-21
 """Relative error that passes in any case: four roundings of fp32, for checkpoints on which PyTorch errs by none."""
-_PER_TOKEN = ("question_answering", "token_classification", "fill_mask")
 
 Model = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ...]]
 
@@ -46,7 +45,7 @@ def compare(
     reference = reference.double()
     for name, batch in probes(checkpoint) if inputs is None else inputs:
         with torch.inference_mode():
-            keep = batch[2].bool() if checkpoint.task in _PER_TOKEN else None
+            keep = [batch[2].bool() if each else None for each in per_token(checkpoint)]
             expected = _numbers(reference(*batch), keep)
             ours = _numbers(candidate(*batch), keep)
             theirs = _numbers(tuple(output.cpu() for output in plain(*(x.to(device) for x in batch))), keep)
@@ -65,9 +64,10 @@ def compare(
     return Verdict(error, plain_error, ratio, worst[0], worst[1], count, passed, device)
 
 
-def _numbers(outputs: tuple[Tensor, ...], keep: Tensor | None) -> Tensor:
-    """All numbers of an answer as one float64 vector; ``keep`` [B, S] marks those that stand on valid tokens."""
-    return torch.cat([(o if keep is None else o[keep]).reshape(-1).double() for o in outputs])
+def _numbers(outputs: tuple[Tensor, ...], keep: list[Tensor | None]) -> Tensor:
+    """All numbers of an answer as one float64 vector; ``keep`` [B, S], of each output, marks valid tokens."""
+    parts = [o if valid is None else o[valid] for o, valid in zip(outputs, keep, strict=True)]
+    return torch.cat([part.reshape(-1).double() for part in parts])
 
 
 def on_tensors(model: ServedModel) -> Model:

@@ -63,7 +63,7 @@ def judge_stage(stage: Path, config: SetupConfig, calibrate: Path | None = None)
     """All of the gate: the figures on each device that the archive can run on here, then the answers."""
     checkpoint = load(config)
     facts = ArchiveFacts.load(stage / "archive.json")
-    pooling = checkpoint.sentences.pooling if checkpoint.task == "embedding" else None
+    pooling = checkpoint.sentences.pooling if checkpoint.task in ("embedding", "hybrid_embedding") else None
     model = load_model(stage, facts, config)
     verdict = RECIPES[config.scheme].judge(checkpoint, model, config.compute, pooling, calibrate, facts.quantisation)
     if not verdict.passed:
@@ -75,7 +75,7 @@ def judge_stage(stage: Path, config: SetupConfig, calibrate: Path | None = None)
         if not there.passed:
             return there
         verdict = replace(verdict, on_gpu=asdict(there))
-    if checkpoint.task not in ("embedding", "rerank"):
+    if not checkpoint.prompted:
         return replace(verdict, requests=prove_answers(stage, checkpoint, config, model))
     prove_sentences(stage, checkpoint, config, model, [*ODD, *special_texts(checkpoint.tokenizer)])
     return verdict

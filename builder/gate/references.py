@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from builder.checkpoint import Checkpoint
-from builder.gate.texts import BY_SCRIPT, LONG, ODD, PAIRS, QUESTIONS, special_texts
+from builder.gate.texts import BY_SCRIPT, CLAIMED, LONG, ODD, PAIRS, QUESTIONS, special_texts
 from handler.characters import trimmed, whole
 
 RELATIVE, ABSOLUTE = 5e-3, 2e-6
@@ -100,6 +100,25 @@ class ClassificationReference(Reference):
         return same_scores(
             [(row["label"], row["score"]) for row in ours], [(row["label"], row["score"]) for row in theirs]
         )
+
+
+class ZeroShotReference(Reference):
+    """transformers' zero-shot-classification pipeline."""
+
+    pipeline = "zero-shot-classification"
+
+    def payloads(self) -> Iterator[tuple[str, Payload]]:
+        """See Reference.payloads: labels of several words and scripts, one label, other claims."""
+        for place, (name, text) in enumerate(self.texts()):
+            yield name, {"text": text, **CLAIMED[place % len(CLAIMED)], "truncation": "truncate"}
+
+    def problem(self, payload: Payload, answer: Any) -> str | None:
+        """See Reference.problem."""
+        options = {key: value for key, value in payload.items() if key not in ("text", "truncation")}
+        # transformers cuts at the tokenizer's own limit here, which is set to that of the archive.
+        theirs = self.ask(payload["text"], **options)
+        ours = zip(answer["labels"], answer["scores"], strict=True)
+        return same_scores(list(ours), list(zip(theirs["labels"], theirs["scores"], strict=True)))
 
 
 class TokenReference(Reference):
@@ -266,4 +285,5 @@ REFERENCES: dict[str, type[Reference]] = {
     "question_answering": QuestionReference,
     "token_classification": TokenReference,
     "fill_mask": FillMaskReference,
+    "zero_shot_classification": ZeroShotReference,
 }

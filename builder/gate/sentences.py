@@ -17,6 +17,7 @@ import torch
 from builder.checkpoint import Checkpoint
 from builder.errors import BuildError
 from builder.families import max_positions
+from builder.gate import outputs
 from builder.gate.answers import open_predictor
 from builder.gate.verdict import ALLOWED_RATIO
 from builder.models import DTYPES
@@ -37,7 +38,6 @@ _SENTENCES = (
     "包裹还没有到。", "لم يصل الطرد بعد", "Посылка ещё не пришла!", "どこに荷物がありますか", "🙂 fine, thanks 👍",
     "x", "  spaces \t and\nlines  ", "e-mail@example.org https://example.org/a_b", "[CLS] a [SEP] b <s> c </s>",
 )  # fmt: skip
-_QUERY = "Which parcel has not arrived?"
 _LONG = "The depot by the harbour counts crates of apples, boots and lamps before each winter storm arrives. "
 
 
@@ -51,7 +51,7 @@ def prove_sentences(
     """
     predictor = open_predictor(stage, config, model)
     cases = _cases(predictor.facts, [*_SENTENCES, _long(predictor.task.tokenizer), *extra])
-    run = _embeddings if checkpoint.task == "embedding" else _scores
+    run = {"embedding": _embeddings, "rerank": _scores}.get(checkpoint.task, _several)
     ours = [_answer(predictor, checkpoint, text, options) for text, options in cases]
     expected = run(checkpoint, config, cases, torch.float32)
     if RECIPES[config.scheme].judged_by == "cosine":
@@ -76,28 +76,32 @@ def _cases(facts: ArchiveFacts, texts: Sequence[str]) -> list[tuple[str, dict[st
     """Every text as it is, and some with each way to choose a prompt."""
     choices: list[dict[str, Any]] = [{"prompt_name": name} for name in facts.prompts]
     choices += [{"prompt": ""}]
-    if facts.task == "embedding":
-        choices += [{"input_type": "query"}, {"input_type": "document"}]
-    else:
+    if facts.task == "rerank":
         choices += [{"raw_scores": True}]
+    else:
+        choices += [{"input_type": "query"}, {"input_type": "document"}]
+    if facts.task == "multi_vector_embedding":
+        choices += [{"query": outputs.QUERY}, {"query": outputs.QUERY, "prompt": "Which: "}]
     short = texts[0], texts[2]
     given = [
         (text, {"prompt": "Represent this text: "}) for text in texts if text in short or text.startswith("Storms.")
     ]
+    if facts.task == "multi_vector_embedding":
+        given += [("x", {"input_type": "query"})]  # as short as a query that is filled up can be
     return [(text, {}) for text in texts] + given + [(text, choice) for choice in choices for text in short]
 
 
 def _answer(predictor: Predictor, checkpoint: Checkpoint, text: str, options: dict[str, Any]) -> np.ndarray:
     if checkpoint.task == "embedding":
         request: dict[str, Any] = {"text": text, **options}
+    elif checkpoint.task == "rerank":
+        request = {"query": outputs.QUERY, "texts": [text], **options}
     else:
-        request = {"query": _QUERY, "texts": [text], **options}
+        request = outputs.request_of(checkpoint, (text, options))
     reply = predictor.predict([{"body": request}], deadline=float("inf"))[0]
     if reply.status != 200:
         raise BuildError(f"parity FAILED: the archive does not answer ({reply.payload['error']['message']})")
-    if checkpoint.task == "embedding":
-        return np.array(reply.payload["embedding"])
-    return np.array([result["score"] for result in reply.payload["results"]])
+    return outputs.numbers(reply.payload, checkpoint.config.vocab_size)
 
 
 def _embeddings(checkpoint: Checkpoint, config: SetupConfig, cases: Any, dtype: torch.dtype) -> list[np.ndarray]:
@@ -126,12 +130,25 @@ def _scores(checkpoint: Checkpoint, config: SetupConfig, cases: Any, dtype: torc
         several = checkpoint.config.num_labels > 1
         activation = torch.nn.Identity() if several or options.get("raw_scores") else None
         score = model.predict(
-            [(_QUERY, text)], activation_fn=activation, show_progress_bar=False, convert_to_tensor=True, **named
+            [(outputs.QUERY, text)], activation_fn=activation, show_progress_bar=False, convert_to_tensor=True, **named
         )
         if several:  # the probability of the last label is this product's own
             score = score[:, -1] if options.get("raw_scores") else score.softmax(-1)[:, -1]
         made.append(score.double().numpy())
     return made
+
+
+def _several(checkpoint: Checkpoint, config: SetupConfig, cases: Any, dtype: torch.dtype) -> list[np.ndarray]:
+    """What a model of other outputs makes of the texts, one at a time."""
+
+    def opened(open_: Any) -> Any:
+        model = _opened(open_, checkpoint, dtype)
+        _set(model, config, max_positions(checkpoint.config))
+        if config.normalize is False and type(model[-1]).__name__ == "Normalize":
+            del model[-1]
+        return model
+
+    return outputs.expected(checkpoint, config, cases, opened)
 
 
 def _opened(open_: Any, checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
@@ -168,7 +185,7 @@ def _judge_distance(
     checkpoint: Checkpoint, ours: list[np.ndarray], expected: list[np.ndarray], cases: Any, allowed: float
 ) -> float:
     error = _error(ours, expected)
-    if checkpoint.task == "embedding":
+    if checkpoint.task != "rerank":
         cosines = [a @ b / (np.linalg.norm(a) * np.linalg.norm(b)) for a, b in zip(ours, expected, strict=True)]
         distance = float(1 - min(cosines))
     else:

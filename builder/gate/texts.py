@@ -68,6 +68,15 @@ QUESTIONS = (
 )
 
 
+CLAIMED = (
+    {"candidate_labels": ["travel", "a complaint about money", "sport"]},
+    {"candidate_labels": ["a lighthouse", "library"], "multi_label": True},
+    {"candidate_labels": ["Reise", "图书馆", "порт", "a"], "hypothesis_template": "The text is about {}, it seems."},
+    {"candidate_labels": ["weather"]},
+)
+"""Labels that a zero-shot classifier chooses from, and what is claimed of a text with them."""
+
+
 def special_texts(tokenizer: Any) -> Iterator[str]:
     """Each of the checkpoint's own special and added tokens within a text, as users may type them."""
     added = sorted(str(token) for token in tokenizer.added_tokens_decoder.values())

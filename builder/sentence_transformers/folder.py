@@ -17,7 +17,19 @@ ACTIVATIONS = {"Identity": "identity", "Sigmoid": "sigmoid", "Tanh": "tanh"}
 _LAYERS = ("Dense", "LayerNorm", "Normalize", "Dropout")
 _WITH_WEIGHTS = ("Dense", "LayerNorm")
 _OWN = "sentence_transformers."
-_TASKS = {"SentenceTransformer": "embedding", "CrossEncoder": "rerank"}
+_TASKS = {
+    "SentenceTransformer": "embedding",
+    "CrossEncoder": "rerank",
+    "SparseEncoder": "sparse_embedding",
+    "MultiVectorEncoder": "multi_vector_embedding",
+    "ColBERT": "multi_vector_embedding",
+}
+"""By the ``model_type`` beside ``modules.json``; ColBERT is PyLate's."""
+_STANFORD = "HF_ColBERT"
+"""The architecture that Stanford's ColBERT states in config.json."""
+_OF_PYLATE = "pylate.models.Dense.Dense"
+"""Its class is sentence-transformers' Dense, and is read as that."""
+_TRANSFORMERS = ("Transformer", "MLMTransformer")
 
 
 @dataclass(frozen=True)
@@ -61,7 +73,7 @@ def modules_of(root: Path, source: str) -> list[Module]:
             raise BuildError(f"{source}: {MODULES} has an entry without type or path")
         if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
             raise BuildError(f"{source}: {MODULES} names {path!r}, which lies outside the model's folder")
-        if not kind.startswith(_OWN):
+        if not kind.startswith(_OWN) and kind != _OF_PYLATE:
             raise BuildError(f"{source}: its module {kind!r} is code outside sentence-transformers, which is never run")
         found.append(Module(kind.rsplit(".", 1)[-1], path))
     return found
@@ -70,9 +82,9 @@ def modules_of(root: Path, source: str) -> list[Module]:
 def transformer_folder(root: Path, source: str) -> Path:
     """Where config, weights and tokenizer lie: the folder itself, or that of its first module, the Transformer."""
     modules = modules_of(root, source)
-    if not modules or (modules[0].kind != "Transformer" and (root / "config.json").is_file()):
+    if not modules or (modules[0].kind not in _TRANSFORMERS and (root / "config.json").is_file()):
         return root
-    if modules[0].kind != "Transformer":
+    if modules[0].kind not in _TRANSFORMERS:
         raise BuildError(f"{source}: its sentence-transformers module {modules[0].kind!r} is not supported")
     return root / modules[0].path
 
@@ -104,9 +116,11 @@ def task_of(root: Path, config: Any, source: str) -> str | None:
             raise BuildError(f"{source}: a {kind} model is not supported; supported: {', '.join(_TASKS)}")
         if kind == "CrossEncoder":
             check_cross_encoder_modules(root, source)
-        if _TASKS[kind] == "embedding" or config.num_labels == 1:
+        if kind != "CrossEncoder" or config.num_labels == 1:
             return _TASKS[kind]
         return "sequence_classification"
+    if _STANFORD in (config.architectures or []):
+        return "multi_vector_embedding"
     if not any(str(name).endswith("ForSequenceClassification") for name in config.architectures or []):
         return None
     unnamed = getattr(config, "problem_type", None) is None and list(config.id2label.values()) == ["LABEL_0"]
@@ -116,6 +130,11 @@ def task_of(root: Path, config: Any, source: str) -> str | None:
 def is_cross_encoder(root: Path, source: str) -> bool:
     """Whether the folder says so itself, whatever task it is built for."""
     return model_config(root, source).get("model_type") == "CrossEncoder"
+
+
+def is_nli(config: Any) -> bool:
+    """Whether a classifier's labels say that it tells what follows from a text."""
+    return any(str(name).lower().startswith("entail") for name in (config.label2id or {}))
 
 
 def has_modules(root: Path) -> bool:
@@ -150,6 +169,41 @@ def check_embedding_modules(root: Path, source: str, pooling: str | None = None)
     for module in modules[1:]:
         _check_files(root / module.path, module, source, pooling)
     return modules
+
+
+def check_sparse_modules(root: Path, source: str) -> None:
+    """Raises BuildError naming the modules of a sparse encoder that is more than a masked language model and a pooling;
+    a plain folder is pooled by the maximum, as the library does."""
+    modules = modules_of(root, source)
+    kinds = [module.kind for module in modules]
+    if modules and (len(kinds) != 2 or kinds[0] not in _TRANSFORMERS or kinds[1] != "SpladePooling"):
+        raise BuildError(
+            f"{source}: a sparse encoder of modules {', '.join(kinds)} is not supported, only Transformer (or "
+            "MLMTransformer) and SpladePooling"
+        )
+    if modules:
+        check_settings(root, modules[0], source)
+
+
+def check_multi_vector_modules(root: Path, source: str) -> None:
+    """Raises BuildError naming the modules of a multi-vector encoder that cannot be served, and for folders of other
+    kinds, to which sentence-transformers would add a layer drawn at random."""
+    modules = modules_of(root, source)
+    kind = model_config(root, source).get("model_type", "SentenceTransformer")
+    if not modules and _STANFORD in (read_object(root / "config.json", source).get("architectures") or []):
+        return
+    if _TASKS.get(kind) != "multi_vector_embedding":
+        raise BuildError(f"{source}: it has no layers for token vectors; it is no multi-vector (ColBERT) model")
+    kinds = [module.kind for module in modules]
+    if kinds[:1] != ["Transformer"] or not set(kinds[1:]) <= {*_LAYERS, "MultiVectorMask"}:
+        raise BuildError(
+            f"{source}: a multi-vector encoder of modules {', '.join(kinds)} is not supported; supported: Transformer, "
+            f"then any of {', '.join(_LAYERS)}, MultiVectorMask"
+        )
+    check_settings(root, modules[0], source)
+    for module in modules[1:]:
+        if module.kind in _WITH_WEIGHTS:
+            _check_files(root / module.path, module, source, None)
 
 
 def check_settings(root: Path, transformer: Module, source: str) -> None:

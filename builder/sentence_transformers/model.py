@@ -9,9 +9,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -20,6 +20,9 @@ from builder.errors import BuildError
 from builder.quiet import quiet
 from builder.sentence_transformers import folder as folders
 from builder.sentence_transformers.head import Dense, Normalize
+
+if TYPE_CHECKING:
+    from builder.sentence_transformers.outputs import Outputs
 
 _HARMLESS_MODEL_KEYS = {
     "dtype", "torch_dtype", "attn_implementation", "add_pooling_layer", "use_safetensors", "low_cpu_mem_usage",
@@ -63,6 +66,8 @@ class SentenceModel:
     dimensions: int | None = None
     activation: str | None = None
     """Of a cross-encoder; see archive.json."""
+    outputs: Outputs | None = None
+    """Of a model that gives more than a pooled vector."""
 
 
 def read_embedding(source: Source) -> SentenceModel:
@@ -75,15 +80,12 @@ def read_embedding(source: Source) -> SentenceModel:
         return SentenceModel(prompts={"query": "", "document": ""}, pooling=source.pooling or "mean")
     model = open_embedding(source)
     transformer, pooling, *rest = model
-    _check_transformer(source, transformer, "token_embeddings", "last_hidden_state")
+    check_transformer(source, transformer, "token_embeddings", "last_hidden_state")
     modes = [pooling.pooling_mode] if isinstance(pooling.pooling_mode, str) else list(pooling.pooling_mode)
-    layers, width = _layers(source, rest, len(modes) * transformer.get_embedding_dimension())
+    layers, width = layers_of(source, rest, len(modes) * transformer.get_embedding_dimension())
     normalize = bool(layers) and isinstance(layers[-1], Normalize)
-    return SentenceModel(
-        max_length=_max_length(source, model),
-        tokenizer=model.tokenizer,
-        prompts=_prompts(source, model),
-        default_prompt_name=model.default_prompt_name,
+    return replace(
+        settings_of(source, model),
         pooling="+".join(modes),
         include_prompt=bool(pooling.include_prompt),
         layers=tuple(layers[:-1] if normalize else layers),
@@ -101,13 +103,17 @@ def read_cross_encoder(source: Source, config: Any) -> SentenceModel:
         return SentenceModel(activation=activation)
     folders.check_cross_encoder_modules(source.root, source.name)
     model = open_cross_encoder(source)
-    _check_transformer(source, model[0], "scores", "logits")
+    check_transformer(source, model[0], "scores", "logits")
+    return replace(settings_of(source, model), activation=activation)
+
+
+def settings_of(source: Source, model: Any) -> SentenceModel:
+    """What every kind of the library's models says: length, tokenizer and prompts. Raises BuildError for odd ones."""
     return SentenceModel(
         max_length=_max_length(source, model),
         tokenizer=model.tokenizer,
         prompts=_prompts(source, model),
         default_prompt_name=model.default_prompt_name,
-        activation=activation,
     )
 
 
@@ -149,10 +155,15 @@ def _chosen_pooling(source: Source) -> Any:
 
 def open_cross_encoder(source: Source, dtype: torch.dtype = torch.float32) -> Any:
     """The folder as a ``CrossEncoder``, on the same terms. Raises BuildError."""
-    from sentence_transformers import CrossEncoder
+    return opened(source, "CrossEncoder", dtype)
+
+
+def opened(source: Source, kind: str, dtype: torch.dtype) -> Any:
+    """The folder as a class of the library, on the CPU, offline, with none of its own code. Raises BuildError."""
+    import sentence_transformers
 
     with _reading(source):
-        return CrossEncoder(str(source.root), **_arguments(source, dtype)).eval()
+        return getattr(sentence_transformers, kind)(str(source.root), **_arguments(source, dtype)).eval()
 
 
 def _arguments(source: Source, dtype: torch.dtype) -> dict[str, Any]:
@@ -184,8 +195,11 @@ def _reading(source: Source) -> Iterator[None]:
         logging.getLogger("sentence_transformers").setLevel(level)
 
 
-def _check_transformer(source: Source, transformer: Any, output: str, of_model: str) -> None:
-    """Raises BuildError for settings of the Transformer module that are not carried over."""
+def check_transformer(
+    source: Source, transformer: Any, output: str, of_model: str, carried: tuple[str, ...] = ()
+) -> None:
+    """Raises BuildError for settings of the Transformer module that are not carried over; ``carried``: those that
+    belong to one kind of model, whose reader takes them."""
     name = source.name
     modality = transformer.modality_config.get("text", {})
     made = modality.get("method_output_name")
@@ -196,9 +210,11 @@ def _check_transformer(source: Source, transformer: Any, output: str, of_model: 
     if "message" in transformer.modality_config:
         raise BuildError(f"{name}: its Transformer module reads chat messages, which is not supported")
     for key in ("processing_kwargs", "query_length", "document_length", "query_expansion"):
-        if getattr(transformer, key, None):
+        if key not in carried and getattr(transformer, key, None):
             raise BuildError(f"{name}: its Transformer module sets {key}, which is not supported")
     modules = folders.modules_of(source.root, name)
+    if not modules:
+        return
     stated = type(transformer).load_config(str(source.root), subfolder=modules[0].path, local_files_only=True)
     model_keys = set(stated.get("model_args") or stated.get("model_kwargs") or {}) - _HARMLESS_MODEL_KEYS
     config_keys = set(stated.get("config_args") or stated.get("config_kwargs") or {})
@@ -206,14 +222,17 @@ def _check_transformer(source: Source, transformer: Any, output: str, of_model: 
         raise BuildError(f"{name}: its Transformer module sets {', '.join(unknown)} of the model; use config.json")
 
 
-def _layers(source: Source, modules: list[Any], width: int) -> tuple[list[nn.Module], int]:
-    """The modules behind the pooling as plain layers, and how many dimensions they give."""
+def layers_of(
+    source: Source, modules: list[Any], width: int, place: str = "sentence_embedding"
+) -> tuple[list[nn.Module], int]:
+    """The modules behind the pooling as plain layers, and how many dimensions they give; ``place``: what they change,
+    by the library's name."""
     layers: list[nn.Module] = []
     for module in modules:
         kind = type(module).__name__
-        place = (getattr(module, "module_input_name", None), getattr(module, "module_output_name", None))
-        if kind in ("Dense", "Normalize") and place != ("sentence_embedding", "sentence_embedding"):
-            raise BuildError(f"{source.name}: its module {kind} reads {place[0]!r} and writes {place[1]!r}")
+        names = (getattr(module, "module_input_name", None), getattr(module, "module_output_name", None))
+        if kind in ("Dense", "Normalize") and names != (place, place):
+            raise BuildError(f"{source.name}: its module {kind} reads {names[0]!r} and writes {names[1]!r}")
         takes = {"Dense": "in_features", "LayerNorm": "dimension"}.get(kind)
         if takes is not None and getattr(module, takes) != width:
             raise BuildError(f"{source.name}: its module {kind} takes {getattr(module, takes)} dimensions, not {width}")

@@ -75,6 +75,9 @@ def _lines(path: Path) -> list[Any]:
         raise BuildError(f"{path.name}: a line that begins with {{ is not JSON ({error})") from error
 
 
+_LABELS = ["billing", "delivery", "a complaint", "praise", "technical help"]
+
+
 def _payload(task: Task, text: str, mask: str) -> dict[str, Any]:
     if task == "question_answering":
         return {"question": _QUESTION, "context": text}
@@ -82,4 +85,6 @@ def _payload(task: Task, text: str, mask: str) -> dict[str, Any]:
         return {"query": _QUESTION, "texts": [text]}
     if task == "fill_mask":
         return {"text": f"{text} {mask}"}
+    if task == "zero_shot_classification":
+        return {"text": text, "candidate_labels": _LABELS}
     return {"text": text}

@@ -39,9 +39,9 @@ columns of their answers; a row that has none says why in the column "error". A 
 goes on where it was when the same command is given again."""
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser(prog: str = "python -m handler.bulk") -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m handler.bulk", description=__doc__, epilog=_HELP)
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__, epilog=_HELP)
     parser.add_argument("input", type=Path, metavar="IN")
     parser.add_argument("output", type=Path, metavar="OUT")
     parser.add_argument("--archive", type=Path, required=True, metavar="NAME.mar", help="or an unpacked one's folder")
@@ -72,9 +72,9 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None, prog: str = "python -m handler.bulk") -> int:
     """Run; returns the exit status: 0 when OUT is there, 1 with one line where it is not, 130 where it was stopped."""
-    options = make_parser().parse_args(arguments)
+    options = make_parser(prog).parse_args(arguments)
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
             signal.signal(number, _interrupt)
@@ -200,8 +200,11 @@ def text_columns(task: str, given: list[str], source: Source) -> dict[str, str]:
             raise BulkError(f"{task} needs a column for {missing[0]}: --column {' '.join(f.upper() for f in needed)}")
     for field, name in columns.items():
         _require(source, name)
-        if source.kind == "parquet" and not _holds_text(source.schema.field(name).type, field == "texts"):
-            kind = "lists of text" if field == "texts" else "text"
+        lists = field in ("texts", "candidate_labels")
+        if field == "candidate_labels" and source.kind == "parquet":  # or texts with commas between the labels
+            lists = not _holds_text(source.schema.field(name).type, False)
+        if source.kind == "parquet" and not _holds_text(source.schema.field(name).type, lists):
+            kind = "lists of text" if lists else "text"
             raise BulkError(f"column {name!r} is {source.schema.field(name).type}, but {field} must be {kind}")
     return columns
 

@@ -25,10 +25,14 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "embedding": ("text",),
     "rerank": ("query", "text"),
     "fill_mask": ("text",),
+    "zero_shot_classification": ("text", "candidate_labels"),
+    "sparse_embedding": ("text",),
+    "multi_vector_embedding": ("text",),
+    "hybrid_embedding": ("text",),
 }
 """The texts of each task's request, in the order in which columns are given; rerank takes one ``text``, or a list of
 them as ``texts``."""
-OPTIONAL = ("text_pair",)
+OPTIONAL = ("text_pair", "candidate_labels")
 """Fields that a request may do without."""
 
 
@@ -184,8 +188,14 @@ def _unused(engine: Engine, options: Mapping[str, Any]) -> set[str]:
     """Fields that no answer has under these settings."""
     config, facts = engine.config, engine.facts
     unused = set()
-    if not (options.get("top_k") or config.top_k or facts.problem_type == "multi_label_classification"):
+    several = options.get("top_k") or config.top_k or facts.problem_type == "multi_label_classification"
+    if facts.task == "sequence_classification" and not several:
         unused.add("labels")
+    if facts.task == "multi_vector_embedding":  # of texts alone, not of queries with texts
+        unused.add("results")
+    if facts.task == "hybrid_embedding":
+        wanted = options.get("outputs") or config.outputs or facts.outputs
+        unused |= {field for output, field in _OF_OUTPUTS.items() if output not in wanted}
     if int(options.get("n_best") or config.n_best) == 1:
         unused.add("answers")
     if not config.null_answer:
@@ -193,10 +203,16 @@ def _unused(engine: Engine, options: Mapping[str, Any]) -> set[str]:
     return unused
 
 
+_OF_OUTPUTS = {"dense": "embedding", "sparse": "sparse_embedding", "multi_vector": "token_embeddings"}
+"""A hybrid embedding's outputs -> the columns that hold them."""
+
+
 def arrow_type(annotation: Any) -> pa.DataType:
     """Of a field of an answer's schema (handler/schemas.py)."""
     if get_origin(annotation) in (types.UnionType, Union):
         (annotation,) = (part for part in get_args(annotation) if part is not type(None))
+    if get_origin(annotation) is dict:
+        return pa.map_(*map(arrow_type, get_args(annotation)))
     if get_origin(annotation) is list:
         return pa.list_(arrow_type(get_args(annotation)[0]))
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):

@@ -103,7 +103,7 @@ class Work:
         objects = rows.objects(None if self._job.keep_all else self._job.kept.names)
         names = [self._job.prefix + name for name in answers.schema.names]
         lines, errors = [], 0
-        columns = [column.to_pylist() for column in answers.columns]
+        columns = [column.to_pylist(maps_as_pydicts="strict") for column in answers.columns]
         for own, *answer in zip(objects, *columns, strict=True):
             named = {name: value for name, value in zip(names, answer, strict=True) if value is not None}
             if not own.keys().isdisjoint(named):
@@ -169,4 +169,5 @@ def _flat(column: pa.Array) -> pa.Array:
         if not any(test(column.type) for test in (pa.types.is_binary, pa.types.is_large_binary)):
             return column
         return pa.array([None if value is None else _plain(value) for value in column.to_pylist()], pa.string())
-    return pa.array([None if value is None else to_json(value) for value in column.to_pylist()], pa.string())
+    values = column.to_pylist(maps_as_pydicts="strict")
+    return pa.array([None if value is None else to_json(value) for value in values], pa.string())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence as Many
 from functools import lru_cache
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
@@ -13,46 +13,36 @@ from handler.archive import ArchiveFacts
 from handler.config import SetupConfig
 from handler.errors import RequestError
 from handler.packing import Arrays
-from handler.schemas import EmbeddingAnswer, EmbeddingRequest
-from handler.tasks.base import Job, Task, with_dropped
-from handler.tasks.prompts import prompt_of
-from handler.tokenizer import Input, Tokenizer
+from handler.schemas import Answer, EmbeddingAnswer, EmbeddingRequest
+from handler.tasks.base import Job, with_dropped
+from handler.tasks.prompts import PromptedTask, prompt_of
+from handler.tokenizer import Tokenizer
 
 TINY = 1e-12
 """Keeps the norm of a zero vector from dividing by zero, as torch.nn.functional.normalize does."""
 
 
-class Embedding(Task[EmbeddingRequest]):
+E = TypeVar("E", bound=EmbeddingRequest)
+
+
+class Embedding(PromptedTask[E]):
     """The model's output is a pooled vector [D]; windows of one text are averaged by their tokens.
 
     A prompt stands before the text, thus in the first window only. Answers hold their vectors as arrays; see present.
     """
 
     request = EmbeddingRequest
-    answer = EmbeddingAnswer
+    answer: ClassVar[type[Answer]] = EmbeddingAnswer
 
     def __init__(self, facts: ArchiveFacts, config: SetupConfig, tokenizer: Tokenizer) -> None:
         super().__init__(facts, config, tokenizer)
         self._prompt_length = lru_cache(256)(tokenizer.prompt_length)
 
-    def input(self, request: EmbeddingRequest) -> Input:
-        """See Task.input."""
-        return prompt_of(request, self.facts) + request.text
+    def encode(self, requests: Many[E]) -> list[Job[E] | RequestError]:
+        """See Task.encode."""
+        return [self._marked(job) for job in super().encode(requests)]
 
-    def encode(self, requests: Many[EmbeddingRequest]) -> list[Job[EmbeddingRequest] | RequestError]:
-        """See Task.encode; a request with an unknown prompt is an error of its own."""
-        found: list[Job[EmbeddingRequest] | RequestError | None] = [self._refused(request) for request in requests]
-        jobs = iter(super().encode([r for r, error in zip(requests, found, strict=True) if error is None]))
-        return [self._marked(next(jobs)) if error is None else error for error in found]
-
-    def _refused(self, request: EmbeddingRequest) -> RequestError | None:
-        try:
-            prompt_of(request, self.facts)
-        except RequestError as error:
-            return error
-        return None
-
-    def _marked(self, job: Job[EmbeddingRequest] | RequestError) -> Job[EmbeddingRequest] | RequestError:
+    def _marked(self, job: Job[E] | RequestError) -> Job[E] | RequestError:
         """The job, with the prompt's tokens marked where the model's pooling leaves them out."""
         if self.facts.include_prompt or isinstance(job, RequestError):
             return job
@@ -64,16 +54,14 @@ class Embedding(Task[EmbeddingRequest]):
                 return RequestError("too_long", "the prompt leaves no room for the text", "prompt")
         return job
 
-    def finish(self, job: Job[EmbeddingRequest], outputs: list[Arrays]) -> dict[str, Any]:
+    def finish(self, job: Job[E], outputs: list[Arrays]) -> dict[str, Any]:
         """See Task.finish."""
         (answer,) = self.finish_all([job], [outputs])
         if isinstance(answer, RequestError):
             raise answer
         return answer
 
-    def finish_all(
-        self, jobs: Many[Job[EmbeddingRequest]], outputs: Many[list[Arrays]]
-    ) -> list[dict[str, Any] | RequestError]:
+    def finish_all(self, jobs: Many[Job[E]], outputs: Many[list[Arrays]]) -> list[dict[str, Any] | RequestError]:
         """See Task.finish_all: norms of all vectors that are wanted alike in one go."""
         answers: list[dict[str, Any] | RequestError] = [{}] * len(jobs)
         groups: dict[tuple[Any, ...], list[int]] = {}
@@ -81,7 +69,8 @@ class Embedding(Task[EmbeddingRequest]):
             request = job.request
             groups.setdefault((request.normalize, request.dimensions, request.precision), []).append(place)
         for places in groups.values():
-            vectors = np.stack([_averaged(jobs[place], outputs[place]) for place in places])
+            rows = [_averaged(jobs[place], outputs[place]) for place in places]
+            vectors = np.stack(rows) if len(rows) > 1 else rows[0][None]
             request = jobs[places[0]].request
             try:
                 finished = quantised(self._shaped(vectors, request), request.precision)
@@ -91,7 +80,7 @@ class Embedding(Task[EmbeddingRequest]):
                 answers[place] = answer if isinstance(answer, RequestError) else with_dropped(answer, jobs[place])
         return answers
 
-    def present(self, answer: dict[str, Any], request: EmbeddingRequest, *, arrays: bool) -> dict[str, Any]:
+    def present(self, answer: dict[str, Any], request: E, *, arrays: bool) -> dict[str, Any]:
         """See Task.present: base64 of the vector's bytes where the request asks for it, else numbers."""
         vector = answer["embedding"]
         if request.encoding_format == "base64":
@@ -99,6 +88,12 @@ class Embedding(Task[EmbeddingRequest]):
         if arrays and vector.dtype != np.float16:  # of fp16 not every JSON library writes the short form
             return answer
         return {**answer, "embedding": vector.tolist()}
+
+    def of_windows(self, job: Job[E], outputs: list[Arrays]) -> dict[str, Any]:
+        """A text's vector and what belongs to it, of its windows'. Raises RequestError for too many dimensions."""
+        vector = self._shaped(_averaged(job, outputs)[None], job.request)
+        answer: dict[str, Any] = quantised(vector, job.request.precision)[0]
+        return answer
 
     def _shaped(self, vectors: np.ndarray, request: EmbeddingRequest) -> np.ndarray:
         """Normalised and cut, in sentence-transformers' order: as the model says, cut, again where asked for. [B, D]"""
@@ -114,7 +109,7 @@ class Embedding(Task[EmbeddingRequest]):
         return _unit(vectors) if unit and (self.facts.cut_first or asked) else vectors
 
 
-def _averaged(job: Job[EmbeddingRequest], outputs: list[Arrays]) -> np.ndarray:
+def _averaged(job: Job[Any], outputs: list[Arrays]) -> np.ndarray:
     """The vector [D] of one text, fp32: its windows' mean by their tokens."""
     if len(outputs) == 1:
         return outputs[0][0].astype(np.float32, copy=False)

@@ -43,6 +43,10 @@ class SequenceClassification(Task[ClassificationRequest]):
         special = config.top_k or multi or any(job.request.top_k or job.request.function_to_apply for job in jobs)
         if special or not jobs:
             return super().finish_all(jobs, outputs)
+        if len(jobs) == 1:
+            scores = self.scores(_voted(outputs[0]))
+            first = int(scores.argmax())
+            return [with_dropped({"label": self.facts.label(first), "score": float(scores[first])}, jobs[0])]
         scores = self.scores(np.stack([_voted(own) for own in outputs]))
         firsts = scores.argmax(axis=-1)  # of equal ones the first, as ``best`` has it
         highest = scores[np.arange(len(scores)), firsts].tolist()

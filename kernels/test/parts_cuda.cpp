@@ -1,6 +1,7 @@
 // The engine's parts on a GPU as operators of their own, for tests only.
 #include <torch/csrc/stable/library.h>
 
+#include <cmath>
 #include <tuple>
 #include <vector>
 
@@ -126,11 +127,14 @@ extern EFFT_ATTENTION(float, FullScores) extern EFFT_ATTENTION(__half, FullScore
       using T = decltype(zero);
       const AttentionArguments<T, ScoreOf> a{data<const T>(qkv),
                                              data<const float>(bias),
+                                             data<const float>(bias) + 2 * hidden,
                                              data<const int>(cu_seqlens),
                                              data<T>(out),
                                              static_cast<int>(cu_seqlens.size(0) - 1),
                                              static_cast<int>(heads),
+                                             static_cast<int>(heads),
                                              static_cast<int>(size),
+                                             static_cast<float>(1 / std::sqrt(static_cast<double>(size))),
                                              score};
       check(attention(a, static_cast<int>(max_length), static_cast<int>(tokens), current_stream(qkv), Order::kSerial),
             "attention");
@@ -145,24 +149,25 @@ extern EFFT_ATTENTION(float, FullScores) extern EFFT_ATTENTION(__half, FullScore
 
   // A window of keys around each row and a penalty that grows with the distance: holds every kernel to what score.cuh
   // promises to policies that are yet to come.
-  struct WindowScores {
+  struct ProbeScores {
     static constexpr bool kNarrows = true;
     static constexpr bool kAdds = true;
     int reach;    // keys to either side
-    float slope;  // per key of distance, times head + 1
+    float slope;  // per key of distance, times head + 1; over the scale
 
     __device__ __forceinline__ KeyRange keys(int length, int row) const {
       return {max(min(row, length - 1) - reach, 0), min(row + reach + 1, length)};
     }
-    __device__ __forceinline__ float added(int head, int row, int key) const {
-      return -slope * static_cast<float>(head + 1) * static_cast<float>(abs(row - key));
+    __device__ __forceinline__ float added(int head, int distance) const {
+      return -slope * static_cast<float>(head + 1) * static_cast<float>(abs(distance));
     }
   };
 
   Tensor window_attention_op(const Tensor& qkv, const Tensor& bias, const Tensor& cu_seqlens, int64_t heads,
                              int64_t max_length, int64_t reach, double slope) {
+    const double size = static_cast<double>(qkv.size(1)) / 3 / static_cast<double>(heads);
     return attend(qkv, bias, cu_seqlens, heads, max_length,
-                  WindowScores{static_cast<int>(reach), static_cast<float>(slope)});
+                  ProbeScores{static_cast<int>(reach), static_cast<float>(slope * std::sqrt(size))});
   }
 
   Tensor add_norm_op(const Tensor& x_in, const Tensor& bias_in, const Tensor& residual_in, const Tensor& gamma_in,

@@ -11,6 +11,8 @@
 #include "../cuda/engine/eight.h"
 #include "../cuda/engine/fold.h"
 #include "../cuda/engine/lanes.h"
+#include "../cuda/engine/position_tables.h"
+#include "efft/cuda/rows/positions.cuh"
 #include "tensors_cuda.h"
 
 namespace efft::cuda {
@@ -36,8 +38,12 @@ bool torch_allows_tf32() {
 int64_t folded_at(const Lowered& encoder) {
   return (2 * arena_elements(encoder.slots, SlotKind::matrix) + 255) / 256 * 256;
 }
+// Then the tables of positions, where there are any.
+int64_t position_tables_at(const Lowered& encoder) {
+  return folded_at(encoder) + static_cast<int64_t>(folded_bytes(encoder));
+}
 int64_t prepared_elements(const Lowered& encoder) {
-  return (folded_at(encoder) + static_cast<int64_t>(folded_bytes(encoder))) / 2;
+  return position_tables_at(encoder) / 2 + position_table_elements(encoder);
 }
 bool is_prepared(const Tensor& matrices, const Lowered& encoder) {
   return matrices.dim() == 1 && matrices.element_size() == 2 && encoder.spec.norm == NormPlace::post &&
@@ -46,11 +52,16 @@ bool is_prepared(const Tensor& matrices, const Lowered& encoder) {
 
 // Throws std::runtime_error in one line for an encoder that the engine cannot run yet.
 void check_runs(const EncoderSpec& spec) {
-  check_known(spec,
-              {"layers", "hidden", "heads", "intermediate", "embedding", "activation", "norm", "epsilon", "positions",
-               "offset", "pad"},
-              "the CUDA engine");
-  STD_TORCH_CHECK(spec.positions != PositionCount::none, "spec: the CUDA engine does not run positions=none");
+  check_known(
+      spec,
+      {"layers",    "hidden",   "heads",  "intermediate", "embedding", "activation",   "norm",       "epsilon",
+       "positions", "offset",   "pad",    "head",         "kv_heads",  "normalise",    "first_norm", "embedding_norm",
+       "types",     "gated",    "rotary", "rotary_size",  "window",    "local",        "scale",      "relative",
+       "buckets",   "distance", "c2p",    "p2c",          "layer_of",  "dropout_token"},
+      "the CUDA engine");
+  STD_TORCH_CHECK(spec.relative != Relative::disentangled || spec.local.empty(),
+                  "spec: the CUDA engine does not run local layers with relative=disentangled");
+  buckets_of(spec);
 }
 
 Tensor run_encoder(const Tensor& ids_in, const Tensor& segments_in, const Tensor& mask_in, const Weights& weights,
@@ -76,12 +87,13 @@ Tensor run_encoder(const Tensor& ids_in, const Tensor& segments_in, const Tensor
   const Type type = type_of(word);
   Prepared eight{nullptr, prepared ? data<const char>(matrices) + folded_at(*encoder) : nullptr};
   if (in_bytes) eight = prepared_eight_bits(*encoder, matrices.data_ptr(), matrices.numel());
+  const bool tables = prepared && encoder->spec.relative == Relative::disentangled;
   const Model model{encoder,
                     type,
                     type == Type::f32 && torch_allows_tf32(),
                     word.data_ptr(),
-                    position.data_ptr(),
-                    segment.data_ptr(),
+                    encoder->spec.positions == PositionCount::none ? nullptr : position.data_ptr(),
+                    encoder->spec.types ? segment.data_ptr() : nullptr,
                     static_cast<int>(word.size(0)),
                     static_cast<int>(position.size(0)),
                     static_cast<int>(segment.size(0)),
@@ -89,6 +101,7 @@ Tensor run_encoder(const Tensor& ids_in, const Tensor& segments_in, const Tensor
                     data<const float>(vectors),
                     eight.folded,
                     wanted,
+                    tables ? data<const char>(matrices) + position_tables_at(*encoder) : nullptr,
                     eight.eight};
   const Call call{data<const int64_t>(ids), data<const int64_t>(segments), data<const int64_t>(mask),
                   result.data_ptr(),        static_cast<int>(ids.size(0)), static_cast<int>(ids.size(1))};
@@ -120,6 +133,9 @@ Tensor folded(const Tensor& matrices_in, const Tensor& vectors_in, const Lowered
       check(fold_weights(encoder, data<const T>(matrices), data<const float>(vectors),
                          data<char>(out) + folded_at(encoder), stream),
             "folding the weights");
+      check(make_position_tables(encoder, data<const float>(vectors),
+                                 reinterpret_cast<T*>(data<char>(out) + position_tables_at(encoder)), stream),
+            "the tables of positions");
     }
   });
   return out;
@@ -153,7 +169,8 @@ std::vector<Tensor> prepare_weights(std::vector<Tensor> tensors, const std::stri
   }
   if (is_prepared(weights.matrices, *encoder)) return tensors;
   check_matrices(weights.matrices, *encoder);
-  if (weights.matrices.element_size() == 2 && folds(DeviceInfo::current(), encoder->spec))
+  const bool tables = encoder->spec.relative == Relative::disentangled && encoder->spec.norm == NormPlace::post;
+  if (weights.matrices.element_size() == 2 && (tables || folds(DeviceInfo::current(), encoder->spec)))
     tensors[kMatrices] = folded(weights.matrices, weights.vectors, *encoder);
   return tensors;
 }

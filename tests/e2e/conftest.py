@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+import requests
 
 from builder.compile import ROOT
 from deploy.proxy import Proxy, nginx
 from deploy.server import Server
+from handler.client import Client
 from tests.checkpoints import make_checkpoint
 
 SAMPLES = ("ticket_routing", "document_qa")
 OTHERS = {"roberta_like": "roberta", "distilbert_like": "distilbert"}
+FORMATS = {"roberta_like": "torchscript", "distilbert_like": "export"}
 
 
 def free_ports(count: int) -> list[int]:
@@ -38,6 +44,23 @@ def run(*arguments: str) -> str:
     return result.stdout
 
 
+@contextmanager
+def registered(server: Server, configs: dict[str, dict[str, Any]], folder: Path) -> Iterator[Client]:
+    """A client of the running server with archives of these setup configs, by name, registered in it meanwhile."""
+    url = f"http://127.0.0.1:{server.ports[1]}/models"
+    for name, config in configs.items():
+        path = folder / f"{name}.json"
+        path.write_text(json.dumps({"name": name, **config}))
+        run("builder", "archive", str(path), "--output", str(server.store), "--device", "cpu")
+        settings: dict[str, str | int] = {"url": f"{name}.mar", "initial_workers": 1, "synchronous": "true"}
+        answer = requests.post(url, params=settings, headers=server.headers("management"), timeout=120)
+        assert answer.ok, answer.text
+    with Client(server.url, key_file=server.folder / "key_file.json", timeout=60) as client:
+        yield client
+    for name in configs:
+        requests.delete(f"{url}/{name}", headers=server.headers("management"), timeout=60)
+
+
 @pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model store with four archives, built by the command line."""
@@ -47,7 +70,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
         run("builder", "archive", f"setup_configs/{name}.json", "--output", str(folder), "--device", "cpu")
     for name, family in OTHERS.items():
         checkpoint = make_checkpoint(tmp_path_factory.mktemp(name) / name, family)
-        run("builder", "archive", "--model", str(checkpoint), "--output", str(folder), "--device", "cpu")
+        options = ["--format", FORMATS[name], "--output", str(folder), "--device", "cpu"]
+        run("builder", "archive", "--model", str(checkpoint), *options)
     return folder
 
 

@@ -13,7 +13,8 @@ from builder.compile import CUDA_TARGETS, compile_cpu, compile_cuda
 from builder.errors import BuildError
 from builder.gate import parity
 from handler.config import SetupConfig
-from tests.checkpoints import FAMILIES, make_checkpoint
+from tests import newer_families as newer
+from tests.checkpoints import FAMILIES, NEWER, make_checkpoint
 
 
 def _libraries() -> list[LibraryFile]:
@@ -36,6 +37,16 @@ def test_both_libraries_are_proven(tmp_path: Path, family: str, data_type: str) 
     assert verdict.passed
     assert verdict.on_gpu is not None, "the CUDA library was not run"
     assert verdict.on_gpu["device"].startswith("cuda")
+    assert verdict.on_gpu["passed"]
+
+
+@pytest.mark.parametrize("data_type", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("family", NEWER)
+def test_newer_families_are_proven(tmp_path: Path, family: str, data_type: str) -> None:
+    folder = make_checkpoint(tmp_path / "checkpoint", family, newer.HEADS[family][0])
+    _, verdict = build(_config(folder, data_type), _libraries(), tmp_path / "store", lambda _: None)
+    assert verdict.passed
+    assert verdict.on_gpu is not None, "the CUDA library was not run"
     assert verdict.on_gpu["passed"]
 
 

@@ -1,4 +1,6 @@
-"""Writes what transformers' pipelines answer: ``python -m tests.parity.make_expected [TASK ...]``.
+"""Writes what transformers' pipelines and sentence-transformers answer.
+
+``python -m tests.parity.make_expected [TASK ...]``; with ``OMP_NUM_THREADS=1`` where other programs use the cores.
 
 The question-answering pipeline was dropped with transformers 5, so that task needs an environment of its own with
 ``transformers<5``; the versions used are written into the files.
@@ -13,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import sentence_transformers
 import transformers
+from sentence_transformers import MultiVectorEncoder, SparseEncoder
 from transformers import AutoTokenizer, pipeline
 
 from tests.parity import pipeline_cases as cases
@@ -75,9 +79,43 @@ def question_answering(folder: Path) -> list[Any]:
     return [[[a["answer"], a["score"], int(a["start"]), int(a["end"])] for a in answer] for answer in answers]
 
 
+def zero_shot_classification(folder: Path) -> list[Any]:
+    """The labels in their order, and their scores."""
+    run = pipeline("zero-shot-classification", str(folder))
+    answers = [run(claim.pop("text"), **claim) for claim in cases.claims()]
+    return [[answer["labels"], answer["scores"]] for answer in answers]
+
+
+def sparse_embedding(folder: Path) -> list[Any]:
+    """How many weights there are, their sum, and the ten heaviest with their tokens."""
+    model = SparseEncoder(str(folder), device="cpu")
+    expected = []
+    for text in cases.texts():
+        weights = model.encode(text, show_progress_bar=False)
+        decoded = model.decode(weights)
+        expected.append([len(decoded), sum(weight for _, weight in decoded), [list(pair) for pair in decoded[:10]]])
+    return expected
+
+
+def multi_vector_embedding(folder: Path) -> list[Any]:
+    """Of each text as a query and as a document: how many vectors, and the sum of them; and its MaxSim to a query."""
+    model = MultiVectorEncoder(str(folder), device="cpu")
+    query = model.encode_query(cases.QUERY)
+    expected = []
+    for text in cases.texts():
+        both = [encode(text, show_progress_bar=False) for encode in (model.encode_query, model.encode_document)]
+        sums = [[len(vectors), *map(float, vectors.sum(0)[:8])] for vectors in both]
+        expected.append([*sums, float(model.similarity([query], [both[1]]))])
+    return expected
+
+
 TASKS = {
-    f.__name__: f for f in (sequence_classification, token_classification, fill_mask, embedding, question_answering)
-}
+    f.__name__: f
+    for f in (
+        sequence_classification, token_classification, fill_mask, embedding, question_answering,
+        zero_shot_classification, sparse_embedding, multi_vector_embedding,
+    )
+}  # fmt: skip
 
 
 def main(names: list[str]) -> None:
@@ -85,8 +123,9 @@ def main(names: list[str]) -> None:
     cases.EXPECTED.mkdir(exist_ok=True)
     for name in names or [task for task in TASKS if task != "question_answering"]:
         with tempfile.TemporaryDirectory() as folder:
-            answers = TASKS[name](cases.checkpoint(name, Path(folder)))
-        text = json.dumps({"transformers": transformers.__version__, "answers": _rounded(answers)}, ensure_ascii=False)
+            answers = TASKS[name](cases.checkpoint(name, Path(folder) / "checkpoint"))
+        made_by = {"transformers": transformers.__version__, "sentence-transformers": sentence_transformers.__version__}
+        text = json.dumps({**made_by, "answers": _rounded(answers)}, ensure_ascii=False)
         (cases.EXPECTED / f"{name}.json").write_text(text.replace("]], [[", "]],\n[[") + "\n")
 
 

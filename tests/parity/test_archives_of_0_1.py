@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from handler.archive import ArchiveFacts
-from handler.runtime import _load_module
+from handler.formats import load_module
 
 FOLDERS = sorted((Path(__file__).parent / "archives_0_1").iterdir())
 TOLERANCE = {"fp32": 1e-5, "bf16": 0.03, "int8": 0.06}
@@ -28,7 +28,7 @@ def test_an_archive_of_0_1_answers_as_it_did(folder: Path) -> None:
     assert not facts.encoder_spec
     given = json.loads((folder / "answers.json").read_text())
     ids, mask = torch.tensor(given["ids"]), torch.tensor(given["mask"])
-    module = _load_module(folder, facts, torch.device("cpu"))
+    module = load_module(folder, facts, torch.device("cpu"))
     assert module.encoder.matrices.dtype == torch.uint8, "the weights were not prepared"
     for answer, expected in zip(module(ids, torch.zeros_like(ids), mask), given["outputs"], strict=True):
         largest = torch.tensor(expected).abs().max().item()

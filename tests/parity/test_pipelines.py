@@ -1,4 +1,4 @@
-"""Side by side with transformers' pipelines: their answers are committed, see make_expected.
+"""Side by side with transformers' pipelines and sentence-transformers: their answers are committed, see make_expected.
 
 Scores within 1e-3 in fp32; labels, tokens, texts and offsets the same. Two labels or answers whose scores the
 pipeline itself holds within that tolerance of each other may change places.
@@ -85,6 +85,47 @@ def test_feature_extraction(predictor_of: Callable[..., Predictor]) -> None:
         vector = np.array(answer["embedding"])
         ours = [float(np.linalg.norm(vector)), *vector[:16]]
         assert ours == pytest.approx(theirs, abs=TOLERANCE), ascii(text)
+
+
+def test_zero_shot_classification(predictor_of: Callable[..., Predictor]) -> None:
+    claims = cases.claims()
+    made = answers(predictor_of("zero_shot_classification"), claims)
+    for claim, answer, (labels, scores) in zip(claims, made, expected("zero_shot_classification"), strict=True):
+        assert answer["scores"] == pytest.approx(scores, abs=TOLERANCE), ascii(claim)
+        if all(a - b > TOLERANCE for a, b in pairwise(scores)):
+            assert answer["labels"] == labels
+
+
+def test_sparse_embeddings(predictor_of: Callable[..., Predictor]) -> None:
+    texts = cases.texts()
+    made = answers(predictor_of("sparse_embedding"), [{"text": text} for text in texts])
+    counts = []
+    for text, answer, (count, total, heaviest) in zip(texts, made, expected("sparse_embedding"), strict=True):
+        weights = answer["sparse_embedding"]
+        assert abs(len(weights) - count) <= 2, ascii(text)  # one next to zero may be rounded away
+        assert sum(weights.values()) == pytest.approx(total, rel=TOLERANCE)
+        assert dict(heaviest) == pytest.approx({token: weights[token] for token, _ in heaviest}, abs=TOLERANCE)
+        assert list(weights.values()) == sorted(weights.values(), reverse=True)
+        counts.append(count)
+    assert 10 < np.median(counts) < 3000
+
+
+def test_multi_vector_embeddings(predictor_of: Callable[..., Predictor]) -> None:
+    predictor = predictor_of("multi_vector_embedding")
+    texts = cases.texts()
+    embedded = {
+        role: answers(predictor, [{"text": text, "input_type": role} for text in texts])
+        for role in ("query", "document")
+    }
+    scored = answers(predictor, [{"query": cases.QUERY, "texts": [text]} for text in texts])
+    rows = zip(texts, embedded["query"], embedded["document"], scored, expected("multi_vector_embedding"), strict=True)
+    for text, *both, score, (*sums, similarity) in rows:
+        for answer, (count, *first) in zip(both, sums, strict=True):
+            vectors = np.array(answer["token_embeddings"])
+            assert vectors.shape == (count, 32), ascii(text)
+            assert np.linalg.norm(vectors, axis=1) == pytest.approx(1, abs=TOLERANCE)
+            assert vectors.sum(0)[:8] == pytest.approx(first, abs=10 * TOLERANCE)
+        assert score["results"][0]["score"] == pytest.approx(similarity, abs=10 * TOLERANCE)
 
 
 @pytest.fixture(scope="module")

@@ -77,7 +77,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 def read(path: Path) -> list[dict[str, Any]]:
     if path.suffix == ".parquet":
-        return pq.read_table(path).to_pylist()
+        return pq.read_table(path).to_pylist(maps_as_pydicts="strict")
     if path.suffix == ".csv":
         return csv.read_csv(path, convert_options=csv.ConvertOptions(strings_can_be_null=True)).to_pylist()
     return [json.loads(line) for line in path.read_text().splitlines()]

@@ -74,6 +74,20 @@ class TokenOutputs(torch.nn.Module):
         return result
 
 
+class SeveralOutputs(torch.nn.Module):
+    """A vector [B, width], weights [B, S] and vectors [B, S, width]; pads hold large values, to catch their use."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.pooled = PooledLogits(width)
+        self.tokens = TokenOutputs(1, width)
+
+    def forward(self, ids: torch.Tensor, segments: torch.Tensor, mask: torch.Tensor) -> list[torch.Tensor]:
+        vectors = self.tokens(ids, segments, mask)[0]
+        weights = torch.where(mask == 0, torch.full_like(vectors[:, :, 0], 1e4), vectors[:, :, 0].relu())
+        return [self.pooled(ids, segments, mask)[0], weights, vectors]
+
+
 class Pointer(torch.nn.Module):
     """Start and end logits that point at every place of one token."""
 
@@ -84,6 +98,19 @@ class Pointer(torch.nn.Module):
     def forward(self, ids: torch.Tensor, segments: torch.Tensor, mask: torch.Tensor) -> list[torch.Tensor]:
         logits = (ids == self.token).float() * 10.0
         return [logits, logits]
+
+
+OF_TASKS: dict[str, dict[str, Any]] = {
+    "zero_shot_classification": {"labels": ["contradiction", "neutral", "entailment"], "entailment": 2},
+    "sparse_embedding": {"sparse": {"kind": "vocabulary"}},
+    "multi_vector_embedding": {"multi_vector": {"skip": [VOCABULARY["."]], "query_length": 12}},
+    "hybrid_embedding": {
+        "outputs": ["dense", "sparse", "multi_vector"],
+        "sparse": {"kind": "lexical", "skip": [VOCABULARY["[CLS]"], VOCABULARY["[SEP]"]]},
+        "multi_vector": {"skip_first": True, "mean": True},
+    },
+}
+"""What archives of a task say beside the rest."""
 
 
 def facts(task: str, **changes: Any) -> ArchiveFacts:
@@ -101,6 +128,7 @@ def facts(task: str, **changes: Any) -> ArchiveFacts:
             "mask_id": VOCABULARY["[MASK]"],
             "sizes": {"layers": 1, "hidden": 8, "embedding": 8, "intermediate": 8, "heads": 1},
             "torch": {"built": "2.13.0"},
+            **OF_TASKS.get(task, {}),
             **changes,
         }
     )

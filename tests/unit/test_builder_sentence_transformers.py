@@ -77,8 +77,9 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "prompt a number": (
         lambda r: write(r / "config_sentence_transformers.json", {"prompts": {"query": 5}}), "are not texts by name",
     ),
-    "sparse": (lambda r: _of_type(r, "SparseEncoder"), "a SparseEncoder model is not supported"),
-    "multi-vector": (lambda r: _of_type(r, "MultiVectorEncoder"), "a MultiVectorEncoder model is not supported"),
+    "sparse": (lambda r: _of_type(r, "SparseEncoder"), "a sparse encoder of modules Transformer, Pooling, Normalize"),
+    "multi-vector": (lambda r: _of_type(r, "MultiVectorEncoder"), "a multi-vector encoder of modules Tra"),
+    "of tomorrow": (lambda r: _of_type(r, "Oracle"), "a Oracle model is not supported"),
     "length": (lambda r: _settings(r, max_seq_length=-1), "max_seq_length is -1"),
     "query length": (lambda r: _settings(r, query_length=8), "sets query_length"),
     "processing": (lambda r: _settings(r, processing_kwargs={"text": {"max_length": 9}}), "sets processing_kwargs"),

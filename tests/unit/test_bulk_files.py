@@ -15,7 +15,7 @@ from handler.columns import kinds
 from handler.schemas import ClassificationAnswer
 from handler.tasks import TASKS
 from tests.unit.bulk_fakes import ENGINES, bulk, read, write
-from tests.unit.handler_fakes import WORDS, PooledLogits, TokenOutputs, save_archive
+from tests.unit.handler_fakes import WORDS, PooledLogits, SeveralOutputs, TokenOutputs, save_archive
 
 LABELS = ["red", "green", "blue"]
 SUFFIXES = (".parquet", ".jsonl", ".csv")
@@ -187,7 +187,13 @@ TASK_CASES: dict[str, tuple[Any, list[dict[str, Any]], list[str]]] = {
     "embedding": (PooledLogits(4), [{"text": "the cat"}, {"text": "a"}], ["--option", "normalize=true"]),
     "rerank": (PooledLogits(1), [{"query": "who", "texts": ["the cat", "a mat"]}], ["--option", "sort=false"]),
     "fill_mask": (TokenOutputs(1, 77), [{"text": "the [MASK] sat"}], ["--option", "top_k=2"]),
-}
+    "zero_shot_classification": (
+        PooledLogits(3), [{"text": "the cat", "candidate_labels": ["a mat", "it"]}], ["--option", "multi_label=true"],
+    ),
+    "sparse_embedding": (PooledLogits(77), [{"text": "the cat"}, {"text": "a"}], ["--option", "top_k=3"]),
+    "multi_vector_embedding": (TokenOutputs(1, 4), [{"text": "the cat"}, {"text": "a"}], []),
+    "hybrid_embedding": (SeveralOutputs(4), [{"text": "the cat"}, {"text": "a"}], ["--option", "top_k=3"]),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -16,7 +16,7 @@ from handler.config import ConfigError
 from handler.engine import Engine
 from handler.errors import RequestError
 from handler.schemas import ClassificationAnswer, ClassificationRequest, QuestionRequest, TextRequest
-from tests.unit.handler_fakes import MAX_LENGTH, PooledLogits, TokenOutputs, save_archive
+from tests.unit.handler_fakes import MAX_LENGTH, PooledLogits, SeveralOutputs, TokenOutputs, save_archive
 
 TEXT = "the cat sat on a mat"
 LABELS = ["red", "green", "blue"]
@@ -129,6 +129,11 @@ def test_no_rows_are_columns_too(engine: Engine) -> None:
         ("embedding", PooledLogits(4), {"text": TEXT}, "embedding"),
         ("rerank", PooledLogits(1), {"query": "who", "texts": [TEXT, "a mat"]}, "results"),
         ("fill_mask", TokenOutputs(1, 77), {"text": "the [MASK] sat"}, "masks"),
+        ("zero_shot_classification", PooledLogits(3), {"text": TEXT, "candidate_labels": ["a", "b"]}, "scores"),
+        ("sparse_embedding", PooledLogits(77), {"text": TEXT, "top_k": 3}, "sparse_embedding"),
+        ("multi_vector_embedding", TokenOutputs(1, 4), {"text": TEXT}, "token_embeddings"),
+        ("multi_vector_embedding", TokenOutputs(1, 4), {"query": "who", "texts": [TEXT, "a mat"]}, "results"),
+        ("hybrid_embedding", SeveralOutputs(4), {"text": TEXT, "outputs": ["sparse"]}, "sparse_embedding"),
     ],
 )
 def test_every_task_has_columns(task: str, module: Any, request_: Any, name: str, tmp_path: Path) -> None:

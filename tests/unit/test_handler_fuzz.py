@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 
 from handler.predictor import Predictor
 from handler.tasks import TASKS
-from tests.unit.handler_fakes import VOCABULARY, PooledLogits, TokenOutputs, predictor
+from tests.unit.handler_fakes import VOCABULARY, PooledLogits, SeveralOutputs, TokenOutputs, predictor
 
 KEYS = st.sampled_from(
     ["text", "text_pair", "question", "context", "top_k", "truncation", "stride", "n_best", "inputs", "parameters",
      "instances", "data", "body", "null_threshold", "max_answer_length", "datatype", "name", "shape", "target", "",
      "query", "texts", "sort", "normalize", "dimensions", "aggregation", "id", "format", "prompt", "prompt_name",
-     "input_type", "raw_scores", "return_text"]
+     "input_type", "raw_scores", "return_text", "candidate_labels", "hypothesis_template", "multi_label",
+     "sparse_keys", "outputs"]
 )  # fmt: skip
 SCALARS = st.one_of(
     st.none(),
@@ -25,7 +26,23 @@ SCALARS = st.one_of(
     st.integers(),
     st.floats(),
     st.text(max_size=20),
-    st.sampled_from(["stride", "error", "BYTES", "the cat [MASK]", "sat " * 40, "max", "\ud800"]),
+    st.sampled_from(
+        [
+            "stride",
+            "error",
+            "BYTES",
+            "the cat [MASK]",
+            "sat " * 40,
+            "max",
+            "\ud800",
+            "This is {}.",
+            "{0.real}",
+            "{:>999}",
+            "ids",
+            "dense",
+            "sparse",
+        ]
+    ),
 )
 VALUES = st.recursive(
     SCALARS,
@@ -40,6 +57,10 @@ MODELS = {
     "embedding": PooledLogits(8),
     "rerank": PooledLogits(1),
     "fill_mask": TokenOutputs(1, len(VOCABULARY)),
+    "zero_shot_classification": PooledLogits(3),
+    "sparse_embedding": PooledLogits(len(VOCABULARY)),
+    "multi_vector_embedding": TokenOutputs(1, 4),
+    "hybrid_embedding": SeveralOutputs(8),
 }
 
 
@@ -79,6 +100,12 @@ def answers(payload: Any) -> list[dict[str, Any]]:
 @example(value={"query": "who", "texts": ["the cat", "sat " * 40], "truncation": "stride"}, kind=None)
 @example(value={"question": "who", "context": "the cat sat", "n_best": 3}, kind=None)
 @example(value={"text": "the [MASK] sat on [MASK]", "top_k": 1000}, kind=None)
+@example(value={"text": "the cat", "candidate_labels": "a mat,, red ,", "multi_label": True}, kind=None)
+@example(value={"text": "sat " * 40, "candidate_labels": ["cat " * 40, "a"], "truncation": "stride"}, kind=None)
+@example(value={"text": "sat " * 40, "candidate_labels": ["a", "b"], "truncation": "stride"}, kind=None)
+@example(value={"text": "the cat", "candidate_labels": ["a"], "hypothesis_template": "{0.__class__}"}, kind=None)
+@example(value={"text": "sat " * 40, "outputs": ["sparse", "sparse"], "sparse_keys": "ids", "top_k": 2}, kind=None)
+@example(value={"query": "sat " * 40, "texts": [".", "sat " * 40], "truncation": "stride"}, kind=None)
 def test_any_value(served: Predictor, value: Any, kind: str | None) -> None:
     check(served, value, kind)
     check(served, json.dumps(value).encode(), kind)

@@ -50,6 +50,14 @@ def test_older_settings_are_the_newer_ones(older: dict[str, Any], newer: dict[st
     assert SetupConfig.model_validate(mixed) == expected
 
 
+@pytest.mark.parametrize("kind", ["ths", "thsext"])
+def test_a_kind_goes_with_the_format_that_its_project_did_not_know(kind: str) -> None:
+    config = SetupConfig.model_validate({"model_name": "m", "kind": kind, "format": "export"})
+    assert (config.encoder, config.format, config.kind) == (KINDS[kind][0], "export", kind)
+    with pytest.raises(ValueError, match="kind ori contradicts format export"):
+        SetupConfig.model_validate({"model_name": "m", "kind": "ori", "format": "export"})
+
+
 def test_older_spellings_give_the_same_archive(tmp_path: Path, cpu_library: Path) -> None:
     folder = make_checkpoint(tmp_path / "checkpoint", "bert")
     ways: list[dict[str, Any]] = [

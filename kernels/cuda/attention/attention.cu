@@ -1,4 +1,5 @@
-// The attention kernels for the types of the encoder.
+// The attention kernels for the types of the encoder; those of other policies than full attention stand beside this
+// file.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 

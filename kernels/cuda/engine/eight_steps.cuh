@@ -3,11 +3,11 @@
 // GELU behind another such product, in steps that are the same for every token.
 #pragma once
 
-#include "efft/cuda/attention/attention.cuh"
 #include "efft/cuda/linear/eight.cuh"
 #include "efft/cuda/rows/quantise.cuh"
 #include "eight.h"
 #include "engine.h"
+#include "position_steps.cuh"
 
 namespace efft::cuda {
 
@@ -57,15 +57,16 @@ class EightBitSteps {
     return true;
   }
 
-  // Has attention write the operand of the product behind it, where that has fixed steps.
-  void attend(int i, AttentionArguments<T>* a) {
+  // Where attention writes the operand of the product behind it, where that has fixed steps; nowhere otherwise.
+  ContextOperand context_of(int i) {
     const Step& step = program_.steps[i];
     const Step* const reader = reader_of(step.output, i);
-    if (reader == nullptr || !only_operand(step.output, i, *reader)) return;
-    a->out = static_cast<T*>(layout_.operands(memory_, next_buffer()));
-    a->operand_inverse = matrix(*reader).steps.inverse();
-    a->operand_zero = matrix(*reader).steps.zero;
+    if (reader == nullptr || !only_operand(step.output, i, *reader)) return {};
+    if (model_.spec().relative == Relative::disentangled) return {};  // a kernel of its own, in 16 bits
+    const FixedSteps& steps = matrix(*reader).steps;
+    const ContextOperand found{layout_.operands(memory_, next_buffer()), steps.inverse(), steps.zero};
     hold(step.output, *reader, true);
+    return found;
   }
 
  private:
@@ -128,8 +129,8 @@ class EightBitSteps {
   template <typename Operand>
   bool product_of(const Step& step, int i, const float* bias, Pointwise kind) {
     ensure_operand(step);
-    const bool gelu = kind == Pointwise::gelu && step.residual < 0 && !model_.spec().gated;
-    const bool done = gelu || kind == Pointwise::none;
+    const bool gelu = kind == Pointwise::gelu && step.residual < 0 && !step.gated;
+    const bool done = !step.gated && (gelu || kind == Pointwise::none);
     const Step* const reader = gelu ? reader_of(step.output, i) : nullptr;
     const bool rounds =
         reader != nullptr && matrix(*reader).type == matrix(step).type && only_operand(step.output, i, *reader);
@@ -144,7 +145,8 @@ class EightBitSteps {
       return true;
     }
     auto a = arguments<EightBitTypes<Operand, T, T>>(step, done ? bias : nullptr, gelu ? kind : Pointwise::none);
-    a.epilogue.out = value(step.output);
+    // What is gated is as wide as both halves, and its activation and bias are a kernel's of their own.
+    a.epilogue.out = step.gated ? static_cast<T*>(layout_.halves(memory_)) : value(step.output);
     if (step.residual >= 0) a.epilogue.residual = value(step.residual);
     launch_product(step, a);
     return done;
@@ -199,7 +201,7 @@ class EightBitSteps<float> {
   bool takes(const Step&) const { return false; }
   bool product(int, const float*, Pointwise) { return false; }
   bool norm(int, const AddNorm<float>&) { return false; }
-  void attend(int, AttentionArguments<float>*) {}
+  ContextOperand context_of(int) { return {}; }
 };
 
 }  // namespace efft::cuda

@@ -1,6 +1,7 @@
 #include <algorithm>
 
 #include "../linear/matmul.h"
+#include "efft/cuda/rows/positions.cuh"
 #include "eight.h"
 #include "layout.h"
 
@@ -30,6 +31,15 @@ Layout::Layout(const DeviceInfo& device, const Model& model, const Bucket& bucke
   cu_seqlens_ = take(4 * (size_t{1} + bucket.batch));
   rows_ = take(4 * padded);
   slots_ = take(4 * padded);
+  const EncoderSpec& spec = model.spec();
+  const bool rotates = spec.rotary != Rotary::none, apart = spec.relative == Relative::disentangled;
+  const size_t angles = rotates ? sizeof(float2) * padded * (spec.rotary_size / 2) : 0;
+  for (size_t& region : angles_) region = take(angles);
+  const size_t heads = spec.relative == Relative::none ? 0 : apart ? 1 : spec.heads;
+  distances_ = take(4 * heads * DistanceTable::stride_of(bucket.length));
+  word_factors_ = take(spec.dropout_token == EncoderSpec::kNoToken ? 0 : 4 * bucket.batch);
+  const bool rounds = apart && element_ == 2 && model.position_tables == nullptr;
+  for (size_t& region : position_tables_) region = take(rounds ? element_ * 2 * spec.span() * spec.context() : 0);
   const Placement placement =
       place(program, [this](int value) { return static_cast<int64_t>(value_bytes(value)); }, {}, kAlignment);
   values_ = take(placement.bytes);
@@ -39,6 +49,7 @@ Layout::Layout(const DeviceInfo& device, const Model& model, const Bucket& bucke
     const int value = program.steps[step].output;
     front_bytes_ = std::max(front_bytes_, values_ + value_at_[value] + value_bytes(value));
   }
+  halves_ = take(spec.gated ? element_ * bucket.tokens * 2 * spec.intermediate : 0);
   scratch_ = take(path == Path::library ? kMatmulWorkspaceBytes : 0);
   for (int buffer = 0; eight_bits && buffer < 2; ++buffer) {
     operands_[buffer] = take(static_cast<size_t>(bucket.tokens) * model.eight->widest);

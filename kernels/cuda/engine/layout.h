@@ -38,6 +38,15 @@ class Layout {
   // kMatmulWorkspaceBytes, on the library's path.
   void* scratch(void* base) const { return at(base, scratch_); }
 
+  // What rows/positions.cuh makes of positions: angles of local or all other layers, by token; what there is by
+  // distance; what words of each sequence are multiplied by; room for two tables of positions that are not prepared.
+  float2* angles(void* base, bool local) const { return static_cast<float2*>(at(base, angles_[local])); }
+  void* distances(void* base) const { return at(base, distances_); }
+  float* word_factors(void* base) const { return static_cast<float*>(at(base, word_factors_)); }
+  void* position_table(void* base, int which) const { return at(base, position_tables_[which]); }
+  // Both halves of a gated product, [tokens, 2 * intermediate].
+  void* halves(void* base) const { return at(base, halves_); }
+
   // Where eight_bits: two buffers for rows of products' inputs, as wide as the widest, and for what each row's numbers
   // stand for.
   void* operands(void* base, int buffer) const { return at(base, operands_[buffer]); }
@@ -57,7 +66,8 @@ class Layout {
 
   const Bucket bucket_;
   const size_t element_;
-  size_t call_, cu_seqlens_, rows_, slots_, values_, scratch_, front_bytes_, bytes_;
+  size_t call_, cu_seqlens_, rows_, slots_, values_, halves_, scratch_, front_bytes_, bytes_;
+  size_t angles_[2], distances_, word_factors_, position_tables_[2];
   size_t operands_[2] = {}, operand_scales_[2] = {};
   std::vector<int64_t> value_at_;
 };

@@ -18,8 +18,8 @@ struct Model {
   Type type;
   bool tf32;
   const void* word;      // [words, E]
-  const void* position;  // [positions, E]
-  const void* segment;   // [segments, E]
+  const void* position;  // [positions, E], or nullptr: there is no such table
+  const void* segment;   // [segments, E], likewise
   int words;
   int positions;
   int segments;
@@ -27,13 +27,14 @@ struct Model {
   const float* vectors;  // the same
   const void* folded;    // what fold_weights made of them, or nullptr
   Output output;
+  const void* position_tables = nullptr;   // what make_position_tables made of vectors, or nullptr
   std::shared_ptr<const EightBits> eight;  // those matrices that are in eight bits, too; or nullptr
 
   const EncoderSpec& spec() const { return encoder->spec; }
   // The spec by its one Lowered: what keeps a key must keep the model.
   auto key() const {
     return std::make_tuple(encoder.get(), type, tf32, word, position, segment, words, positions, segments, matrices,
-                           vectors, folded, output, eight.get());
+                           vectors, folded, output, position_tables, eight.get());
   }
 };
 

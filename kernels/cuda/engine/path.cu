@@ -71,8 +71,10 @@ Bucket bucket_for(int64_t batch, int64_t length, int64_t tokens, bool tight) {
 }
 
 bool folds(const DeviceInfo& device, const EncoderSpec& s) {
-  return s.norm == NormPlace::post && s.hidden % 64 == 0 && s.intermediate % 64 == 0 &&
-         (s.head_size() == 32 || s.head_size() == 64) && s.head_size() * s.heads == s.hidden &&
+  // Layers that share a matrix may have different norms in front of it.
+  return s.norm == NormPlace::post && s.normalise == NormKind::layer && s.layer_of.empty() && s.hidden % 64 == 0 &&
+         s.intermediate % 64 == 0 && (s.head_size() == 32 || s.head_size() == 64) &&
+         s.head_size() * s.heads == s.hidden &&
          own_linear(device, static_cast<int>(s.hidden), static_cast<int>(s.hidden));
 }
 

@@ -5,16 +5,17 @@
 #include <type_traits>
 
 #include "../linear/matmul.h"
-#include "efft/cuda/attention/attention.cuh"
 #include "efft/cuda/for_type.cuh"
 #include "efft/cuda/linear/linear.cuh"
 #include "efft/cuda/rows/add_norm.cuh"
 #include "efft/cuda/rows/bias_activation.cuh"
 #include "efft/cuda/rows/embed_norm.cuh"
+#include "efft/cuda/rows/gate.cuh"
 #include "efft/cuda/rows/pool.cuh"
 #include "eight_steps.cuh"
 #include "engine.h"
 #include "fold.h"
+#include "position_steps.cuh"
 
 namespace efft::cuda {
 namespace {
@@ -35,6 +36,7 @@ class Walk {
         device_(DeviceInfo::current()),
         stream_(stream),
         eight_bits_(model, bucket, layout, memory, stream),
+        positions_(model, bucket, layout, memory, stream),
         part_width_(program_.values.size()) {}
 
   // Steps [first, end).
@@ -86,21 +88,33 @@ class Walk {
                                     model_.words,
                                     model_.positions,
                                     model_.segments};
+    positions_.start();
     const bool by_ids = spec_.positions == PositionCount::ids;
-    const EmbeddingNorm norm{vector(step.norm.gamma), vector(step.norm.beta), epsilon(), spec_.positions,
-                             static_cast<int>(by_ids ? spec_.pad : spec_.offset)};
+    const EmbeddingNorm norm{vector(step.norm.gamma),
+                             vector(step.norm.beta),
+                             epsilon(),
+                             spec_.positions,
+                             static_cast<int>(by_ids ? spec_.pad : spec_.offset),
+                             spec_.normalise,
+                             spec_.dropout_token,
+                             positions_.factors()};
     check(embed_norm(unpadded_.call, unpadded_.cu_seqlens, unpadded_.rows, tokens_, tables, norm, value(step.output),
                      bucket_.tokens, width(step.output), stream_),
           "the embeddings");
   }
 
   // Attention adds the bias of queries, keys and values while it loads them; folded products add all of theirs.
-  bool attention_adds_bias() const { return layout_.path != Path::small; }
+  bool attention_adds_bias() const { return layout_.path != Path::small && !positions_.want_biases(); }
+
+  // Where a product goes: a gated one to where both of its halves find room.
+  T* target(const Step& step) const {
+    return step.gated ? static_cast<T*>(layout_.halves(memory_)) : value(step.output);
+  }
 
   void linear(int i) {
     const Step& step = program_.steps[i];
     const bool closes = step.residual >= 0;
-    const Pointwise kind = step.activates ? pointwise(spec_.activation) : Pointwise::none;
+    const Pointwise kind = step.activates && !step.gated ? pointwise(spec_.activation) : Pointwise::none;
     const float* bias = next_is(i, Op::attend) && attention_adds_bias() ? nullptr : vector(step.bias);
     if (eight_bits_.takes(step)) {
       if (!eight_bits_.product(i, bias, kind)) finish_library(i, bias, kind);
@@ -120,6 +134,14 @@ class Walk {
     const LinearPlan plan = choose_linear(device_, shape);
     if (plan.backend == Backend::library) return library(i, shape, w, bias, kind);
     if constexpr (kTwoBytes) own(step, shape, plan, bias);
+    if (step.gated) gate(step, nullptr);
+  }
+
+  void gate(const Step& step, const float* bias) {
+    const T* const halves = target(step);
+    check(cuda::gate(halves, bias, pointwise(spec_.activation), value(step.output), tokens_, bucket_.tokens,
+                     width(step.output), stream_),
+          "activation and gate");
   }
 
   // LayerNorm of a product's input, but for the row sums of its weights.
@@ -146,7 +168,7 @@ class Walk {
       a.epilogue.gamma = vector(step.residual_norm.gamma);
       a.epilogue.beta = vector(step.residual_norm.beta);
     }
-    a.epilogue.out = value(step.output);
+    a.epilogue.out = target(step);
     if (program_.values[step.output].moments) {
       a.epilogue.moments = layout_.moments(memory_, step.output);
       part_width_[step.output] = plan.moment_columns();
@@ -162,7 +184,7 @@ class Walk {
     const Step& step = program_.steps[i];
     const Product product{model_.type, model_.tf32, bucket_.tokens, shape.n, shape.k};
     const T* const addend = step.residual >= 0 ? value(step.residual) : nullptr;
-    T* const y = value(step.output);
+    T* const y = target(step);
     Matmul::of_current_device().run(product, value(step.input), w, addend, y, layout_.scratch(memory_), stream_);
     finish_library(i, bias, kind);
   }
@@ -170,6 +192,7 @@ class Walk {
   // What is left of a product that is sums and residual.
   void finish_library(int i, const float* bias, Pointwise kind) {
     const Step& step = program_.steps[i];
+    if (step.gated) return gate(step, bias);
     T* const y = value(step.output);
     if (bias == nullptr && kind == Pointwise::none) return;
     if (kind == Pointwise::none && next_is(i, Op::norm)) {
@@ -186,15 +209,8 @@ class Walk {
   void attend(int i) {
     const Step& step = program_.steps[i];
     const Step& maker = program_.steps[program_.values[step.input].made];
-    AttentionArguments<T> a{value(step.input),
-                            attention_adds_bias() ? vector(maker.bias) : nullptr,
-                            unpadded_.cu_seqlens,
-                            value(step.output),
-                            bucket_.batch,
-                            static_cast<int>(spec_.heads),
-                            static_cast<int>(spec_.head_size())};
-    eight_bits_.attend(i, &a);
-    check(attention(a, bucket_.length, bucket_.tokens, stream_), "attention");
+    positions_.attend(step, value(step.input), attention_adds_bias() ? vector(maker.bias) : nullptr, value(step.output),
+                      eight_bits_.context_of(i));
   }
 
   // The last one writes the padded result itself.
@@ -210,7 +226,8 @@ class Walk {
                        vector(step.norm.beta),
                        epsilon(),
                        value(step.output),
-                       read_again ? x : nullptr};
+                       read_again ? x : nullptr,
+                       spec_.normalise};
     owed_bias_ = nullptr;
     const int columns = width(step.output);
     if (!writes_result(i) && eight_bits_.norm(i, a)) return;
@@ -247,6 +264,7 @@ class Walk {
   const DeviceInfo& device_;
   const cudaStream_t stream_;
   EightBitSteps<T> eight_bits_;
+  const PositionSteps<T> positions_;
   std::vector<int> part_width_;       // of each value with moments: elements that one of them tells of
   const float* owed_bias_ = nullptr;  // to the value that the last product wrote
 };

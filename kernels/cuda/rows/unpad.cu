@@ -10,6 +10,7 @@ namespace {
 // Tokens of one row of the mask, counted by a warp.
 __device__ __forceinline__ int count_valid(const int64_t* mask, int length) {
   int count = 0;
+#pragma unroll 8
   for (int s = threadIdx.x; s < length; s += kWarp) count += mask[s] != 0;
   return __reduce_add_sync(0xffffffffu, count);
 }
@@ -17,15 +18,24 @@ __device__ __forceinline__ int count_valid(const int64_t* mask, int length) {
 // Writes the row's tokens from packed index `next` on.
 __device__ __forceinline__ void place_valid(const int64_t* mask, int first, int length, int next, int* rows,
                                             int* slots) {
+  constexpr int kAhead = 8;  // loads under way: in a long row nothing else hides their way
   const unsigned earlier_lanes = (1u << threadIdx.x) - 1;
-  for (int start = 0; start < length; start += kWarp) {
-    const int s = start + threadIdx.x;
-    const bool valid = s < length && mask[s] != 0;
-    const unsigned ballot = __ballot_sync(0xffffffffu, valid);
-    const int slot = next + __popc(ballot & earlier_lanes);
-    if (valid) rows[slot] = first + s;
-    if (slots != nullptr && s < length) slots[first + s] = valid ? slot : -1;
-    next += __popc(ballot);
+  for (int start = 0; start < length; start += kAhead * kWarp) {
+    bool valid[kAhead];
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      const int s = start + i * kWarp + threadIdx.x;
+      valid[i] = s < length && mask[s] != 0;
+    }
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      const int s = start + i * kWarp + threadIdx.x;
+      const unsigned ballot = __ballot_sync(0xffffffffu, valid[i]);
+      const int slot = next + __popc(ballot & earlier_lanes);
+      if (valid[i]) rows[slot] = first + s;
+      if (slots != nullptr && s < length) slots[first + s] = valid[i] ? slot : -1;
+      next += __popc(ballot);
+    }
   }
 }
 

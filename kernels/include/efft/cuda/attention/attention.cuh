@@ -1,8 +1,8 @@
-// Multi-head self-attention over packed tokens: softmax(Q K^T / sqrt(head size)) V for each sequence of a batch,
+// Multi-head self-attention over packed tokens: softmax(scale Q K^T) V for each sequence of a batch,
 // without padding and without an S x S matrix in memory.
 //
-// Declarations only; launch.cuh holds the definition and kernels/cuda/attention/attention.cu instantiates it for
-// __half, __nv_bfloat16 and float with FullScores. Another policy (score.cuh) is another instantiation.
+// Declarations only; launch.cuh holds the definition and kernels/cuda/attention/ instantiates it for __half,
+// __nv_bfloat16 and float with the policies of score.cuh. Another policy is another instantiation.
 #pragma once
 
 #include "efft/cuda/attention/arguments.cuh"

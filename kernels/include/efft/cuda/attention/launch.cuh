@@ -63,9 +63,10 @@ class AttentionLauncher {
     constexpr int kKeys = attention_tiles::Ring<kHead>::kKeys;
     static_assert(kKeys == attention_tiles::Resident<kHead>::kKeys);
     const auto encode = encode_tensor_map<T, kHead>;
-    const cudaError_t error = encode(&maps->queries, arguments_.qkv, capacity_, arguments_.heads, rows, 1);
-    return error != cudaSuccess ? error
-                                : encode(&maps->keys_values, arguments_.qkv, capacity_, arguments_.heads, kKeys, 2);
+    const auto& a = arguments_;
+    const cudaError_t error = encode(&maps->queries, a.qkv, capacity_, a.width(), a.heads, rows, 1);
+    if (error != cudaSuccess) return error;
+    return encode(&maps->keys_values, a.qkv + a.context(), capacity_, a.width(), a.kv_heads, kKeys, 2);
   }
 
   cudaError_t ring(const AttentionPlan& plan) const {
@@ -107,7 +108,8 @@ template <typename T, typename Score>
 cudaError_t attention(const AttentionArguments<T, Score>& a, int max_length, int capacity, cudaStream_t stream,
                       Order order) {
   constexpr int kLargestHead = 128;
-  if (a.batch < 0 || a.heads < 1 || a.head_size < 2 || a.head_size > kLargestHead || a.head_size % 2 != 0) {
+  if (a.batch < 0 || a.heads < 1 || a.kv_heads < 1 || a.heads % a.kv_heads != 0 || a.head_size < 2 ||
+      a.head_size > kLargestHead || a.head_size % 2 != 0) {
     return cudaErrorInvalidValue;
   }
   if (a.operand_inverse != 0 && std::is_same_v<T, float>) return cudaErrorInvalidValue;
@@ -120,7 +122,7 @@ cudaError_t attention(const AttentionArguments<T, Score>& a, int max_length, int
                              a.head_size,
                              max_length,
                              capacity,
-                             aligned(a.qkv) && aligned(a.bias) && aligned(a.out)};
+                             aligned(a.qkv) && aligned(a.q_bias) && aligned(a.v_bias) && aligned(a.out)};
   const AttentionPlan plan = choose_attention(DeviceInfo::current(), shape);
   const int head = compiled_head(a.head_size);
   if (head == 32) return AttentionLauncher<T, 32, Score>(a, capacity, order, stream).launch(plan, max_length);

@@ -44,33 +44,48 @@ __device__ inline KeyRange row_keys(const int* cu_seqlens, const PackedTile& til
   return {sequence.begin + seen.begin, sequence.begin + seen.end};
 }
 
-// Adds to scores what the policy says; first_key and rows count within the sequence. unscaled: sqrt(head size), which
-// softmax divides by.
+// Adds to scores what the policy says; first_key and row, the first of the strip's two, count within the sequence. The
+// second row is as far from the keys of a group as the first one from those of the group before.
 template <int kKeys, typename Score>
-__device__ inline void add_to_scores(Accumulator<kKeys>& scores, const Score& score, int head, int first_key,
-                                     const int (&rows)[2], float unscaled) {
+__device__ inline void add_to_scores(Accumulator<kKeys>& scores, const Score& score, int head, int first_key, int row) {
   if constexpr (Score::kAdds) {
+    const int nearest = row - first_key - fragment_column();
+    float before[2] = {score.added(head, nearest + 8), score.added(head, nearest + 7)};
 #pragma unroll
     for (int group = 0; group < kKeys / 8; ++group) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int key = first_key + 8 * group + fragment_column() + i % 2;
-        scores[group][i] += unscaled * score.added(head, rows[i / 2], key);
+      for (int i = 0; i < 2; ++i) {
+        const float here = score.added(head, nearest - 8 * group - i);
+        scores[group][i] += here;
+        scores[group][2 + i] += before[i];
+        before[i] = here;
       }
     }
   }
 }
 
 // A block of keys of one sequence as the policy wants it, from first_key on; row: the first of the strip's two.
-template <int kHead, int kKeys, typename Score>
+template <int kKeys, typename Score>
 __device__ inline void shape_scores(Accumulator<kKeys>& scores, const Score& score, const SequenceTile& tile, int row,
                                     int first_key) {
-  const int rows[2] = {row, row + 8};
-  add_to_scores<kKeys>(scores, score, tile.head, first_key, rows, sqrtf(float(kHead)));
+  add_to_scores<kKeys>(scores, score, tile.head, first_key, row);
   if constexpr (Score::kNarrows) {
-    const KeyRange ranges[2] = {score.keys(tile.length, rows[0]), score.keys(tile.length, rows[1])};
+    const int first = row - fragment_row();  // of the strip
+    const bool seen = first_key >= score.keys(tile.length, first + 15).begin &&
+                      first_key + kKeys <= score.keys(tile.length, first).end;
+    if (seen) return;  // by all rows
+    const KeyRange ranges[2] = {score.keys(tile.length, row), score.keys(tile.length, row + 8)};
     mask_scores<kKeys>(scores, first_key, ranges);
   }
+}
+
+// The keys that some row of a packed tile of `rows` rows from `first` on sees.
+template <typename Score>
+__device__ inline KeyRange tile_keys(const int* cu_seqlens, const PackedTile& tile, int first, int rows,
+                                     const Score& score) {
+  if constexpr (!Score::kNarrows) return tile.keys;
+  return {row_keys(cu_seqlens, tile, first, score).begin,
+          row_keys(cu_seqlens, tile, min(first + rows, tile.tokens) - 1, score).end};
 }
 
 // The ranges of a warp's rows taken together, to skip whole blocks of keys or the mask of a block.

@@ -6,55 +6,17 @@
 #include "efft/cuda/attention/arguments.cuh"
 #include "efft/cuda/attention/load.cuh"
 #include "efft/cuda/attention/mask.cuh"
+#include "efft/cuda/attention/mma.cuh"
 #include "efft/cuda/attention/softmax.cuh"
 #include "efft/cuda/attention/tiles.h"
 #include "efft/cuda/launch.cuh"
 
 namespace efft::cuda {
 
-// scores = queries keys^T
-template <typename T, int kHead, int kKeys>
-__device__ inline void mma_scores(Accumulator<kKeys>& scores, const Operand<kHead>& queries, uint32_t keys) {
-  const int lane = threadIdx.x % 32;
-#pragma unroll
-  for (int group = 0; group < kKeys / 8; ++group) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) scores[group][i] = 0.f;
-  }
-#pragma unroll
-  for (int step = 0; step < kHead / 16; ++step) {
-#pragma unroll
-    for (int pair = 0; pair < kKeys / 16; ++pair) {
-      uint32_t b[4];
-      const int row = 16 * pair + lane / 16 * 8 + lane % 8;
-      ptx::ldmatrix_x4(b, keys + SwizzledBlock<kHead>::offset(row, 2 * step + lane / 8 % 2));
-      ptx::mma_m16n8k16<T>(scores[2 * pair], queries[step], b[0], b[1]);
-      ptx::mma_m16n8k16<T>(scores[2 * pair + 1], queries[step], b[2], b[3]);
-    }
-  }
-}
-
-// output += probabilities values
-template <typename T, int kHead, int kKeys>
-__device__ inline void mma_output(Accumulator<kHead>& output, const Operand<kKeys>& probabilities, uint32_t values) {
-  const int lane = threadIdx.x % 32;
-#pragma unroll
-  for (int step = 0; step < kKeys / 16; ++step) {
-#pragma unroll
-    for (int pair = 0; pair < kHead / 16; ++pair) {
-      uint32_t b[4];
-      ptx::ldmatrix_x4_trans(b, values + SwizzledBlock<kHead>::offset(16 * step + lane % 16, 2 * pair + lane / 16));
-      ptx::mma_m16n8k16<T>(output[2 * pair], probabilities[step], b[0], b[1]);
-      ptx::mma_m16n8k16<T>(output[2 * pair + 1], probabilities[step], b[2], b[3]);
-    }
-  }
-}
-
 // What the policy adds, of rows that may belong to different sequences.
 template <typename T, int kKeys, typename Score>
 __device__ inline void add_scores(Accumulator<kKeys>& scores, const AttentionArguments<T, Score>& arguments,
                                   const PackedTile& tile, int row, int head, int first_key) {
-  const float unscaled = sqrtf(float(arguments.head_size));
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     const KeyRange sequence = row_sequence(arguments.cu_seqlens, tile, row + 8 * r);
@@ -64,7 +26,7 @@ __device__ inline void add_scores(Accumulator<kKeys>& scores, const AttentionArg
       for (int i = 2 * r; i < 2 * r + 2; ++i) {
         const int key = first_key + 8 * group + fragment_column() + i % 2;
         if (key < sequence.begin || key >= sequence.end) continue;
-        scores[group][i] += unscaled * arguments.score.added(head, row + 8 * r - sequence.begin, key - sequence.begin);
+        scores[group][i] += arguments.score.added(head, row + 8 * r - key);
       }
     }
   }
@@ -90,17 +52,18 @@ __global__ void __launch_bounds__(attention_tiles::Packed::kThreads)
   const PackedTile tile = packed_tile(arguments.cu_seqlens, arguments.batch, first, Tiles::kRows);
   if (first >= tile.tokens) return;
 
+  const KeyRange keys = tile_keys(arguments.cu_seqlens, tile, first, Tiles::kRows, arguments.score);
   const auto load = [&](int begin, int stage) {
-    const uint32_t keys = blocks + 2 * stage * kBlockBytes;
-    const long long stride = 3LL * arguments.hidden();
-    const int valid = tile.keys.end - begin;
-    load_block<T, kHead, Tiles::kKeys, Tiles::kThreads, kBytes>(keys, arguments.key(begin, head), stride, valid,
+    const uint32_t block = blocks + 2 * stage * kBlockBytes;
+    const long long stride = arguments.width();
+    const int valid = keys.end - begin;
+    load_block<T, kHead, Tiles::kKeys, Tiles::kThreads, kBytes>(block, arguments.key(begin, head), stride, valid,
                                                                 head_size);
-    load_block<T, kHead, Tiles::kKeys, Tiles::kThreads, kBytes>(keys + kBlockBytes, arguments.value(begin, head),
+    load_block<T, kHead, Tiles::kKeys, Tiles::kThreads, kBytes>(block + kBlockBytes, arguments.value(begin, head),
                                                                 stride, valid, head_size);
     ptx::cp_async_commit_group();
   };
-  load(tile.keys.begin, 0);
+  load(keys.begin, 0);
 
   const int row = first + threadIdx.x / 32 * 16 + fragment_row();
   const KeyRange ranges[2] = {row_keys(arguments.cu_seqlens, tile, row, arguments.score),
@@ -112,12 +75,12 @@ __global__ void __launch_bounds__(attention_tiles::Packed::kThreads)
                                   exists[1] ? arguments.query(row + 8, head) : nullptr};
   load_queries<T, kHead>(queries, query_rows, arguments.query_bias(head), head_size);
 
-  OnlineSoftmax softmax(score_scale(head_size));
+  OnlineSoftmax softmax(score_scale(arguments.scale));
   Accumulator<kHead> output = {};
   int stage = 0;
-  for (int begin = tile.keys.begin; begin < tile.keys.end; begin += Tiles::kKeys) {
+  for (int begin = keys.begin; begin < keys.end; begin += Tiles::kKeys) {
     const int end = begin + Tiles::kKeys;
-    if (end < tile.keys.end) {
+    if (end < keys.end) {
       load(end, stage ^ 1);
       ptx::cp_async_wait_group<1>();
     } else {
@@ -125,16 +88,16 @@ __global__ void __launch_bounds__(attention_tiles::Packed::kThreads)
     }
     __syncthreads();
     if (strip.sees(begin, end)) {
-      const uint32_t keys = blocks + 2 * stage * kBlockBytes;
+      const uint32_t block = blocks + 2 * stage * kBlockBytes;
       Accumulator<Tiles::kKeys> scores;
-      mma_scores<T, kHead, Tiles::kKeys>(scores, queries, keys);
+      mma_scores<T, kHead, Tiles::kKeys>(scores, queries, block);
       if constexpr (Score::kAdds) add_scores<T, Tiles::kKeys>(scores, arguments, tile, row, head, begin);
       if (!strip.sees_all(begin, end)) mask_scores<Tiles::kKeys>(scores, begin, ranges);
       softmax.raise<Tiles::kKeys, kHead>(scores, output);
       softmax.exponentiate<Tiles::kKeys>(scores);
       Operand<Tiles::kKeys> probabilities;
       to_operand<T, Tiles::kKeys>(probabilities, scores);
-      mma_output<T, kHead, Tiles::kKeys>(output, probabilities, keys + kBlockBytes);
+      mma_output<T, kHead, Tiles::kKeys>(output, probabilities, block + kBlockBytes);
     }
     __syncthreads();  // the next turn loads into this stage
     stage ^= 1;

@@ -85,7 +85,7 @@ class ResidentGroup {
         blocks_((end_key(arguments.score, tile, Shared::kRows) + kKeys - 1) / kKeys),
         row_group_(group % kRowGroups),
         key_group_(group / kRowGroups),
-        softmax_(score_scale(kHead)) {}
+        softmax_(score_scale(arguments.scale)) {}
 
   // By one thread of every warpgroup, each for its share of the blocks.
   __device__ void copy(const AttentionMaps& maps) const {
@@ -97,19 +97,20 @@ class ResidentGroup {
     for (int block = first() + key_group_ + row_group_ * kKeyGroups; block < blocks_; block += Shared::kGroups) {
       const uint32_t full = shared_.stage_full(block);
       ptx::mbarrier_arrive_expect_tx(full, 2 * Layout::kBytes);
-      ptx::cp_async_bulk_tensor(shared_.keys(block), &maps.keys_values, 0, tile_.begin + block * kKeys, 0, 1,
-                                tile_.head, full);
+      ptx::cp_async_bulk_tensor(shared_.keys(block), &maps.keys_values, 0, tile_.begin + block * kKeys, 0, 0,
+                                arguments_.kv_head(tile_.head), full);
     }
   }
 
   __device__ void attend() {
-    if (first() + key_group_ >= blocks_ || tile_.row + row_group_ * Tiles::kGroupRows >= tile_.length) return;
+    const int end = own_end();
+    if (own_first() + key_group_ >= end || tile_.row + row_group_ * Tiles::kGroupRows >= tile_.length) return;
     Operand<kHead> queries;
     ptx::mbarrier_wait(shared_.queries_full(), 0);
     take_queries(queries);
     Accumulator<kKeys> scores = {};
     Operand<kKeys> probabilities;
-    int block = first() + key_group_;
+    int block = own_first() + key_group_;
     ptx::mbarrier_wait(shared_.stage_full(block), 0);
     ptx::pin(scores);
     wgmma_scores<T, kHead>(scores, queries, shared_.keys(block));
@@ -120,7 +121,7 @@ class ResidentGroup {
     softmax_.raise<kKeys, kHead>(scores, output_);
     softmax_.exponentiate<kKeys>(scores);
     to_operand<T, kKeys>(probabilities, scores);
-    for (int next = block + kKeyGroups; next < blocks_; next += kKeyGroups) {
+    for (int next = block + kKeyGroups; next < end; next += kKeyGroups) {
       // The next scores are ready before this output, whose product runs beside the exponentials.
       ptx::mbarrier_wait(shared_.stage_full(next), 0);
       ptx::pin(scores);
@@ -170,6 +171,13 @@ class ResidentGroup {
  private:
   // The keys that some row of the tile sees: the first block of 64, and the end.
   __device__ int first() const { return first_key(arguments_.score, tile_, kKeys) / kKeys; }
+  // Of the keys that this warpgroup's rows see: fewer than the tile's where warpgroups divide its rows.
+  __device__ SequenceTile own() const { return rows_from(tile_, row_group_ * Tiles::kGroupRows); }
+  __device__ int own_first() const { return first_key(arguments_.score, own(), kKeys) / kKeys; }
+  __device__ int own_end() const {
+    if constexpr (!Score::kNarrows) return blocks_;
+    return (end_key(arguments_.score, own(), Tiles::kGroupRows) + kKeys - 1) / kKeys;
+  }
   __device__ int end() const { return end_key(arguments_.score, tile_, Shared::kRows); }
   __device__ int lane_in_group() const { return threadIdx.x % Tiles::kGroupThreads; }
   __device__ int strip_row() const { return lane_in_group() / 32 * 16 + fragment_row(); }
@@ -184,14 +192,14 @@ class ResidentGroup {
       const int chunk = step % kSteps * 2 + lane / 16;
       ptx::ldmatrix_x4(queries[step], panel + SwizzledBlock<Layout::kColumns>::offset(row, chunk));
     }
-    if (arguments_.bias != nullptr) add_bias<T, kHead>(queries, shared_.control.biases[0]);
+    if (arguments_.q_bias != nullptr) add_bias<T, kHead>(queries, shared_.control.biases[0]);
   }
 
   __device__ void mask_block(Accumulator<kKeys>& scores, int block) const {
     const int left = end() - block * kKeys;
     if (left < kKeys) mask_tail<kKeys>(scores, left);
-    shape_scores<kHead, kKeys>(scores, arguments_.score, tile_,
-                               tile_.row + row_group_ * Tiles::kGroupRows + strip_row(), block * kKeys);
+    shape_scores<kKeys>(scores, arguments_.score, tile_, tile_.row + row_group_ * Tiles::kGroupRows + strip_row(),
+                        block * kKeys);
   }
 
   // The rows behind the sequence's end belong to the next sequence or to nobody. Their probabilities are zero, but zero
@@ -253,8 +261,8 @@ class ResidentGroup {
     const int row = tile_.row + row_group_ * Tiles::kGroupRows + strip_row();
     T* const first = arguments_.output(tile_.begin + row, tile_.head);
     T* const rows[2] = {row < tile_.length ? first : nullptr,
-                        row + 8 < tile_.length ? first + 8 * arguments_.hidden() : nullptr};
-    const float* bias = arguments_.bias != nullptr ? shared_.control.biases[1] : nullptr;
+                        row + 8 < tile_.length ? first + 8 * arguments_.context() : nullptr};
+    const float* bias = arguments_.v_bias != nullptr ? shared_.control.biases[1] : nullptr;
     store_rows<T, kHead>(output_, inverse, bias, rows, arguments_.out,
                          {arguments_.operand_inverse, arguments_.operand_zero});
   }
@@ -298,9 +306,10 @@ __global__ void __launch_bounds__(
     shared.initialize((end + Tiles::kKeys - 1) / Tiles::kKeys,
                       first_key(arguments.score, tile, Tiles::kKeys) / Tiles::kKeys);
   }
-  if (arguments.bias != nullptr && threadIdx.x < kHead) {
-    shared.control.biases[0][threadIdx.x] = __ldg(arguments.query_bias(tile.head) + threadIdx.x);
-    shared.control.biases[1][threadIdx.x] = __ldg(arguments.value_bias(tile.head) + threadIdx.x);
+  if (threadIdx.x < kHead) {
+    const float *const q_bias = arguments.query_bias(tile.head), *const v_bias = arguments.value_bias(tile.head);
+    if (q_bias != nullptr) shared.control.biases[0][threadIdx.x] = __ldg(q_bias + threadIdx.x);
+    if (v_bias != nullptr) shared.control.biases[1][threadIdx.x] = __ldg(v_bias + threadIdx.x);
   }
   const int group = __shfl_sync(~0u, threadIdx.x / Tiles::kGroupThreads, 0);
   ResidentGroup<T, kHead, kRowGroups, kKeyGroups, Score> warpgroup(arguments, shared, tile, group);

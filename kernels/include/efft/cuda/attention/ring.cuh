@@ -44,9 +44,8 @@ class Feeder {
     const uint32_t full = pipeline_.stage_full(stage);
     ptx::mbarrier_wait(pipeline_.stage_free(stage), cursor.at.parity ^ 1);
     ptx::mbarrier_arrive_expect_tx(full, 2 * Layout::kBytes);
-    constexpr int kKeyPart = 1;
-    ptx::cp_async_bulk_tensor(pipeline_.keys(stage), &maps_.keys_values, 0, tile.begin + cursor.row, 0, kKeyPart,
-                              tile.head, full);
+    ptx::cp_async_bulk_tensor(pipeline_.keys(stage), &maps_.keys_values, 0, tile.begin + cursor.row, 0, 0,
+                              arguments_.kv_head(tile.head), full);
     cursor.at.advance(pipeline_.stages);
     cursor.row += Layout::kRows;
     if (cursor.row >= end_key(arguments_.score, tile, rows())) {
@@ -65,15 +64,14 @@ class Feeder {
 
   __device__ void copy_queries(const SequenceTile& tile, unsigned round) const {
     constexpr int kBiasBytes = kHead * int(sizeof(float));
-    const bool biased = arguments_.bias != nullptr;
+    const float *const q_bias = arguments_.query_bias(tile.head), *const v_bias = arguments_.value_bias(tile.head);
+    const int biases = (q_bias != nullptr) + (v_bias != nullptr);
     const uint32_t full = pipeline_.tile_full();
-    ptx::mbarrier_arrive_expect_tx(full, pipeline_.groups * Layout::kBytes + (biased ? 2 * kBiasBytes : 0));
+    ptx::mbarrier_arrive_expect_tx(full, pipeline_.groups * Layout::kBytes + biases * kBiasBytes);
     ptx::cp_async_bulk_tensor(pipeline_.queries(0, 0), &maps_.queries, 0, tile.begin + tile.row, 0, 0, tile.head, full);
-    if (biased) {
-      const uint32_t biases = ptx::shared_address(pipeline_.control.biases[round % 2]);
-      ptx::cp_async_bulk(biases, arguments_.query_bias(tile.head), kBiasBytes, full);
-      ptx::cp_async_bulk(biases + kBiasBytes, arguments_.value_bias(tile.head), kBiasBytes, full);
-    }
+    const uint32_t to = ptx::shared_address(pipeline_.control.biases[round % 2]);
+    if (q_bias != nullptr) ptx::cp_async_bulk(to, q_bias, kBiasBytes, full);
+    if (v_bias != nullptr) ptx::cp_async_bulk(to + kBiasBytes, v_bias, kBiasBytes, full);
   }
 
  private:
@@ -132,10 +130,14 @@ class Warpgroup {
   __device__ void skip(const SequenceTile& tile, int listed, unsigned round) {
     release(pipeline_.tile_free());
     feed_queries(listed, round);
-    const int first = first_key(arguments_.score, tile, kKeys), end = keys_end(tile);
-    for (int key = first; key < end; key += kKeys) {
+    pass(first_key(arguments_.score, tile, kKeys), keys_end(tile), listed == 0);
+  }
+
+  // Blocks of keys [key, end) that these rows do not see, or no rows do. first: the list's very first is among them.
+  __device__ void pass(int key, int end, bool first) {
+    for (; key < end; key += kKeys, first = false) {
       ptx::mbarrier_wait(pipeline_.stage_full(at_.stage), at_.parity);
-      feed_block(key == first && listed == 0);
+      feed_block(first);
       release(pipeline_.stage_free(at_.stage));
       at_.advance(pipeline_.stages);
     }
@@ -151,7 +153,7 @@ class Warpgroup {
       const int chunk = step % kSteps * 2 + lane / 16;
       ptx::ldmatrix_x4(queries[step], panel + SwizzledBlock<Layout::kColumns>::offset(row, chunk));
     }
-    if (arguments_.bias != nullptr) add_bias<T, kHead>(queries, pipeline_.control.biases[round % 2][0]);
+    if (arguments_.q_bias != nullptr) add_bias<T, kHead>(queries, pipeline_.control.biases[round % 2][0]);
     release(pipeline_.tile_free());
   }
 
@@ -175,21 +177,30 @@ class Warpgroup {
   __device__ void attend(const SequenceTile& tile, int listed, unsigned round) {
     Operand<kHead> queries;
     take_queries(queries, round);
-    OnlineSoftmax softmax(score_scale(kHead));
+    // Of the tile's keys, those that these 64 rows see.
+    const SequenceTile own = rows_from(tile, rows_ * kRows);
+    const int first = first_key(arguments_.score, own, kKeys), end = end_key(arguments_.score, own, kRows);
+    bool opens = listed == 0;  // the list's first block is still to come
+    if constexpr (Score::kNarrows) {
+      const int tile_first = first_key(arguments_.score, tile, kKeys);
+      pass(tile_first, first, opens);
+      opens = opens && tile_first == first;
+    }
+    OnlineSoftmax softmax(score_scale(arguments_.scale));
     Accumulator<kHead> output = {};
     Accumulator<kKeys> scores = {};
     Operand<kKeys> probabilities;
     ptx::mbarrier_wait(pipeline_.stage_full(at_.stage), at_.parity);
     ptx::pin(scores);
     wgmma_scores<T, kHead>(scores, queries, pipeline_.keys(at_.stage));
-    int left = keys_end(tile) - first_key(arguments_.score, tile, kKeys);
-    const int keys = left;
-    if (left < kKeys) clear_tail(at_.stage, left);
+    int left = end - first;
+    const int keys = left, unseen = tile.length - end;  // of the sequence: the other warpgroup may see them
+    if (left + unseen < kKeys) clear_tail(at_.stage, left + unseen);
     feed_queries(listed, round);
     ptx::wgmma_wait_group<0>();
     ptx::pin(scores);
     if (left < kKeys) mask_tail<kKeys>(scores, left);
-    shape(scores, tile, keys_end(tile) - left);
+    shape(scores, tile, end - left);
     softmax.raise<kKeys, kHead>(scores, output);
     softmax.exponentiate<kKeys>(scores);
     to_operand<T, kKeys>(probabilities, scores);
@@ -202,12 +213,12 @@ class Warpgroup {
       ptx::pin(output);
       wgmma_scores<T, kHead>(scores, queries, pipeline_.keys(at_.stage));
       wgmma_output<T, kHead>(output, probabilities, pipeline_.values(now.stage));
-      if (left < kKeys) clear_tail(at_.stage, left);
-      feed_block(left + kKeys >= keys && listed == 0);
+      if (left + unseen < kKeys) clear_tail(at_.stage, left + unseen);
+      feed_block(left + kKeys >= keys && opens);
       ptx::wgmma_wait_group<1>();
       ptx::pin(scores);
       if (left < kKeys) mask_tail<kKeys>(scores, left);
-      shape(scores, tile, keys_end(tile) - left);
+      shape(scores, tile, end - left);
       float highest[2];
       softmax.largest<kKeys>(scores, highest);
       if (softmax.exceeds(highest)) {
@@ -225,10 +236,11 @@ class Warpgroup {
     }
     ptx::pin(output);
     wgmma_output<T, kHead>(output, probabilities, pipeline_.values(now.stage));
-    feed_block(keys <= kKeys && listed == 0);
+    feed_block(keys <= kKeys && opens);
     ptx::wgmma_wait_group<0>();
     ptx::pin(output);
     release(pipeline_.stage_free(now.stage));
+    if constexpr (Score::kNarrows) pass(first + (keys + kKeys - 1) / kKeys * kKeys, keys_end(tile), false);
     store(output, softmax, tile, round);
   }
 
@@ -241,7 +253,7 @@ class Warpgroup {
   }
 
   __device__ void shape(Accumulator<kKeys>& scores, const SequenceTile& tile, int first_key) const {
-    shape_scores<kHead, kKeys>(scores, arguments_.score, tile, strip_row(tile), first_key);
+    shape_scores<kKeys>(scores, arguments_.score, tile, strip_row(tile), first_key);
   }
 
   // In the shadow of the products: refills the stage that the block before this one has left. The ring must then hold
@@ -263,8 +275,8 @@ class Warpgroup {
     const int row = strip_row(tile);
     T* const first = arguments_.output(tile.begin + row, tile.head);
     T* const rows[2] = {row < tile.length ? first : nullptr,
-                        row + 8 < tile.length ? first + 8 * arguments_.hidden() : nullptr};
-    const float* bias = arguments_.bias != nullptr ? pipeline_.control.biases[round % 2][1] : nullptr;
+                        row + 8 < tile.length ? first + 8 * arguments_.context() : nullptr};
+    const float* bias = arguments_.v_bias != nullptr ? pipeline_.control.biases[round % 2][1] : nullptr;
     store_rows<T, kHead>(output, inverse, bias, rows, arguments_.out,
                          {arguments_.operand_inverse, arguments_.operand_zero});
   }

@@ -151,7 +151,7 @@ class SimtStrip {
     for (int k = 0; k < Tiles::kKeysPerThread; ++k) {
       const int key = first_key + x_ + 16 * k;
       const bool valid = key >= ranges_[i].begin && key < ranges_[i].end;
-      scores[k] = valid ? added(scores[k] * scale, i, key) : -INFINITY;
+      scores[k] = valid ? scale * added(scores[k], i, key) : -INFINITY;
       maximum = fmaxf(maximum, scores[k]);
     }
 #pragma unroll
@@ -196,28 +196,26 @@ __global__ void __launch_bounds__(attention_tiles::Simt<kHead>::kThreads, 2)
   const PackedTile tile = packed_tile(arguments.cu_seqlens, arguments.batch, first, Tiles::kRows);
   if (first >= tile.tokens) return;
 
-  const long long stride = 3LL * arguments.hidden();
+  const long long stride = arguments.width();
   const int head_size = arguments.head_size;
-  const float scale = 1.f / sqrtf(float(head_size));
   load_rows<kHead, Tiles::kRows, Tiles::kThreads>(shared.queries, arguments.query(first, head), stride,
                                                   tile.tokens - first, arguments.query_bias(head), head_size);
   SimtStrip<kHead> strip(arguments.cu_seqlens, tile, first, arguments.score);
   const auto added = [&](float score, int i, int key) {
     if constexpr (Score::kAdds) {
-      const int row = first + strip.row(i);
-      const int begin = row_sequence(arguments.cu_seqlens, tile, row).begin;
-      score += arguments.score.added(head, row - begin, key - begin);
+      score += arguments.score.added(head, first + strip.row(i) - key);
     }
     return score;
   };
-  for (int begin = tile.keys.begin; begin < tile.keys.end; begin += Tiles::kKeys) {
-    const int valid = tile.keys.end - begin;
+  const KeyRange keys = tile_keys(arguments.cu_seqlens, tile, first, Tiles::kRows, arguments.score);
+  for (int begin = keys.begin; begin < keys.end; begin += Tiles::kKeys) {
+    const int valid = keys.end - begin;
     load_rows<kHead, Tiles::kKeys, Tiles::kThreads>(shared.keys, arguments.key(begin, head), stride, valid, nullptr,
                                                     head_size);
     load_rows<kHead, Tiles::kKeys, Tiles::kThreads>(shared.values, arguments.value(begin, head), stride, valid, nullptr,
                                                     head_size);
     __syncthreads();
-    strip.score(shared, begin, scale, added);
+    strip.score(shared, begin, arguments.scale, added);
     __syncwarp();  // the 16 lanes of a row are in one warp, and so are all that read its probabilities
     strip.accumulate(shared);
     __syncthreads();

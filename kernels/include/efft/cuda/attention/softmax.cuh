@@ -8,8 +8,8 @@
 
 namespace efft::cuda {
 
-// log2(e) / sqrt(head_size): scores times this are exponents of two.
-__device__ inline float score_scale(int head_size) { return 1.4426950408889634f * rsqrtf(float(head_size)); }
+// Scores times this are exponents of two. scale: of a query times a key.
+__device__ inline float score_scale(float scale) { return 1.4426950408889634f * scale; }
 
 template <int kColumns>
 __device__ inline void rescale(Accumulator<kColumns>& accumulator, const float (&correction)[2]) {

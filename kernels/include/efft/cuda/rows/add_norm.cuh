@@ -1,4 +1,4 @@
-// LayerNorm(x + bias + residual), the end of an attention or feed-forward block.
+// norm(x + bias + residual), the end of an attention or feed-forward block: LayerNorm or RMSNorm.
 // Bound by memory: one or two rows read and one written a token (two where the sum is wanted too).
 #pragma once
 
@@ -20,6 +20,7 @@ struct AddNorm {
   float epsilon;
   T* out;  // [rows, width], may be x or residual
   T* sum;  // [rows, width] or nullptr: x + bias + residual, what a pre-norm block carries on
+  NormKind kind = NormKind::layer;
 };
 
 namespace detail {
@@ -179,6 +180,10 @@ __global__ void __launch_bounds__(kWarp* WARPS, kNormBlocks<WARPS, ROWS>)
   load_parameters_part<VECTORS>(a.bias, column, width, bias);
   load_parameters_part<VECTORS>(a.gamma, column, width, gamma);
   load_parameters_part<VECTORS>(a.beta, column, width, beta);
+  // Where nothing is added to a thread's columns their sum stands there already.
+  bool adds = RESIDUAL || a.sum != a.x;
+#pragma unroll
+  for (int i = 0; i < kWidth; ++i) adds |= bias[i] != 0.f;
   const int count = rows.count();
   T* const out = rows.target(a);
   wait_for_predecessor();
@@ -219,7 +224,7 @@ __global__ void __launch_bounds__(kWarp* WARPS, kNormBlocks<WARPS, ROWS>)
         mean[r] += values[r][i];
       }
       exists[r] = sources[r] >= 0;
-      if (a.sum != nullptr && exists[r]) {
+      if (a.sum != nullptr && adds && exists[r]) {
         store_part<VECTORS>(a.sum + static_cast<int64_t>(sources[r]) * width, column, width, values[r]);
       }
     }
@@ -227,7 +232,7 @@ __global__ void __launch_bounds__(kWarp* WARPS, kNormBlocks<WARPS, ROWS>)
     warp_sums(mean);
 #pragma unroll
     for (int r = 0; r < ROWS; ++r) {
-      mean[r] *= warp_share;
+      mean[r] = a.kind == NormKind::rms ? 0.f : mean[r] * warp_share;  // around zero, all parts merge around zero
 #pragma unroll
       for (int i = 0; i < kWidth; ++i) {
         values[r][i] -= mean[r];

@@ -1,4 +1,5 @@
-// LayerNorm(word[id] + position[p] + segment[s]) of every valid token, straight into packed rows.
+// norm(word[id] + position[p] + segment[s]) of every valid token, straight into packed rows, each of these where the
+// encoder has it.
 // Bound by memory: three table rows read and one row written a token.
 #pragma once
 
@@ -8,7 +9,7 @@
 
 namespace efft::cuda {
 
-// The three tables [rows, width] and their numbers of rows.
+// The three tables [rows, width] and their numbers of rows; nullptr: there is no such table (never of words).
 template <typename T>
 struct EmbeddingTables {
   const T* word;
@@ -20,11 +21,14 @@ struct EmbeddingTables {
 };
 
 struct EmbeddingNorm {
-  const float* gamma;  // [width]
+  const float* gamma;  // [width], or nullptr: no norm
   const float* beta;   // [width]
   float epsilon;
   PositionCount count;
   int start;  // slot and mask: the row of a sequence's first token; ids: the pad id
+  NormKind kind = NormKind::layer;
+  int64_t dropout_token = EncoderSpec::kNoToken;  // its word row counts as zeros
+  const float* factors = nullptr;                 // [batch] or nullptr: of word rows, as word_factors wrote them
 };
 
 namespace detail {
@@ -34,6 +38,7 @@ namespace detail {
 __device__ __forceinline__ int64_t position_of(const EmbeddingNorm& norm, const int64_t* ids, int column, int rank) {
   if (norm.count == PositionCount::slot) return column + norm.start;
   if (norm.count == PositionCount::mask) return rank + norm.start;
+  if (norm.count == PositionCount::none) return 0;
   if (ids[column] == norm.start) return norm.start;
   int others = 0;
   for (int c = threadIdx.x; c <= column; c += kWarp) others += ids[c] != norm.start;
@@ -54,9 +59,11 @@ __global__ void __launch_bounds__(kWarp* kRowWarps)
   const int sequence = row / length;
   const int64_t position = position_of(norm, call->ids + static_cast<int64_t>(sequence) * length,
                                        row - sequence * length, token - cu_seqlens[sequence]);
-  const int64_t id = call->ids[row], segment = call->segments[row];
-  const bool inside = id >= 0 && id < tables.words && segment >= 0 && segment < tables.segments && position >= 0 &&
-                      position < tables.positions;
+  const int64_t id = call->ids[row], segment = tables.segment == nullptr ? 0 : call->segments[row];
+  const bool inside = id >= 0 && id < tables.words &&
+                      (tables.segment == nullptr || (segment >= 0 && segment < tables.segments)) &&
+                      (tables.position == nullptr || (position >= 0 && position < tables.positions));
+  const float factor = norm.factors == nullptr ? 1.f : id == norm.dropout_token ? 0.f : norm.factors[sequence];
   float values[CHUNKS][WIDTH];
 #pragma unroll
   for (int c = 0; c < CHUNKS; ++c) {
@@ -66,13 +73,13 @@ __global__ void __launch_bounds__(kWarp* kRowWarps)
     for (int i = 0; i < WIDTH; ++i) values[c][i] = p[i] = s[i] = 0.f;
     if (column < width && inside) {
       load(tables.word + id * width + column, values[c]);
-      load(tables.position + position * width + column, p);
-      load(tables.segment + segment * width + column, s);
+      if (tables.position != nullptr) load(tables.position + position * width + column, p);
+      if (tables.segment != nullptr) load(tables.segment + segment * width + column, s);
     }
 #pragma unroll
-    for (int i = 0; i < WIDTH; ++i) values[c][i] += p[i] + s[i];
+    for (int i = 0; i < WIDTH; ++i) values[c][i] = values[c][i] * factor + (p[i] + s[i]);
   }
-  normalise(values, width, norm.gamma, norm.beta, norm.epsilon);
+  if (norm.gamma != nullptr) normalise(values, width, norm.gamma, norm.beta, norm.epsilon, norm.kind);
 #pragma unroll
   for (int c = 0; c < CHUNKS; ++c) {
     const int column = pack_column<WIDTH>(c);

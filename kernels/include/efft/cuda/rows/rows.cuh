@@ -4,6 +4,7 @@
 
 #include "efft/cuda/launch.cuh"
 #include "efft/cuda/types.cuh"
+#include "efft/spec.h"
 
 namespace efft::cuda {
 
@@ -24,17 +25,18 @@ __device__ __forceinline__ int pack_column(int chunk) {
 // Row of this warp. Blocks are (32, kRowWarps).
 __device__ __forceinline__ int warp_row() { return blockIdx.x * kRowWarps + threadIdx.y; }
 
-// (values - mean) / sqrt(variance + epsilon) * gamma + beta, in place; values hold zeros past the width.
-// The variance is taken around the mean (two passes over registers): E[x^2] - E[x]^2 would cancel.
+// (values - mean) / sqrt(variance + epsilon) * gamma + beta, in place; values hold zeros past the width. rms: without
+// the mean, and the mean of the squares for the variance. The variance is taken around the mean (two passes over
+// registers): E[x^2] - E[x]^2 would cancel.
 template <int WIDTH, int CHUNKS>
 __device__ __forceinline__ void normalise(float (&values)[CHUNKS][WIDTH], int width, const float* gamma,
-                                          const float* beta, float epsilon) {
+                                          const float* beta, float epsilon, NormKind kind) {
   float sum = 0.f;
 #pragma unroll
   for (int c = 0; c < CHUNKS; ++c)
 #pragma unroll
     for (int i = 0; i < WIDTH; ++i) sum += values[c][i];
-  const float mean = warp_sum(sum) / width;
+  const float mean = kind == NormKind::rms ? 0.f : warp_sum(sum) / width;
   float squares = 0.f;
 #pragma unroll
   for (int c = 0; c < CHUNKS; ++c) {
