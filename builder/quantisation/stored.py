@@ -113,16 +113,16 @@ def read_stored(state: Mapping[str, Tensor], source: str) -> tuple[dict[str, Ten
     """
     weights: dict[str, Tensor] = {}
     said: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in state.items():
+    for name, value in state.items():
         module, key = _said(name)
         if key is None:
-            weights[name] = tensor
+            weights[name] = value
         else:
-            said.setdefault(module, {})[key] = tensor
+            said.setdefault(module, {})[key] = value
     stored: dict[int, Stored] = {}
     for module, facts in said.items():
         name = f"{module}.weight"
-        tensor = facts.pop("numbers") if "numbers" in facts else weights.get(name)
+        tensor: Tensor | None = facts.pop("numbers") if "numbers" in facts else weights.get(name)
         if tensor is None or tensor.dim() != 2:
             continue  # of attention's products and of tables, which have 16 bits here
         found = _stored(tensor, facts, module, source)
