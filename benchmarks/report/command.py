@@ -58,8 +58,8 @@ def section(kind: str, result: dict[str, Any], folder: Path, stem: str) -> Secti
 
 
 def draw_figures(encoders: list[dict[str, Any]], folder: Path) -> None:
-    """Write the README's chart, of the results with the most to show on two cores and on a GPU, and docs/benchmarks.md's
-    two plots, from the first result that has both; without one, nothing."""
+    """Write the README's chart, of the results with the most to show on two cores and on a GPU, and the two plots of
+    docs/benchmarks.md, from the first result that has both; without one, nothing."""
     of_cpu = [result for result in encoders if result["device"]["kind"] == "cpu" and result["device"]["threads"] == 2]
     of_gpu = [result for result in encoders if result["device"]["kind"] == "cuda"]
     if of_cpu and of_gpu:
