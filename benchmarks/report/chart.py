@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,25 +26,28 @@ Bar = tuple[str, float, bool]
 """Label, milliseconds, whether it is ours."""
 
 
-def bars(result: dict[str, Any], workload: str, peers: str) -> list[Bar]:
-    """BERT-base at ``workload``, the slowest first: other engines in the type ``peers``, ours in narrower ones too."""
+def bars(results: Sequence[dict[str, Any]], workload: str, peers: str) -> list[Bar]:
+    """BERT-base at ``workload``, the slowest first: other engines in the type ``peers``, ours in narrower ones too.
+
+    ``results`` are one machine's, the newest first, whose figure counts.
+    """
     found: dict[str, Bar] = {}
-    for row in result["rows"]:
+    for row in (row for result in results for row in result["rows"]):
         if row["model"] != "base" or row["workload"] != workload or "median_ms" not in row or row.get("refused"):
             continue
         ours = row["engine"] == "thsext"
         if row["engine"] not in _NAMES or row["data_type"] not in (_OURS_IN[peers] if ours else (peers,)):
             continue
         label = f"{_NAMES[row['engine']]}, {row['data_type']}"
-        found[label] = (label, row["median_ms"], ours)
+        found.setdefault(label, (label, row["median_ms"], ours))
     return sorted(found.values(), key=lambda bar: -bar[1])
 
 
-def draw(cpu: dict[str, Any], gpu: dict[str, Any], path: Path) -> None:
-    """Write the chart of two results of kind encoder, one of each device."""
+def draw(cpu: Sequence[dict[str, Any]], gpu: Sequence[dict[str, Any]], path: Path) -> None:
+    """Write the chart of results of kind encoder, one machine's for each device; see :func:`bars`."""
     figure, panels = plt.subplots(1, 2, figsize=(WIDTH, HEIGHT))
     _panel(panels[0], bars(cpu, CPU, "fp32"), f"two CPU cores, {CPU}")
-    _panel(panels[1], bars(gpu, GPU, "fp16"), f"one {gpu['device']['gpu'].removeprefix('NVIDIA ')}, {GPU}")
+    _panel(panels[1], bars(gpu, GPU, "fp16"), f"one {gpu[0]['device']['gpu'].removeprefix('NVIDIA ')}, {GPU}")
     figure.tight_layout()
     figure.savefig(path, dpi=DPI, metadata={"Software": None})
     plt.close(figure)

@@ -63,10 +63,12 @@ def draw_figures(encoders: list[dict[str, Any]], folder: Path) -> None:
     of_cpu = [result for result in encoders if result["device"]["kind"] == "cpu" and result["device"]["threads"] == 2]
     of_gpu = [result for result in encoders if result["device"]["kind"] == "cuda"]
     if of_cpu and of_gpu:
-        cpu = max(of_cpu, key=lambda result: len(chart.bars(result, chart.CPU, "fp32")))
-        gpu = max(of_gpu, key=lambda result: len(chart.bars(result, chart.GPU, "fp16")))
+        # Times of several CPU runs are not put together: a shared host's speed moves from day to day.
+        cpu = max(of_cpu, key=lambda result: len(chart.bars([result], chart.CPU, "fp32")))
+        name = max(of_gpu, key=lambda result: len(chart.bars([result], chart.GPU, "fp16")))["device"]["gpu"]
+        gpu = [result for result in of_gpu if result["device"]["gpu"] == name]
         folder.mkdir(parents=True, exist_ok=True)
-        chart.draw(cpu, gpu, folder / "beside.png")
+        chart.draw([cpu], gpu, folder / "beside.png")
     for result in encoders:
         if plots.has(result, _README):
             folder.mkdir(parents=True, exist_ok=True)

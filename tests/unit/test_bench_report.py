@@ -125,7 +125,7 @@ def test_the_chart_has_others_in_one_type_and_ours_in_narrower_ones_the_slowest_
         row("openvino", "fp32", 0.1, refused="wrong"), row("openvino+loop", "fp32", 0.2),
     ]  # fmt: skip
     cpu = {**ENCODER, "rows": rows}
-    shown = chart.bars(cpu, "8x128", "fp32")
+    shown = chart.bars([cpu], "8x128", "fp32")
     assert [(label, ours) for label, _, ours in shown] == [
         ("TorchScript, fp32", False), ("EFFT, fp32", True), ("EFFT, bf16", True),
     ]  # fmt: skip
