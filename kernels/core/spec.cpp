@@ -355,6 +355,7 @@ void check_relative(const EncoderSpec& s) {
   if (!s.c2p && !s.p2c) refuse("relative", "disentangled needs c2p=1 or p2c=1");
   leave_out("rotary", s.rotary != Rotary::none, "relative=disentangled has positions of its own");
   leave_out("kv_heads", s.kv_heads != s.heads, "relative=disentangled has keys for each head");
+  leave_out("local", !s.local.empty(), "relative=disentangled sees every key");
 }
 
 void check_layers(const EncoderSpec& s) {

@@ -59,8 +59,6 @@ void check_runs(const EncoderSpec& spec) {
        "types",     "gated",    "rotary", "rotary_size",  "window",    "local",        "scale",      "relative",
        "buckets",   "distance", "c2p",    "p2c",          "layer_of",  "dropout_token"},
       "the CUDA engine");
-  STD_TORCH_CHECK(spec.relative != Relative::disentangled || spec.local.empty(),
-                  "spec: the CUDA engine does not run local layers with relative=disentangled");
   buckets_of(spec);
 }
 

@@ -267,6 +267,10 @@ def test_bad_arguments_are_named(efft, device, generator, argument) -> None:
             "+ relative=disentangled c2p=1 distance=9 rotary=halves",
             "rotary: relative=disentangled has positions of its",
         ),
+        (
+            "+ relative=disentangled c2p=1 distance=9 local=01 window=8",
+            "local: relative=disentangled sees every key; leave it out",
+        ),
         ("+ p2c=1", "p2c: only relative=disentangled has it; leave it out"),
         ("+ layer_of=0,2", "layer_of: expected 0 to 1, got 2"),
         ("+ layer_of=0", "layer_of: expected a number for each of 2 layers, got 1"),
