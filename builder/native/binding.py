@@ -77,7 +77,7 @@ class Model:
 
     def _check(self, status: int) -> None:
         if status:
-            raise NativeError(status, self.library.efft_last_error().decode())
+            raise NativeError(status, self.library.efft_last_error().decode(errors="replace"))
 
 
 def _joined(sequences: Sequence[Sequence[int]]) -> np.ndarray:

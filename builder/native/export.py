@@ -72,6 +72,7 @@ def _write(archive: Path, facts: ArchiveFacts, temporary: Path, folder: Path) ->
         graph = _with_normalisation(graph, facts)
         tensors, spec = _described(graph, facts)
         save_file(tensors, folder / WEIGHTS)
+        (folder / WEIGHTS).chmod(0o644)  # its writer lets nobody else read it
         (folder / SPEC).write_text(json.dumps(spec, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         _prove(module, graph, facts, folder, vocabulary)
     return graph

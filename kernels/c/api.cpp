@@ -34,7 +34,7 @@ thread_local char last_error[1024];
 efft_status failed(efft_status status, const char* text) noexcept {
   std::snprintf(last_error, sizeof last_error, "%s", text);
   for (char* c = last_error; *c; ++c) {
-    if (*c == '\n' || *c == '\r') *c = ' ';
+    if (static_cast<unsigned char>(*c) < 0x20) *c = ' ';
   }
   return status;
 }
@@ -193,9 +193,9 @@ void collect(const efft_session& session, const Request& request, const Padded& 
   }
 }
 
-void run(efft_session& session, const Request& request, efft_output output, float* out) {
+void run(efft_session& session, const Request& request, int64_t length, efft_output output, float* out) {
   const Folder& folder = session.model->folder;
-  const int64_t length = check_request(folder, request), hidden = folder.encoder->spec.hidden;
+  const int64_t hidden = folder.encoder->spec.hidden;
   const Output asked = wanted(folder, output);
   const int64_t engine_rows = asked == Output::hidden ? request.sequences * length : request.sequences;
   const int64_t rows = asked == Output::hidden ? request.tokens() : request.sequences;
@@ -301,13 +301,15 @@ efft_status efft_encode(efft_session* session, const int64_t* ids, const int64_t
     const Turn turn(given(session, "session")->busy);
     if (sequences < 0 || sequences >= kMostTokens) throw bad_argument("sequences is not within 0 and 2^31");
     const Request request{ids, segments, given(cu_seqlens, "cu_seqlens"), sequences};
-    const Shape shape = shape_of(session->model->folder, output, sequences, request.tokens());
-    if (request.tokens() < 0) throw bad_argument("cu_seqlens ends below 0");
+    const Folder& folder = session->model->folder;
+    shape_of(folder, output, 0, 0);  // whether there is such an output
+    const int64_t longest = check_request(folder, request);
+    const Shape shape = shape_of(folder, output, sequences, request.tokens());
     const auto elements = static_cast<size_t>(shape.rows * shape.columns);
     if (elements == 0) return;
     if (out_elements < elements)
       throw bad_argument("out has room for " + std::to_string(out_elements) + " elements, the result has " +
                          std::to_string(elements));
-    run(*session, request, output, given(out, "out"));
+    run(*session, request, longest, output, given(out, "out"));
   });
 }

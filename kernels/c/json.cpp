@@ -16,6 +16,8 @@ class Parser {
   explicit Parser(std::string_view text) : text_(text) {}
 
   Json whole_text() {
+    check_utf8();
+    at_ = 0;
     Json value = any(0);
     blanks();
     if (at_ != text_.size()) fail("something behind the value");
@@ -25,6 +27,19 @@ class Parser {
  private:
   [[noreturn]] void fail(const char* what) const {
     throw std::runtime_error("not JSON at byte " + std::to_string(at_) + ": " + what);
+  }
+
+  // So that what a message quotes is text (RFC 3629; code points beyond the last one are refused, surrogates are not).
+  void check_utf8() {
+    while (at_ < text_.size()) {
+      const auto lead = static_cast<unsigned char>(text_[at_]);
+      const size_t more = lead < 0x80 ? 0 : lead < 0xE0 ? 1 : lead < 0xF0 ? 2 : 3;
+      if ((lead >= 0x80 && lead < 0xC2) || lead > 0xF4 || text_.size() - at_ <= more) fail("not UTF-8");
+      for (size_t i = 1; i <= more; ++i) {
+        if ((static_cast<unsigned char>(text_[at_ + i]) & 0xC0) != 0x80) fail("not UTF-8");
+      }
+      at_ += more + 1;
+    }
   }
 
   void blanks() {
