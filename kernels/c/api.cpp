@@ -76,7 +76,7 @@ struct Shape {
   int64_t rows, columns;
 };
 
-Shape shape_of(const Folder& folder, efft_output output, int64_t sequences, int64_t tokens) {
+Shape shape_of(const Folder& folder, int32_t output, int64_t sequences, int64_t tokens) {
   const int64_t hidden = folder.encoder->spec.hidden;
   switch (output) {
     case EFFT_HIDDEN:
@@ -88,11 +88,11 @@ Shape shape_of(const Folder& folder, efft_output output, int64_t sequences, int6
       if (!folder.head) throw Refused(EFFT_UNSUPPORTED, folder.name + ": the folder holds no head, so no logits");
       return {folder.head->per_token() ? tokens : sequences, folder.head->outputs()};
   }
-  throw bad_argument("output is " + std::to_string(static_cast<int>(output)) + ", which is none of efft_output");
+  throw bad_argument("output is " + std::to_string(output) + ", which is none of efft_output");
 }
 
 // What the engine is asked for.
-Output wanted(const Folder& folder, efft_output output) {
+Output wanted(const Folder& folder, int32_t output) {
   if (output == EFFT_LOGITS) return folder.read;
   return output == EFFT_FIRST ? Output::first : output == EFFT_MEAN ? Output::mean : Output::hidden;
 }
@@ -193,7 +193,7 @@ void collect(const efft_session& session, const Request& request, const Padded& 
   }
 }
 
-void run(efft_session& session, const Request& request, int64_t length, efft_output output, float* out) {
+void run(efft_session& session, const Request& request, int64_t length, int32_t output, float* out) {
   const Folder& folder = session.model->folder;
   const int64_t hidden = folder.encoder->spec.hidden;
   const Output asked = wanted(folder, output);
@@ -285,8 +285,8 @@ efft_status efft_session_create(efft_model* model, int32_t threads, efft_session
 
 void efft_session_free(efft_session* session) { delete session; }
 
-efft_status efft_output_shape(const efft_model* model, efft_output output, int64_t sequences, int64_t tokens,
-                              int64_t* rows, int64_t* columns) {
+efft_status efft_output_shape(const efft_model* model, int32_t output, int64_t sequences, int64_t tokens, int64_t* rows,
+                              int64_t* columns) {
   return guarded(EFFT_FAILED, [&] {
     if (sequences < 0 || tokens < 0) throw bad_argument("sequences and tokens are not from 0 on");
     const Shape shape = shape_of(read(model).folder, output, sequences, tokens);
@@ -296,7 +296,7 @@ efft_status efft_output_shape(const efft_model* model, efft_output output, int64
 }
 
 efft_status efft_encode(efft_session* session, const int64_t* ids, const int64_t* segments, const int32_t* cu_seqlens,
-                        int64_t sequences, efft_output output, float* out, size_t out_elements) {
+                        int64_t sequences, int32_t output, float* out, size_t out_elements) {
   return guarded(EFFT_FAILED, [&] {
     const Turn turn(given(session, "session")->busy);
     if (sequences < 0 || sequences >= kMostTokens) throw bad_argument("sequences is not within 0 and 2^31");

@@ -89,8 +89,8 @@ EFFT_API efft_status efft_session_create(efft_model* model, int32_t threads, eff
 /* NULL is allowed. */
 EFFT_API void efft_session_free(efft_session* session);
 
-/* The sizes of a result, for a batch of so many sequences and tokens. */
-EFFT_API efft_status efft_output_shape(const efft_model* model, efft_output output, int64_t sequences, int64_t tokens,
+/* The sizes of a result, for a batch of so many sequences and tokens; output: an efft_output. */
+EFFT_API efft_status efft_output_shape(const efft_model* model, int32_t output, int64_t sequences, int64_t tokens,
                                        int64_t* rows, int64_t* columns);
 
 /* Encodes a batch of sequences that lie one behind the other, without pads.
@@ -98,10 +98,11 @@ EFFT_API efft_status efft_output_shape(const efft_model* model, efft_output outp
  * ids:        [tokens], special tokens included
  * segments:   [tokens], or NULL: all 0
  * cu_seqlens: [sequences + 1], rising from 0 to tokens; sequence i is ids[cu_seqlens[i]] to ids[cu_seqlens[i + 1] - 1]
+ * output:     an efft_output
  * out:        [rows, columns] of efft_output_shape, row-major; out_elements says how much room there is
  */
 EFFT_API efft_status efft_encode(efft_session* session, const int64_t* ids, const int64_t* segments,
-                                 const int32_t* cu_seqlens, int64_t sequences, efft_output output, float* out,
+                                 const int32_t* cu_seqlens, int64_t sequences, int32_t output, float* out,
                                  size_t out_elements);
 
 #ifdef __cplusplus
