@@ -90,10 +90,13 @@ bench-peers: $(VENV)/.bench $(VENV)/.peers  ## every engine that pip offers, in 
 report: $(VENV)/.bench  ## draw plots and one HTML page from benchmarks/results
 	@$(BIN)/python -m benchmarks report
 
-figures: $(VENV)/.bench  ## redraw the README's plots from benchmarks/results
+figures: $(VENV)/.bench  ## redraw the plots of README and docs from benchmarks/results
 	@$(BIN)/python -m benchmarks report --figures docs/figures
 
-$(VENV)/.bench $(VENV)/.peers: $(VENV)/.%: $(VENV)/.ready locks/%.txt
+docs: $(VENV)/.docs  ## the documentation as a static site in build/site
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet && echo build/site/index.html
+
+$(VENV)/.bench $(VENV)/.peers $(VENV)/.docs: $(VENV)/.%: $(VENV)/.ready locks/%.txt
 	@$(BIN)/python -m builder.requirements $*
 	@touch $@
 

@@ -17,7 +17,7 @@ from builder.families import EncoderSpec
 from builder.slots import matrices
 
 _COPY_BYTES = {"cpu": 2**28, "cuda": 2**32}
-_BYTES = {"fp32": 4, "tf32": 4, "bf16": 2, "fp16": 2, "int8": 1}
+_BYTES = {"fp32": 4, "tf32": 4, "bf16": 2, "fp16": 2, "int8": 1, "fp8": 1}
 _CPU_ROWS = 512
 _CPU_PRODUCTS = ((768, 2304), (768, 3072), (3072, 768))
 """(inputs, outputs) of BERT-base's products: with 512 rows they stay in the caches and run as fast as any."""

@@ -163,6 +163,24 @@ def _types(check: Check) -> None:
     check.engines.release()
 
 
+def _eight_bits(check: Check) -> None:
+    """Beside fp16 of the same process: no row may be slower."""
+    for data_type in ("fp8", "int8"):
+        rates = check.rates(data_type)
+        check.measure("base", data_type, WORKLOADS, ["packed"], rates)
+        check.measure("large", data_type, encoders.LARGE, ["packed"], rates)
+        check.more[f"{data_type}_over_fp16"] = {
+            model: encoders.type_ratios(check.engines, model, data_type, "fp16", sizes)
+            for model, sizes in (("base", WORKLOADS), ("large", encoders.LARGE))
+        }
+        outcome = encoders.stream(check.engines, data_type)
+        check.judge()
+        check.engines.release()
+        if outcome:
+            print(f"SQuAD-like stream, BERT-large {data_type}: {outcome['sequences_per_second']:.0f} sequences/s")
+            check.more[f"stream_{data_type}"] = outcome
+
+
 def _stream(check: Check) -> None:
     outcome = encoders.stream(check.engines, "fp16")
     check.judge()
@@ -177,6 +195,7 @@ _STAGES: dict[str, Callable[[Check], None]] = {
     "rows": _rows,
     "encoders": _encoders,
     "types": _types,
+    "eight_bits": _eight_bits,
     "stream": _stream,
     "tests": _tests,
 }

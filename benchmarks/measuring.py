@@ -18,7 +18,7 @@ from benchmarks.models import Reference, Source
 from benchmarks.timing import CLOCKS, MIN_ROUNDS, Turns
 from benchmarks.workloads import Batch, Workload, make_batch
 
-QUANTISED = ("int8",)
+QUANTISED = ("int8", "fp8")
 """Types without a plain PyTorch form to compare errors with."""
 PLAIN = "ori"
 """The engine whose error the others' are compared with."""

@@ -25,6 +25,7 @@ from builder.errors import BuildError
 from builder.families import spec_of
 from builder.formats import WRITERS
 from builder.formats.torchscript import example_inputs
+from builder.gate.overflow import first_beyond
 from builder.gate.parity import prove
 from builder.gate.verdict import CosineVerdict, Verdict
 from builder.mar import pack
@@ -67,6 +68,7 @@ def build(
     for note in [*checkpoint.remarks, checkpoint.note]:
         if note is not None:
             tqdm.write(f"note: {checkpoint.source}: {note}", file=sys.stderr)
+    config = _wide_enough(config, checkpoint)
     name = archive_name(config.name, checkpoint.source)
     if config.encoder != "fused":
         libraries = []
@@ -104,12 +106,22 @@ def write_files(
     return facts
 
 
+def _wide_enough(config: SetupConfig, checkpoint: Checkpoint) -> SetupConfig:
+    """The config, in bf16 where it asks for fp16 and values of the checkpoint leave that type's range; says so."""
+    if config.compute != "fp16" or (beyond := first_beyond(checkpoint)) is None:
+        return config
+    tqdm.write(f"note: {checkpoint.source}: {beyond.line()}", file=sys.stderr)
+    return config.model_copy(update={"compute": "bf16"})
+
+
 def check_type(config: SetupConfig, carried: Sequence[str], calibrate: Path | None) -> None:
     """Raises BuildError where the scheme does not go with the encoder, the devices or the calibration texts."""
     name, scheme = config.scheme, SCHEMES[config.scheme]
     if calibrate is not None and not RECIPES[name].takes_texts:
         takers = " or ".join(other for other, recipe in RECIPES.items() if recipe.takes_texts)
         raise BuildError(f"--calibrate is for --scheme {takers} (--data-type {takers}) only")
+    if config.keep and name == "none":
+        raise BuildError("keep: only a quantisation scheme has matrices to keep; choose --scheme int8 or fp8")
     if scheme.fused_only and config.encoder != "fused":
         raise BuildError(f"{name} needs encoder fused (kind thsext); kind {config.kind} has no such products")
     if "cuda" in carried and "cuda" not in scheme.devices:
@@ -242,7 +254,7 @@ def _stage_model(
         from builder import ops
 
         ops.load(libraries[0].path)
-        module, chosen = RECIPES[config.scheme].make(checkpoint, config.compute, facts.pooling, calibrate)
+        module, chosen = RECIPES[config.scheme].make(checkpoint, config.compute, facts.pooling, calibrate, config.keep)
         facts = facts.model_copy(update={"quantisation": chosen})
     length = min(16, facts.max_positions)
     inputs = example_inputs(checkpoint.config.vocab_size, max(2, min(config.batch_size, 4)), length)

@@ -22,6 +22,7 @@ from builder.files import first_line, read_json
 from builder.foreign import refuse_foreign_files
 from builder.naming import hub_name
 from builder.proteins import is_protein
+from builder.quantisation.stored import Stored, read_stored
 from builder.quiet import quiet
 from builder.sentence_transformers import folder as sentences
 from builder.sentence_transformers import outputs as several
@@ -137,12 +138,17 @@ class Checkpoint:
     @property
     def rewritten(self) -> bool:
         """Whether other programs cannot read the weights as they lie: an adapter, or names within a wrapper's."""
-        return self.adapter is not None or (self.unused is not None and self._places.wrapped)
+        return self.adapter is not None or (self.unused is not None and self._places.wrapped) or bool(self.stored)
 
     @cached_property
     def unused(self) -> list[str]:
         """Weights of the files that belong to heads of other tasks."""
         return self._weights()[1]
+
+    @cached_property
+    def stored(self) -> dict[str, Stored]:
+        """What the files say of weights that are quantised already, by the model's names. Raises BuildError."""
+        return self._weights()[2]
 
     @cached_property
     def sentences(self) -> SentenceModel:
@@ -194,7 +200,7 @@ class Checkpoint:
         Raises BuildError when weights that the task needs are missing (transformers would invent them), are damaged,
         have no place in the model, or hold values that are no numbers.
         """
-        state, _ = self._weights()
+        state = self._weights()[0]
         # An adapter is merged in fp32, whatever its base was saved in.
         type_ = dtype if self.adapter is None else torch.float32
         try:
@@ -213,7 +219,7 @@ class Checkpoint:
 
     def load_model_alone(self) -> nn.Module:
         """The model in fp32 as transformers reads the folder by itself, where it can; else as :meth:`load_model`."""
-        if self.adapter is None:
+        if self.adapter is None and not self.stored:
             with quiet():
                 model, info = self._class.from_pretrained(
                     self.folder, config=self.config, dtype=torch.float32, output_loading_info=True,
@@ -223,15 +229,16 @@ class Checkpoint:
                 return model.eval()
         return self.load_model()
 
-    def _weights(self) -> tuple[dict[str, Tensor], list[str]]:
-        """The tensors by the model's names, and the names of unused ones."""
+    def _weights(self) -> tuple[dict[str, Tensor], list[str], dict[str, Stored]]:
+        """The tensors by the model's names, the names of unused ones, and what is known of quantised ones."""
         files = self.weight_files if self.adapter is None else self.weight_files[:-1]
-        state = as_loaded(weights.read(files, self.source), self.config.model_type, self.source)
+        read, stored = read_stored(weights.read(files, self.source), self.source)
+        state = as_loaded(read, self.config.model_type, self.source)
         if self.adapter is not None:
             state = self.adapter.without_own(state)
         taken, unused = self._places.accepted(state)
         weights.check_finite(taken, self.source)
-        return taken, unused
+        return taken, unused, {name: stored[id(tensor)] for name, tensor in taken.items() if id(tensor) in stored}
 
     @cached_property
     def _places(self) -> weights.Places:
@@ -340,10 +347,14 @@ def _read_config(folder: Path, source: str, adapter: Adapter | None) -> tuple[An
     try:
         with quiet():
             if translated is not None:
-                return transformers.AutoConfig.for_model(**{**translated, **extra}), True
-            return transformers.AutoConfig.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=False, **extra
-            ), False
+                config = transformers.AutoConfig.for_model(**{**translated, **extra})
+            else:
+                config = transformers.AutoConfig.from_pretrained(
+                    folder, local_files_only=True, trust_remote_code=False, **extra
+                )
+        # The builder reads such weights itself: transformers would ask for the library that made them.
+        config.__dict__.pop("quantization_config", None)
+        return config, translated is not None
     except Exception as error:  # transformers raises what a value makes it raise
         raise BuildError(f"{source}: no usable config.json ({first_line(error)})") from error
 

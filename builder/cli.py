@@ -78,9 +78,7 @@ def _parser(prog: str = "python -m builder") -> argparse.ArgumentParser:
         help="of the model: traced by torch.jit (default) or by torch.export, or as transformers saves it",
     )
     archiving.add_argument("--compute", choices=get_args(Compute), help="the compute type (default: fp32)")
-    archiving.add_argument(
-        "--scheme", choices=tuple(SCHEMES), help="of quantisation (default: none); int8 is for the CPU"
-    )
+    archiving.add_argument("--scheme", choices=tuple(SCHEMES), help="of quantisation (default: none)")
     archiving.add_argument("--mode", choices=TASKS, help="the same as --task")
     archiving.add_argument(
         "--kind",
@@ -93,7 +91,7 @@ def _parser(prog: str = "python -m builder") -> argparse.ArgumentParser:
         "--calibrate",
         type=Path,
         metavar="FILE",
-        help="for int8: texts like those to be served, a line each, as JSON lines with text and text_pair, or SQuAD",
+        help="for 8 bits: texts like those to be served, a line each, as JSON lines with text and text_pair, or SQuAD",
     )
     archiving.add_argument("--max-length", type=int, help="longest sequence in tokens")
     archiving.add_argument("--batch-size", type=int, help="most requests TorchServe joins")

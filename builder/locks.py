@@ -20,7 +20,7 @@ from urllib.parse import unquote
 from builder.requirements import LOCKS, ROOT, RequirementsError, locked, pinned
 
 TOOLS = ROOT / "build" / "tools" / "bin"
-SETS = ("base", "dev", "serve", "bench", "peers")
+SETS = ("base", "dev", "serve", "bench", "peers", "docs")
 _HEADER = "# Made by make lock from pyproject.toml; changes by hand are lost.\n"
 _OLDEST_PYTHON = "3.11"
 _CUDA = re.compile(r"nvidia-|cuda-|triton==")
@@ -36,7 +36,7 @@ def lock(torch_index: str | None) -> None:
     Raises RequirementsError where uv finds no solution or an index gives no digests.
     """
     torch = next(requirement for requirement in pinned("base") if requirement.startswith("torch=="))
-    everything = _resolve(pinned("dev", "bench", "peers"))
+    everything = _resolve(pinned("dev", "bench", "peers", "docs"))
     for name in SETS:
         _write(name, [block for block in _blocks(_resolve(pinned(name), everything)) if not _of_torch(block)])
     _write("tools", _blocks(_resolve(pinned("tools"))))

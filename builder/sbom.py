@@ -27,6 +27,7 @@ _SETS = {
     "dev": "tests and samples need besides",
     "bench": "`make bench` needs besides",
     "peers": "`make bench-peers` needs besides",
+    "docs": "`make docs` needs besides",
     "tools": "`make lock`, `make audit` and `make sbom` need, in an environment of their own",
 }
 _NOT_STATED = "not stated in its metadata"

@@ -11,6 +11,7 @@ from typing import Any
 
 from builder.errors import BuildError
 from builder.files import first_line
+from builder.quantisation.stored import check_method
 
 _SIZES = (
     "vocab_size", "hidden_size", "dim", "embedding_size", "intermediate_size", "hidden_dim", "num_hidden_layers",
@@ -29,7 +30,6 @@ _REFUSED = {
     "is_decoder": "decoders are not served, only encoders that read a text in both directions",
     "add_cross_attention": "decoders with cross-attention are not served",
     "is_encoder_decoder": "encoder-decoders are not served",
-    "quantization_config": "quantised checkpoints are not read; give the one in floating point",
     "transformers_weights": "name the weights model.safetensors, without this key",
     "pruned_heads": "checkpoints with pruned heads are not served",
 }
@@ -55,6 +55,7 @@ def check_sizes(content: Mapping[str, Any], source: str) -> None:
     if hidden and heads and hidden[1] % heads[1]:
         raise BuildError(f"{source}: config.json: {hidden[0]} {hidden[1]} is not a multiple of {heads[0]} {heads[1]}")
     _check_pad(content, source)
+    check_method(content, source)
     _check_kind(content, source)
 
 

@@ -146,7 +146,10 @@ class SetupConfig(_Strict):
     compute: Compute = "fp32"
     """The type of weights and arithmetic."""
     scheme: SchemeName = "none"
-    """How the encoder's matrices are quantised; int8 computes in bf16 between its 8-bit products, on the CPU."""
+    """How the encoder's matrices are quantised: int8 or fp8 (e4m3), with bf16 or fp16 between the products."""
+    keep: list[Annotated[str, Field(min_length=1)]] = []
+    """Matrices that a scheme leaves in 16 bits, by name (``layer.3.output``, ``layer.*.qkv``), beside those that the
+    builder finds too sensitive."""
     num_labels: Count = 0
     """0: as the checkpoint says."""
     labels: list[Annotated[str, Field(min_length=1)]] | None = Field(default=None, min_length=1)

@@ -17,7 +17,6 @@ from handler.archive import ArchiveError, ArchiveFacts
 from handler.config import SetupConfig
 from handler.formats import load_module
 from handler.packing import Arrays, Model
-from handler.schemes import SCHEMES
 from handler.threads import Placement
 from handler.transfer import to_device, to_host
 
@@ -112,8 +111,6 @@ def pick_device(facts: ArchiveFacts, config: SetupConfig, gpu: int | None) -> to
     targets = ", ".join(target for library in cuda for target in library.targets) or "none"
     problem = f"the archive has no library for compute capability {chip} (it has: {targets})"
     remedy = "build it again with that target"
-    if "cuda" not in SCHEMES[facts.scheme].devices:
-        problem, remedy = f"the archive is {facts.scheme}, which runs on the CPU only", "build it again in another type"
     if not config.cpu_fallback:
         raise ArchiveError(f"{problem}; {remedy}, or set cpu_fallback")
     logger.warning("%s; serving on the CPU", problem)

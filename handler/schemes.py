@@ -10,7 +10,7 @@ from typing import Literal
 
 Compute = Literal["fp32", "bf16", "fp16"]
 """What is added and normalised between the products, and the type of whatever a scheme leaves alone."""
-SchemeName = Literal["none", "int8"]
+SchemeName = Literal["none", "int8", "fp8"]
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,9 @@ class Scheme:
 
 SCHEMES: dict[str, Scheme] = {
     "none": Scheme(("fp32", "bf16", "fp16"), ("cpu", "cuda"), fused_only=False),
-    "int8": Scheme(("bf16",), ("cpu",), fused_only=True, original="fp32"),
+    "int8": Scheme(("bf16", "fp16"), ("cpu", "cuda"), fused_only=True, original="fp32"),
+    # On a CPU its weights are multiplied in bf16, activations unrounded.
+    "fp8": Scheme(("bf16", "fp16"), ("cpu", "cuda"), fused_only=True, original="fp32"),
 }
 
 

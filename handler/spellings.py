@@ -45,6 +45,7 @@ DATA_TYPES: dict[str, tuple[str, str]] = {
     "bf16": ("bf16", "none"),
     "fp16": ("fp16", "none"),
     "int8": ("bf16", "int8"),
+    "fp8": ("bf16", "fp8"),
 }
 """-> compute type and scheme."""
 OLDER: dict[str, tuple[tuple[str, ...], Mapping[str, tuple[str, ...]]]] = {

@@ -22,6 +22,17 @@ settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
 
+_MARKS = {"e2e": ("e2e", "slow"), "gpu": ("gpu",)}
+"""By the folder a test lies in."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests by their folder."""
+    for item in items:
+        for mark in _MARKS.get(item.path.relative_to(Path(__file__).parent).parts[0], ()):
+            item.add_marker(mark)
+
+
 @pytest.fixture(scope="session")
 def cpu_library() -> Path:
     """``libefft_cpu.so``, compiled (or taken from the cache) and loaded into this process."""

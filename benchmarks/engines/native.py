@@ -18,7 +18,9 @@ from benchmarks.workloads import Batch, make_batch, make_workload
 from builder.encoder import PackedEncoder, pack, prepare
 from builder.families import family_of, spec_of
 from builder.formats.torchscript import example_inputs, save_torchscript
-from builder.quantisation.quantise import quantise
+from builder.quantisation.calibration import spans_of
+from builder.quantisation.quantise import Step, quantise, steps_of
+from builder.slots import matrices
 
 
 class _Module(Engine):
@@ -68,17 +70,17 @@ class TorchScript(_Module):
 class Fused(_Module):
     """The padding-free encoder operator, traced, saved, loaded and prepared as an archive of kind thsext is.
 
-    int8: every matrix in 8 bits, tables and what is left of the arithmetic in bf16.
+    int8 and fp8: every matrix in 8 bits, tables and what is left of the arithmetic in bf16, on a GPU in fp16.
     """
 
     name = "thsext"
-    types = ("fp32", "bf16", "fp16", "int8")
+    types = ("fp32", "bf16", "fp16", "int8", "fp8")
 
     @classmethod
     def absent(cls, data_type: str, device: str) -> str | None:
-        """As the base class; 8 bits are a CPU's."""
-        if (data_type, device) == ("int8", "cuda"):
-            return "no int8 on cuda"
+        """As the base class; no CPU multiplies fp8."""
+        if (data_type, device) == ("fp8", "cpu"):
+            return "no fp8 on cpu"
         return super().absent(data_type, device)
 
     @classmethod
@@ -89,13 +91,35 @@ class Fused(_Module):
     def __init__(self, source: Source, data_type: str, device: str, threads: int) -> None:
         self.prepare(device)
         spec = spec_of(source.config)
-        dtype = DTYPES.get(data_type, torch.bfloat16)
+        dtype = DTYPES.get(data_type, torch.bfloat16 if device == "cpu" else torch.float16)
         weights = pack(source.model.state_dict(), family_of(source.config), spec, dtype)
-        if data_type == "int8":
+        if data_type in ("int8", "fp8"):
             exact = pack(source.model.state_dict(), family_of(source.config), spec, torch.float32)
-            weights = replace(weights, matrices=quantise(exact.matrices, exact.vectors, spec))
+            arena = quantise(
+                exact.matrices, exact.vectors, spec, number=data_type, steps=_steps(source, data_type, device)
+            )
+            weights = replace(weights, matrices=arena)
         self.module = _through_file(PackedEncoder(spec, weights, "hidden"), source, device)
         self.module.matrices = prepare(spec, self.module).matrices
+
+
+def _steps(source: Source, data_type: str, device: str) -> dict[str, Step]:
+    """The steps that the builder gives operands behind attention and activations, by a batch of random tokens. On a CPU
+    int8 gives each token its own."""
+    if device == "cpu":
+        return {}
+    spec, family = spec_of(source.config), family_of(source.config)
+    batch = make_batch(make_workload("4x32", "half"), source.config.vocab_size)
+    fed = [slot for slot in matrices(spec) if slot.feed in ("attention", "activation")]
+    watched = {slot.name: family.modules(slot.name, slot.layer)[0] for slot in fed}
+    whole = source.as_type(torch.float32)
+
+    def run(inputs: tuple[Tensor, Tensor, Tensor]) -> None:
+        with torch.inference_mode():
+            whole(*inputs)
+
+    spans = spans_of(whole.model, watched, [batch.tensors], run)
+    return steps_of({name: (float(low.min()), float(high.max())) for name, (low, high) in spans.items()}, data_type)
 
 
 @register

@@ -41,17 +41,18 @@ class Packed(Engine):
     """Valid tokens only: oneDNN-prepacked products and attention per sequence on a CPU; on a GPU attention on
     cumulative lengths (``varlen_attn``), all of it one captured CUDA graph.
 
-    int8: weights with a scale per output, each product's input rounded when it runs, the rest in bf16.
+    int8 and fp8: weights with a scale per output, each product's input rounded when it runs, on a GPU with a scale per
+    token by a kernel that torch.compile makes, the rest in bf16.
     """
 
     name = "packed"
-    types = ("fp32", "bf16", "fp16", "int8")
+    types = ("fp32", "bf16", "fp16", "int8", "fp8")
     devices = ("cpu", "cuda")
 
     @classmethod
     def absent(cls, data_type: str, device: str) -> str | None:
         """As the base class; the types are those that the products and varlen_attn take."""
-        wrong = {"cpu": ("fp16",), "cuda": ("fp32", "int8")}.get(device, ())
+        wrong = {"cpu": ("fp16", "fp8"), "cuda": ("fp32",)}.get(device, ())
         if data_type in wrong:
             return f"no {data_type} on {device}"
         if device == "cpu" and data_type == "bf16" and not _packs_bf16():
@@ -64,7 +65,8 @@ class Packed(Engine):
             raise ValueError("the packed engine is written for BERT")
         self.heads = source.config.num_attention_heads
         self.embeddings = model.embeddings
-        linear = _plain if device != "cpu" else _rounded if data_type == "int8" else _prepacked
+        on_gpu = {"int8": _integers, "fp8": _scaled}.get(data_type, _plain)
+        linear = on_gpu if device != "cpu" else _rounded if data_type == "int8" else _prepacked
         with torch.no_grad():
             self.layers = [_Layer(layer, linear, self.heads) for layer in model.encoder.layer]
 
@@ -167,6 +169,50 @@ def _rounded(weight: Tensor, bias: Tensor, activation: str) -> Linear:
         )
 
     return call
+
+
+def _scaled(weight: Tensor, bias: Tensor, activation: str) -> Linear:
+    """cuBLASLt's product of e4m3 with a scale per row on either side."""
+    scales = weight.detach().float().abs().amax(1) / 448
+    numbers = (weight.detach().float() / scales[:, None]).to(torch.float8_e4m3fn).t()
+    rows, columns = torch.compile(_rows_of_e4m3, dynamic=True), scales[None].contiguous()
+
+    def call(x: Tensor) -> Tensor:
+        given, own = rows(x)
+        y = torch._scaled_mm(
+            given, numbers, scale_a=own, scale_b=columns, bias=bias, out_dtype=torch.bfloat16, use_fast_accum=True
+        )
+        return F.gelu(y) if activation == "gelu" else y
+
+    return call
+
+
+def _rows_of_e4m3(x: Tensor) -> tuple[Tensor, Tensor]:
+    own = (x.float().abs().amax(-1, keepdim=True) / 448).clamp(min=1e-12)
+    return (x.float() / own).to(torch.float8_e4m3fn), own
+
+
+def _integers(weight: Tensor, bias: Tensor, activation: str) -> Linear:
+    """cuBLASLt's product of integers, whose sums a second kernel scales."""
+    scales = weight.detach().float().abs().amax(1) / 127
+    numbers = (weight.detach().float() / scales[:, None]).round().to(torch.int8).t()
+    rows, finish = torch.compile(_rows_of_integers, dynamic=True), torch.compile(_finished, dynamic=True)
+
+    def call(x: Tensor) -> Tensor:
+        given, own = rows(x)
+        return finish(torch._int_mm(given, numbers), own, scales, bias, activation == "gelu")
+
+    return call
+
+
+def _rows_of_integers(x: Tensor) -> tuple[Tensor, Tensor]:
+    own = (x.float().abs().amax(-1, keepdim=True) / 127).clamp(min=1e-12)
+    return (x.float() / own).round().to(torch.int8), own
+
+
+def _finished(sums: Tensor, rows: Tensor, columns: Tensor, bias: Tensor, gelu: bool) -> Tensor:
+    y = sums.float() * rows * columns + bias.float()
+    return (F.gelu(y) if gelu else y).to(torch.bfloat16)
 
 
 def _plain(weight: Tensor, bias: Tensor, activation: str) -> Linear:

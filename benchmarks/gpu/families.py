@@ -234,7 +234,7 @@ def main() -> int:
     for name in options.models:
         rows += measure(name, torch.float16, tuple(options.sizes), tuple(options.peers))
     found = {**machine.facts("cuda", machine.threads_available()), "rows": rows}
-    print(results.save("families-cuda", found, options.output))
+    print(results.save("families", found, options.output))
     return 0
 
 

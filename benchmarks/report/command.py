@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import results, standing, table
-from benchmarks.report import plots
+from benchmarks.report import chart, plots
 from benchmarks.report.page import Section, page
 
 DEFAULT = Path(__file__).parents[1] / "results" / "report"
 _README = ("latency", "padding")
-"""The plots that the README shows, drawn from the newest run that has all of them."""
+"""The plots that docs/benchmarks.md shows, drawn from the newest run that has all of them."""
 _TITLES = {  # in the page's order
     "encoder": "Encoder",
     "serving": "Serving",
@@ -58,7 +58,15 @@ def section(kind: str, result: dict[str, Any], folder: Path, stem: str) -> Secti
 
 
 def draw_figures(encoders: list[dict[str, Any]], folder: Path) -> None:
-    """Write the README's plots, small ones, from the first result that has all of them; without one, nothing."""
+    """Write the README's chart, of the results with the most to show on two cores and on a GPU, and the two plots of
+    docs/benchmarks.md, from the first result that has both; without one, nothing."""
+    of_cpu = [result for result in encoders if result["device"]["kind"] == "cpu" and result["device"]["threads"] == 2]
+    of_gpu = [result for result in encoders if result["device"]["kind"] == "cuda"]
+    if of_cpu and of_gpu:
+        cpu = max(of_cpu, key=lambda result: len(chart.bars(result, chart.CPU, "fp32")))
+        gpu = max(of_gpu, key=lambda result: len(chart.bars(result, chart.GPU, "fp16")))
+        folder.mkdir(parents=True, exist_ok=True)
+        chart.draw(cpu, gpu, folder / "beside.png")
     for result in encoders:
         if plots.has(result, _README):
             folder.mkdir(parents=True, exist_ok=True)

@@ -65,13 +65,13 @@ def judge_stage(stage: Path, config: SetupConfig, calibrate: Path | None = None)
     facts = ArchiveFacts.load(stage / "archive.json")
     pooling = checkpoint.sentences.pooling if checkpoint.task in ("embedding", "hybrid_embedding") else None
     model = load_model(stage, facts, config)
-    verdict = RECIPES[config.scheme].judge(checkpoint, model, config.compute, pooling, calibrate)
+    verdict = RECIPES[config.scheme].judge(checkpoint, model, config.compute, pooling, calibrate, facts.quantisation)
     if not verdict.passed:
         return verdict
     if facts.encoder == "fused" and constants_need_proof(facts):
         prove_constants(checkpoint, *archived(model, facts), pooling)
-    if isinstance(verdict, Verdict) and (device := gpu_of(facts)) is not None:
-        there = _on_gpu(stage, config, facts, checkpoint, pooling, device)
+    if (device := gpu_of(facts)) is not None:
+        there = _on_gpu(stage, config, facts, checkpoint, pooling, calibrate, device)
         if not there.passed:
             return there
         verdict = replace(verdict, on_gpu=asdict(there))
@@ -82,10 +82,19 @@ def judge_stage(stage: Path, config: SetupConfig, calibrate: Path | None = None)
 
 
 def _on_gpu(
-    stage: Path, config: SetupConfig, facts: ArchiveFacts, checkpoint: Checkpoint, pooling: str | None, device: int
-) -> Verdict:
+    stage: Path,
+    config: SetupConfig,
+    facts: ArchiveFacts,
+    checkpoint: Checkpoint,
+    pooling: str | None,
+    calibrate: Path | None,
+    device: int,
+) -> Verdict | CosineVerdict:
     """The probes through the archive's CUDA library; plain PyTorch computes on that GPU too."""
     model = load_model(stage, facts, config.model_copy(update={"cpu_fallback": False}), device)
+    recipe = RECIPES[config.scheme]
+    if recipe.judged_by == "cosine":
+        return recipe.judge(checkpoint, model, config.compute, pooling, calibrate, facts.quantisation)
     return compare(checkpoint, on_tensors(model), config.compute, pooling, f"cuda:{device}")
 
 

@@ -51,7 +51,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class CosineVerdict:
-    """What the gate found of an archive judged by cosines, which ``builder.quantisation.int8.Cosines`` describes.
+    """What the gate found of an archive judged by cosines, which ``builder.quantisation.eight_bits.Cosines`` describes.
 
     ``head_error`` is the relative root-mean-square distance of the archive's answers from those of the checkpoint's own
     head, in fp32, on the archive's hidden states.
@@ -66,11 +66,16 @@ class CosineVerdict:
     passed: bool
     requests: int = 0
     """Answered as transformers answers them, by the task code on the checkpoint's model."""
+    device: str = "cpu"
+    on_gpu: dict[str, Any] | None = None
+    """The same figures of the CUDA library, where the builder's machine has a GPU that it runs on."""
 
     def line(self) -> str:
         """The verdict in one line."""
         word = "passed" if self.passed else "FAILED"
-        return f"parity {word}: {self.figures()}"
+        where = "" if self.device == "cpu" else f" on {self.device}"
+        line = f"parity {word}{where}: {self.figures()}"
+        return line if self.on_gpu is None else f"{line}; {CosineVerdict(**self.on_gpu).line()}"
 
     def figures(self) -> str:
         """The figures alone."""

@@ -1,6 +1,6 @@
 """What an encoder is shown while its 8-bit form is chosen and judged: generated sequences, or texts of the user's.
 
-Static activation scales are not among the uses: the engine rounds each token with a range of its own
+Static activation scales are not among int8's uses: the engines round each token with a range of its own
 (docs/cpu-log.md has the comparison). Inputs serve to measure how far activations reach and which matrices lose too much
 in 8 bits.
 """
@@ -8,7 +8,7 @@ in 8 bits.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -162,25 +162,36 @@ def _given(text: Text) -> list[str]:
     return [part for part in text if part is not None]
 
 
-def measured_reach(checkpoint: Checkpoint, base: nn.Module, batches: Sequence[Inputs]) -> dict[str, Tensor]:
-    """How far the inputs of products go: a matrix's slot name -> largest magnitude, fp32 [inputs].
+Span = tuple[Tensor, Tensor]
+"""The lowest and the highest value of each input of a product, fp32 [inputs]."""
 
-    ``base`` is the checkpoint's encoder as transformers has it. Inputs that attention or an activation makes have no
-    outliers that a factor would have to move.
+
+def measured_spans(checkpoint: Checkpoint, base: nn.Module, batches: Sequence[Inputs]) -> dict[str, Span]:
+    """How far the inputs of all products go, by the matrix's slot name.
+
+    ``base`` is the checkpoint's encoder as transformers has it.
     """
     # Of qkv that of the values: DeBERTa's projections of queries and keys are given positions too.
     watched = {
-        slot.name: checkpoint.family.modules(slot.name, slot.layer)[-1]
-        for slot in matrices(spec_of(checkpoint.config))
-        if slot.feed not in ("attention", "activation")
+        slot.name: checkpoint.family.modules(slot.name, slot.layer)[-1] for slot in matrices(spec_of(checkpoint.config))
     }
-    reach: dict[str, Tensor] = {}
+    return spans_of(base, watched, batches, lambda inputs: hidden_states(checkpoint, base, inputs))
+
+
+def spans_of(
+    base: nn.Module, watched: Mapping[str, str], batches: Sequence[Inputs], run: Callable[[Inputs], object]
+) -> dict[str, Span]:
+    """What the inputs of ``base``'s modules span, by the keys of ``watched``, while ``run`` computes the batches; pads
+    do not count."""
+    spans: dict[str, Span] = {}
     valid = torch.empty(0)
 
     def watch(matrix: str) -> Any:
         def hook(_module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-            largest = arguments[0][valid].abs().amax(0)
-            reach[matrix] = torch.maximum(reach[matrix], largest) if matrix in reach else largest
+            low, high = arguments[0][valid].float().aminmax(dim=0)
+            if matrix in spans:
+                low, high = torch.minimum(spans[matrix][0], low), torch.maximum(spans[matrix][1], high)
+            spans[matrix] = low, high
 
         return hook
 
@@ -188,11 +199,11 @@ def measured_reach(checkpoint: Checkpoint, base: nn.Module, batches: Sequence[In
     try:
         for inputs in batches:
             valid = inputs[2].bool()
-            hidden_states(checkpoint, base, inputs)
+            run(inputs)
     finally:
         for handle in hooks:
             handle.remove()
-    return reach
+    return spans
 
 
 def hidden_states(checkpoint: Checkpoint, base: nn.Module, inputs: Inputs) -> Tensor:

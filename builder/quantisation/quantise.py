@@ -1,15 +1,18 @@
 """An encoder's matrices in 8 bits: the archived form that ``efft::prepare_weights`` takes.
 
-Weights get one symmetric scale per output; activations are rounded at run time, with a scale per token. Outliers are
-moved from activations into weights as in SmoothQuant (Xiao et al., 2023), by how far each input reaches: measured
+Weights get one symmetric scale per output; activations are rounded at run time, with a scale per token, or in steps
+that are the same for every token where some are given. Integers cannot hold outliers: these are moved from activations
+into weights as in SmoothQuant (Xiao et al., 2023), by how far each input reaches: measured
 (``builder.quantisation.calibration``), or read off the LayerNorm that produces it. The inverse factor is applied when
-the operand is rounded, so that the residual stream stays as it is.
+the operand is rounded, so that the residual stream stays as it is. E4M3 (Micikevicius et al., "FP8 formats for deep
+learning", 2022) keeps outliers beside small numbers and needs no such factors.
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -22,27 +25,111 @@ Reach = Mapping[str, Tensor]
 """A matrix's slot name -> the largest magnitude of each input [inputs] of its product; matrices that are absent keep
 their inputs as they are."""
 
-_MAGIC = b"efft-q01"
-_BF16, _S8 = 1, 3
-_ENTRY = struct.Struct("<6q")
+
+@dataclass(frozen=True)
+class Step:
+    """Steps of operands, the same for every token: value = size * (number - zero)."""
+
+    size: float
+    zero: int = 0
+    """Of int8's operands, which are unsigned; 128 where the range is as long on either side."""
+
+
+Steps = Mapping[str, Step]
+"""A matrix's slot name -> the steps of its operands; those that are absent round each token over its own range."""
+
+
+@dataclass(frozen=True)
+class Number:
+    """A type of 8 bits, as ``kernels/include/efft/quantised.h`` has it."""
+
+    code: int
+    largest: float
+    dtype: torch.dtype
+    smooths: bool
+    """Whether outliers have to move into the weights."""
+
+    def rounded(self, x: Tensor) -> Tensor:
+        """The nearest numbers, in fp32; beyond the largest, that."""
+        x = x.clamp(-self.largest, self.largest)
+        return x.round() if self.dtype is torch.int8 else x.to(self.dtype).float()
+
+
+NUMBERS = {"int8": Number(3, 127, torch.int8, True), "fp8": Number(4, 448, torch.float8_e4m3fn, False)}
+"""By the schemes' names."""
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """A matrix in 8 bits: weight = scale * number * factor."""
+
+    numbers: Tensor
+    """[outputs, inputs], int8 or float8_e4m3fn."""
+    scales: Tensor
+    """fp32 [outputs]."""
+    factors: Tensor
+    """fp32 [inputs]."""
+    step: Step | None = None
+    """Of operands; None: each token has its own."""
+
+    @property
+    def weight(self) -> Tensor:
+        """What the numbers stand for, fp32 [outputs, inputs]."""
+        return self.numbers.float() * self.scales[:, None] * self.factors
+
+
+Given = Mapping[str, Rounded]
+"""A matrix's slot name -> its 8 bits as the checkpoint has them already."""
+
+_MAGIC, _MAGIC_WITHOUT_STEPS = b"efft-q02", b"efft-q01"
+_BF16 = 1
+_ENTRY, _ENTRY_WITHOUT_STEP = struct.Struct("<7q"), struct.Struct("<6q")
 _ALIGNMENT = 64
-_LARGEST = 127
 _SMOOTHING = 0.5
 """SmoothQuant's alpha: how much of an input's range the weights take over."""
+_HEADROOM = 2.0
+"""Costs one of e4m3's 15 binades of small numbers; what reaches further yet stays at its largest."""
 _DEVIATIONS = 3.0
 """A LayerNorm's output is taken to reach beta plus or minus this many gammas."""
 
 
 def quantise(
-    matrices: Tensor, vectors: Tensor, spec: EncoderSpec, keep: Collection[str] = (), reach: Reach | None = None
+    matrices: Tensor,
+    vectors: Tensor,
+    spec: EncoderSpec,
+    keep: Collection[str] = (),
+    reach: Reach | None = None,
+    *,
+    number: str = "int8",
+    steps: Steps | None = None,
+    given: Given | None = None,
 ) -> Tensor:
     """Round the arenas of ``builder.slots`` to the form of ``kernels/include/efft/quantised.h``.
 
     ``matrices`` and ``vectors`` are the flat arenas in any float type; those matrices whose slots are named in ``keep``
     stay bf16. ``reach`` says how far the products' inputs go; without it that is estimated from the LayerNorms.
-    Returns uint8 [bytes]. Raises BuildError when the arenas do not fit the spec or a weight is not finite.
+    ``given`` matrices are written as they are. Returns uint8 [bytes]. Raises BuildError when the arenas do not fit the
+    spec or a weight is not finite.
     """
-    return _Rounder(matrices, vectors, spec, reach).arena(keep)
+    return Rounder(matrices, vectors, spec, reach, number=number, steps=steps, given=given).arena(keep)
+
+
+def steps_of(ranges: Mapping[str, tuple[float, float]], number: str) -> dict[str, Step]:
+    """Steps for operands between a lowest and a highest value, by matrix; none for operands that were all zero.
+
+    e4m3 is given ``_HEADROOM`` times as much room; integers are not, as each of theirs counts.
+    """
+    steps = {}
+    for name, (low, high) in ranges.items():
+        low, high = min(low, 0.0), max(high, 0.0)
+        if high == low:
+            continue
+        if number == "int8":
+            size = (high - low) / 255
+            steps[name] = Step(size, round(-low / size))
+        else:
+            steps[name] = Step(_HEADROOM * max(high, -low) / NUMBERS[number].largest)
+    return steps
 
 
 def most_sensitive(
@@ -53,40 +140,54 @@ def most_sensitive(
     target: float,
     reach: Reach | None = None,
 ) -> tuple[str, ...]:
-    """Few matrices to ``keep`` so that ``error(quantise(...)) <= target``, found greedily.
+    """As :func:`fewest_kept`, of int8, by an error of arenas."""
+    rounder = Rounder(matrices, vectors, spec, reach)
+    return fewest_kept([slot.name for slot in rounder.slots], lambda keep: error(rounder.arena(keep)), target)
 
-    ``error`` takes a quantised arena and says how far the encoder strays with it. Matrices are ranked by the error
-    that each causes when it alone is rounded, kept from the worst on until the target holds (by bisection), and then
-    rounded after all, from the mildest on, where it holds without them too. Where the target does not even hold in
-    bf16, that is all of them.
+
+def fewest_kept(
+    every: list[str], reached: Callable[[Collection[str]], float], target: float, always: Collection[str] = ()
+) -> tuple[str, ...]:
+    """Few of ``every`` matrix to keep in 16 bits so that ``reached(kept) <= target``, found greedily.
+
+    ``reached`` says how far the encoder strays with those kept. Matrices are ranked by the error that each causes when
+    it alone is rounded, kept from the worst on until the target holds (by bisection), and then rounded after all, from
+    the mildest on, where it holds without them too. Where the target does not even hold in 16 bits, that is all of
+    them. Those of ``always`` are kept whatever is reached, and come first.
     """
-    rounder = _Rounder(matrices, vectors, spec, reach)
-
-    def reached(keep: Collection[str]) -> float:
-        return error(rounder.arena(keep))
-
-    if reached(()) <= target:
-        return ()
-    every = [slot.name for slot in rounder.slots]
+    always = [matrix for matrix in every if matrix in always]
+    if reached(always) <= target:
+        return tuple(always)
     if reached(every) > target:
         return tuple(every)
-    ranked = sorted(every, key=lambda matrix: reached([other for other in every if other != matrix]), reverse=True)
+    free = [matrix for matrix in every if matrix not in always]
+    ranked = sorted(free, key=lambda matrix: reached([other for other in every if other != matrix]), reverse=True)
     too_few, count = 0, len(ranked)
     while count - too_few > 1:
         middle = (too_few + count) // 2
-        too_few, count = (too_few, middle) if reached(ranked[:middle]) <= target else (middle, count)
+        too_few, count = (too_few, middle) if reached([*always, *ranked[:middle]]) <= target else (middle, count)
     keep = ranked[:count]
     for matrix in reversed(ranked[: count - 1]):
         fewer = [other for other in keep if other != matrix]
-        if reached(fewer) <= target:
+        if reached([*always, *fewer]) <= target:
             keep = fewer
-    return tuple(keep)
+    return (*always, *keep)
 
 
-class _Rounder:
+class Rounder:
     """An encoder's matrices, each rounded at most once however many arenas are made of them."""
 
-    def __init__(self, matrices: Tensor, vectors: Tensor, spec: EncoderSpec, reach: Reach | None) -> None:
+    def __init__(
+        self,
+        matrices: Tensor,
+        vectors: Tensor,
+        spec: EncoderSpec,
+        reach: Reach | None = None,
+        *,
+        number: str = "int8",
+        steps: Steps | None = None,
+        given: Given | None = None,
+    ) -> None:
         self.slots = slots.matrices(spec)
         if matrices.numel() != sum(slot.elements for slot in self.slots):
             raise BuildError(f"the matrix arena holds {matrices.numel()} numbers, which is not what its spec asks for")
@@ -94,24 +195,42 @@ class _Rounder:
             raise BuildError("the matrix arena holds numbers that are not finite")
         self.spec = spec
         self.weights = {slot.name: slot.of(matrices) for slot in self.slots}
+        self.number = NUMBERS[number]
         self.reach = _estimated_reach(spec, vectors.float()) if reach is None else reach
-        self.rounded: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
+        self.steps = steps or {}
+        self.given = given or {}
+        self._fixed = set(self.steps)
+        self._rounded: dict[str, Rounded] = dict(self.given)
+
+    def fix(self, matrices: Collection[str]) -> None:
+        """Let the operands of these matrices, and of no others, have the steps that are known of them."""
+        self._fixed = set(matrices)
+
+    def rounded(self, matrix: str) -> Rounded:
+        """A matrix in 8 bits, by its slot's name."""
+        if matrix not in self._rounded:
+            reach = self.reach.get(matrix) if self.number.smooths and matrix not in self.steps else None
+            self._rounded[matrix] = _round(self.weights[matrix].float(), reach, self.number)
+        found = self._rounded[matrix]
+        if matrix in self.given or matrix not in self._fixed:
+            return found
+        return replace(found, step=self.steps.get(matrix))
 
     def arena(self, keep: Collection[str]) -> Tensor:
         """The archived form with the matrices of ``keep`` in bf16, uint8 [bytes]."""
-        writer = _Writer(self.spec, len(self.slots))
+        eight = {matrix: self.rounded(matrix) for matrix in self.weights if matrix not in keep}
+        first = all(one.numbers.dtype is torch.int8 and one.step is None for one in eight.values())
+        writer = _Writer(self.spec, len(self.slots), steps=not first)
         for matrix, weight in self.weights.items():
-            if matrix in keep:
+            if matrix in eight:
+                writer.add(eight[matrix])
+            else:
                 writer.add_bf16(weight)
-                continue
-            if matrix not in self.rounded:
-                self.rounded[matrix] = _round(weight.float(), self.reach.get(matrix))
-            writer.add_s8(*self.rounded[matrix])
         return writer.finish()
 
 
-def _round(weight: Tensor, magnitude: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Integers [outputs, inputs], scales [outputs] and factors [inputs]; weight = scale * integer * factor."""
+def _round(weight: Tensor, magnitude: Tensor | None, number: Number) -> Rounded:
+    """``magnitude``: how far each input reaches, where its outliers are to move into the weights."""
     factors = torch.ones(weight.shape[1])
     if magnitude is not None:
         tiny = torch.finfo(torch.float32).tiny ** 0.5
@@ -119,9 +238,9 @@ def _round(weight: Tensor, magnitude: Tensor | None) -> tuple[Tensor, Tensor, Te
         factors = range_out ** (1 - _SMOOTHING) / range_in**_SMOOTHING
         factors = factors / factors.log().mean().exp()
     spread = weight / factors
-    scales = spread.abs().amax(1) / _LARGEST
-    integers = (spread / scales.clamp(min=torch.finfo(torch.float32).tiny)[:, None]).round()
-    return integers.to(torch.int8), scales, factors
+    scales = spread.abs().amax(1) / number.largest
+    numbers = number.rounded(spread / scales.clamp(min=torch.finfo(torch.float32).tiny)[:, None])
+    return Rounded(numbers.to(number.dtype), scales, factors)
 
 
 def _estimated_reach(spec: EncoderSpec, vectors: Tensor) -> dict[str, Tensor]:
@@ -136,19 +255,27 @@ def _estimated_reach(spec: EncoderSpec, vectors: Tensor) -> dict[str, Tensor]:
 
 
 class _Writer:
-    def __init__(self, spec: EncoderSpec, entries: int) -> None:
+    def __init__(self, spec: EncoderSpec, entries: int, *, steps: bool) -> None:
         numbers = (spec.layers, spec.hidden, spec.width, spec.intermediate, entries)
-        self.header = _MAGIC + struct.pack("<5q", *numbers)
-        self.used = len(self.header) + entries * _ENTRY.size
+        self.steps = steps
+        self.header = (_MAGIC if steps else _MAGIC_WITHOUT_STEPS) + struct.pack("<5q", *numbers)
+        self.used = len(self.header) + entries * (_ENTRY if steps else _ENTRY_WITHOUT_STEP).size
         self.entries: list[bytes] = []
         self.pieces: list[tuple[int, Tensor]] = []
 
     def add_bf16(self, weight: Tensor) -> None:
-        self.entries.append(_ENTRY.pack(_BF16, *weight.shape, self._place(weight.to(torch.bfloat16)), 0, 0))
+        self._entry(_BF16, weight, self._place(weight.to(torch.bfloat16)), 0, 0)
 
-    def add_s8(self, integers: Tensor, scales: Tensor, factors: Tensor) -> None:
-        offsets = [self._place(tensor) for tensor in (integers, scales, factors)]
-        self.entries.append(_ENTRY.pack(_S8, *integers.shape, *offsets))
+    def add(self, matrix: Rounded) -> None:
+        numbers = matrix.numbers
+        offsets = [self._place(tensor) for tensor in (numbers.view(torch.uint8), matrix.scales, matrix.factors)]
+        code = next(number.code for number in NUMBERS.values() if number.dtype is numbers.dtype)
+        self._entry(code, numbers, *offsets, step=matrix.step)
+
+    def _entry(self, code: int, matrix: Tensor, *offsets: int, step: Step | None = None) -> None:
+        fields = [code, *matrix.shape, *offsets]
+        bits = struct.unpack("<q", struct.pack("<fI", step.size, step.zero))[0] if step else 0
+        self.entries.append(_ENTRY.pack(*fields, bits) if self.steps else _ENTRY_WITHOUT_STEP.pack(*fields))
 
     def _place(self, tensor: Tensor) -> int:
         self.used = -(-self.used // _ALIGNMENT) * _ALIGNMENT

@@ -6,7 +6,7 @@ asks the rows, so that a scheme is added by these two and a module that makes it
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,15 +18,16 @@ from builder.gate.verdict import CosineVerdict, Verdict
 
 Made = tuple[nn.Module, dict[str, Any]]
 """A model to be traced, and what archive.json says of its quantisation."""
-Judge = Callable[[Checkpoint, Any, str, str | None, Path | None], Verdict | CosineVerdict]
+Judge = Callable[[Checkpoint, Any, str, str | None, Path | None, Mapping[str, Any]], Verdict | CosineVerdict]
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """``make`` takes a checkpoint, the compute type's name, a pooling and maybe a file of texts; ``judge`` the same but
-    for the loaded model (``handler.packing.Model``) behind the checkpoint."""
+    """``make`` takes a checkpoint, the compute type's name, a pooling, maybe a file of texts, and the matrices that are
+    to be kept; ``judge`` the same but for the loaded model (``handler.packing.Model``) behind the checkpoint, and what
+    ``make`` said at the end."""
 
-    make: Callable[[Checkpoint, str, str | None, Path | None], Made]
+    make: Callable[[Checkpoint, str, str | None, Path | None, Collection[str]], Made]
     judge: Judge
     takes_texts: bool
     """Whether texts of the user's help to make it."""
@@ -37,34 +38,53 @@ class Recipe:
     a share of the scores' size."""
 
 
-def _plain(checkpoint: Checkpoint, compute: str, pooling: str | None, _texts: Path | None) -> Made:
+def _plain(
+    checkpoint: Checkpoint, compute: str, pooling: str | None, _texts: Path | None, _keep: Collection[str]
+) -> Made:
     from builder.models import DTYPES, packed_model
 
     return packed_model(checkpoint, DTYPES[compute], pooling=pooling), {}
 
 
-def _judge_plain(checkpoint: Checkpoint, model: Any, compute: str, pooling: str | None, _texts: Path | None) -> Verdict:
+def _judge_plain(
+    checkpoint: Checkpoint,
+    model: Any,
+    compute: str,
+    pooling: str | None,
+    _texts: Path | None,
+    _made: Mapping[str, Any],
+) -> Verdict:
     from builder.gate.compare import compare, on_tensors
 
     return compare(checkpoint, on_tensors(model), compute, pooling)
 
 
-def _int8(checkpoint: Checkpoint, _compute: str, pooling: str | None, texts: Path | None) -> Made:
-    from builder.quantisation.int8 import quantised_model
+def _eight_bits(scheme: str) -> Recipe:
+    def make(
+        checkpoint: Checkpoint, compute: str, pooling: str | None, texts: Path | None, keep: Collection[str]
+    ) -> Made:
+        from builder.quantisation.eight_bits import quantised_model
 
-    return quantised_model(checkpoint, pooling, texts)
+        return quantised_model(checkpoint, pooling, texts, scheme, compute, keep)
 
+    def judge(
+        checkpoint: Checkpoint,
+        model: Any,
+        _compute: str,
+        pooling: str | None,
+        texts: Path | None,
+        made: Mapping[str, Any],
+    ) -> CosineVerdict:
+        from builder.quantisation.eight_bits import judge
 
-def _judge_int8(
-    checkpoint: Checkpoint, model: Any, _compute: str, pooling: str | None, texts: Path | None
-) -> CosineVerdict:
-    from builder.quantisation.int8 import judge
+        return judge(checkpoint, model, pooling, texts, scheme, made.get("kept", ()))
 
-    return judge(checkpoint, model, pooling, texts)
+    return Recipe(make, judge, takes_texts=True, judged_by="cosine", sentence_distance=0.02)
 
 
 RECIPES: dict[str, Recipe] = {
     "none": Recipe(_plain, _judge_plain, takes_texts=False, judged_by="error"),
-    "int8": Recipe(_int8, _judge_int8, takes_texts=True, judged_by="cosine", sentence_distance=0.02),
+    "int8": _eight_bits("int8"),
+    "fp8": _eight_bits("fp8"),
 }
 """By the names of ``handler.schemes.SCHEMES``."""

@@ -69,7 +69,7 @@ class Card:
 
 def _columns(schema: type[BaseModel]) -> tuple[str, ...]:
     required = {key: info.annotation for key, info in schema.model_fields.items() if info.is_required()}
-    return tuple(required) if all(kind is str for kind in required.values()) else ("inputs",)
+    return tuple(required) if required and all(kind is str for kind in required.values()) else ("inputs",)
 
 
 class ServedModel:

@@ -1,7 +1,9 @@
 #include "efft/cpu/arena.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
+#include <limits>
 #include <stdexcept>
 #include <string>
 
@@ -49,7 +51,7 @@ Plan plan(const std::vector<Piece>& parts) {
     const WeightView& part = piece.view;
     const Format& format = format_of(part.type);
     const int64_t panels = format.panels(piece.outputs()) * piece.halves();
-    ArenaEntry entry{format.type, piece.gated, piece.outputs(), part.inputs, 0, 0, 0, 0};
+    ArenaEntry entry{format.type, piece.gated, part.step, part.zero, piece.outputs(), part.inputs, 0, 0, 0, 0};
     if (part.outputs > 0) {
       entry.data = carver.take(panels * format.panel_bytes(part.inputs));
       if (format.type == Type::s8) {
@@ -84,13 +86,25 @@ void write_scales(const Piece& piece, const ArenaEntry& entry, char* block) {
   std::memcpy(block + entry.factors, piece.view.factors, piece.view.inputs * 4);
 }
 
-// The weights that 8-bit integers stand for, for processors that cannot multiply those.
+// E4M3 of "FP8 formats for deep learning" (Micikevicius et al., 2022): no infinities, one NaN of either sign.
+float of_e4m3(uint8_t bits) {
+  const int exponent = bits >> 3 & 15, fraction = bits & 7;
+  if ((bits & 0x7f) == 0x7f) return std::numeric_limits<float>::quiet_NaN();
+  const float size =
+      exponent == 0 ? std::ldexp(static_cast<float>(fraction), -9) : std::ldexp(1.0f + fraction / 8.0f, exponent - 7);
+  return bits & 0x80 ? -size : size;
+}
+
+// The weights that 8-bit numbers stand for, for processors that cannot multiply those.
 std::vector<float> dequantised(const WeightView& s) {
+  float numbers[256];
+  for (int bits = 0; bits < 256; ++bits)
+    numbers[bits] = s.type == Type::s8 ? static_cast<float>(static_cast<int8_t>(bits)) : of_e4m3(bits);
   std::vector<float> weights(s.outputs * s.inputs);
-  const auto* integers = static_cast<const int8_t*>(s.data);
+  const auto* bits = static_cast<const uint8_t*>(s.data);
   for (int64_t n = 0; n < s.outputs; ++n) {
     for (int64_t k = 0; k < s.inputs; ++k) {
-      weights[n * s.inputs + k] = s.scales[n] * static_cast<float>(integers[n * s.inputs + k]) * s.factors[k];
+      weights[n * s.inputs + k] = s.scales[n] * numbers[bits[n * s.inputs + k]] * s.factors[k];
     }
   }
   return weights;
@@ -100,7 +114,8 @@ std::vector<float> dequantised(const WeightView& s) {
 
 const Format& format_of(Type type) {
   // fp16 products are computed in fp32: no processor served here multiplies it faster.
-  if (type == Type::bf16) return kernels().bf16;
+  // No processor multiplies e4m3 either; its weights fit bf16.
+  if (type == Type::bf16 || type == Type::e4m3) return kernels().bf16;
   return type == Type::s8 && kernels().s8.rows ? kernels().s8 : kernels().f32;
 }
 
@@ -145,7 +160,7 @@ void prepare(const std::vector<Slot>& slots, const std::vector<WeightView>& matr
     std::vector<float> widened;
     if (entry.type == Type::s8) {
       write_scales(piece, entry, to);
-    } else if (s.type == Type::s8) {
+    } else if (bytes_of(s.type) == 1) {
       widened = dequantised(s);
       s.data = widened.data();
       s.type = Type::f32;

@@ -17,6 +17,7 @@ struct Form {
   bool operand = false;
   Type operand_type = Type::f32;
   const float* factors = nullptr;
+  float step = 0, zero = 0;
 };
 
 class Forms {
@@ -38,7 +39,7 @@ class Forms {
       const Slot& slot = call_.encoder.slots[step.weight];
       const Panels weights = call_.matrices.panels(slot);
       for (const int value : {step.input, step.queries}) {
-        if (value >= 0) want_operand(value, weights.type, weights.factors);
+        if (value >= 0) want_operand(value, weights.type, weights.factors, weights.step, weights.zero);
       }
     } else if (step.op == Op::gather) {
       merge(step.output, step.input);
@@ -56,10 +57,10 @@ class Forms {
     Form& to = forms_[source];
     to.stream = true;
     to.rows = to.rows || from.rows;
-    if (from.operand) want_operand(source, from.operand_type, from.factors);
+    if (from.operand) want_operand(source, from.operand_type, from.factors, from.step, from.zero);
   }
 
-  void want_operand(int value, Type type, const float* factors) {
+  void want_operand(int value, Type type, const float* factors, float step, float zero) {
     Form& form = forms_[value];
     if (form.operand && (form.operand_type != type)) {
       throw std::logic_error("one value as the operand of two types");
@@ -67,6 +68,8 @@ class Forms {
     form.operand = true;
     form.operand_type = type;
     form.factors = factors;
+    form.step = step;
+    form.zero = zero;
   }
 
   void settle(int value) {
@@ -123,6 +126,8 @@ Buffers::Buffers(const Call& call, const Program& program, const Tokens& tokens,
     if (form.operand) {
       stored.operand = rows_of(form.operand_type);
       stored.factors = form.factors;
+      stored.step = form.step;
+      stored.zero = form.zero;
       operand_at[v] = carver.take(stored.count * stored.operand.row_bytes());
       scales_at[v] = form.operand_type == Type::s8 ? carver.take(stored.count * int64_t{sizeof(RowScale)}) : 0;
     }

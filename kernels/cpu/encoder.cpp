@@ -89,6 +89,8 @@ class Walk {
     if (!r.values) r.values = reinterpret_cast<float*>(scratch_);
     r.scale = to.operand.scales + t;
     r.factors = to.factors;
+    r.step = to.step;
+    r.zero = to.zero;
     return r;
   }
 
@@ -176,6 +178,8 @@ class Walk {
       r.operand_type = value.operand.type;
       r.scale = value.operand.scales + t;
       r.factors = value.factors;
+      r.step = value.step;
+      r.zero = value.zero;
       k_.convert(value.rows.at(t, 0), value.rows.type, value.rows.width, r);
     });
   }

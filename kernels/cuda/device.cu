@@ -27,13 +27,15 @@ int attribute(cudaDeviceAttr name, int device) {
   throw std::runtime_error(std::string("efft: asking for the device failed: ") + cudaGetErrorString(error));
 }
 
-// EFFT_CUDA_PATH=sm_80: as on a chip that has but the portable kernels.
-bool forced_portable() {
+// EFFT_CUDA_PATH=sm_80 or sm_89: as on a chip that has but the portable kernels. 0: not forced.
+int forced_capability() {
   const char* const text = std::getenv("EFFT_CUDA_PATH");
-  return text != nullptr && std::strcmp(text, "sm_80") == 0;
+  if (text == nullptr) return 0;
+  return std::strcmp(text, "sm_80") == 0 ? 80 : std::strcmp(text, "sm_89") == 0 ? 89 : 0;
 }
 
 DeviceInfo read(int device) {
+  const int forced = forced_capability();
   DeviceInfo info;
   info.index = device;
   info.major = attribute(cudaDevAttrComputeCapabilityMajor, device);
@@ -42,7 +44,10 @@ DeviceInfo read(int device) {
   info.shared_bytes = attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor, device);
   // 9.0 only: sm_90a's features are no other chip's.
   info.hopper =
-      built_for_sm90a() && info.major == 9 && info.minor == 0 && tensor_map_encoder() != nullptr && !forced_portable();
+      built_for_sm90a() && info.major == 9 && info.minor == 0 && tensor_map_encoder() != nullptr && forced == 0;
+  const int capability = forced != 0 ? forced : 10 * info.major + info.minor;
+  info.integers = capability >= 80;
+  info.e4m3 = capability >= 89;
   return info;
 }
 

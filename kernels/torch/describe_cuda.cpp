@@ -6,6 +6,7 @@
 #include <iterator>
 #include <string>
 
+#include "../cuda/engine/eight.h"
 #include "../cuda/engine/lanes.h"
 #include "../cuda/linear/cublaslt.h"
 #include "../cuda/linear/matmul.h"
@@ -82,7 +83,12 @@ int64_t use_plans(const Tensor& plans_in) {
 }
 
 // Whoever frees an encoder's weights says so here, by the address of the matrices.
-int64_t forget_weights(int64_t matrices) { return forget(reinterpret_cast<const void*>(matrices)); }
+int64_t forget_weights(int64_t matrices) {
+  const auto* const address = reinterpret_cast<const void*>(matrices);
+  const int64_t graphs = forget(address);
+  forget_eight_bits(address);
+  return graphs;
+}
 
 }  // namespace
 }  // namespace efft::cuda

@@ -8,6 +8,7 @@
 #include <optional>
 #include <type_traits>
 
+#include "../cuda/engine/eight.h"
 #include "../cuda/engine/fold.h"
 #include "../cuda/engine/lanes.h"
 #include "../cuda/engine/position_tables.h"
@@ -69,10 +70,13 @@ Tensor run_encoder(const Tensor& ids_in, const Tensor& segments_in, const Tensor
   check_runs(encoder->spec);
   check_call(ids_in, segments_in, mask_in, weights, *encoder);
   check_cuda("ids", ids_in);
-  const bool prepared = is_prepared(weights.matrices, *encoder);
-  if (!prepared) check_matrices(weights.matrices, *encoder);
-  check_type("matrices", weights.matrices, weights.word.scalar_type());
   const DeviceGuard guard(ids_in.get_device_index());
+  const bool in_bytes = weights.matrices.scalar_type() == ScalarType::Byte;
+  const bool prepared = !in_bytes && is_prepared(weights.matrices, *encoder);
+  if (!in_bytes) {
+    if (!prepared) check_matrices(weights.matrices, *encoder);
+    check_type("matrices", weights.matrices, weights.word.scalar_type());
+  }
   const Tensor ids = dense(ids_in), segments = dense(segments_in), mask = dense(mask_in);
   const Tensor word = dense(weights.word), position = dense(weights.position);
   const Tensor segment = dense(weights.segment), vectors = dense(weights.vectors);
@@ -81,6 +85,8 @@ Tensor run_encoder(const Tensor& ids_in, const Tensor& segments_in, const Tensor
   if (ids.numel() == 0) return torch::stable::fill_(result, 0);
 
   const Type type = type_of(word);
+  Prepared eight{nullptr, prepared ? data<const char>(matrices) + folded_at(*encoder) : nullptr};
+  if (in_bytes) eight = prepared_eight_bits(*encoder, matrices.data_ptr(), matrices.numel());
   const bool tables = prepared && encoder->spec.relative == Relative::disentangled;
   const Model model{encoder,
                     type,
@@ -93,9 +99,10 @@ Tensor run_encoder(const Tensor& ids_in, const Tensor& segments_in, const Tensor
                     static_cast<int>(segment.size(0)),
                     matrices.data_ptr(),
                     data<const float>(vectors),
-                    prepared ? data<const char>(matrices) + folded_at(*encoder) : nullptr,
+                    eight.folded,
                     wanted,
-                    tables ? data<const char>(matrices) + position_tables_at(*encoder) : nullptr};
+                    tables ? data<const char>(matrices) + position_tables_at(*encoder) : nullptr,
+                    eight.eight};
   const Call call{data<const int64_t>(ids), data<const int64_t>(segments), data<const int64_t>(mask),
                   result.data_ptr(),        static_cast<int>(ids.size(0)), static_cast<int>(ids.size(1))};
   const auto allocate = [&word](size_t bytes) -> std::shared_ptr<void> {
@@ -134,6 +141,20 @@ Tensor folded(const Tensor& matrices_in, const Tensor& vectors_in, const Lowered
   return out;
 }
 
+// The archived 8-bit form as eight.h has it; what has it already stays as it is.
+Tensor with_eight_bits(const Weights& weights, const Lowered& encoder) {
+  const Type type = type_of(weights.word);
+  STD_TORCH_CHECK(type != Type::f32, "matrices: 8 bits on a GPU go with tables in BFloat16 or Half, not Float");
+  const Tensor archive = dense(weights.matrices), vectors = dense(weights.vectors);
+  const int64_t size = archived_bytes(encoder, archive.data_ptr(), archive.numel());
+  if (size == 0) return weights.matrices;
+  const EightBitBlock block(encoder, size, folds(DeviceInfo::current(), encoder.spec));
+  const Tensor out = empty(archive, {block.bytes}, ScalarType::Byte);
+  prepare_eight_bits(encoder, type, archive.data_ptr(), block, data<const float>(vectors), out.data_ptr(),
+                     current_stream(archive));
+  return out;
+}
+
 // The tables and the vectors stay as they are; the matrices, too, where folding them is of no use.
 std::vector<Tensor> prepare_weights(std::vector<Tensor> tensors, const std::string& spec) {
   const auto encoder = lowered(spec);
@@ -141,9 +162,13 @@ std::vector<Tensor> prepare_weights(std::vector<Tensor> tensors, const std::stri
   const Weights weights = weights_of(tensors);
   check_weights(weights, *encoder);
   check_cuda("word", weights.word);
+  const DeviceGuard guard(weights.word.get_device_index());
+  if (weights.matrices.scalar_type() == ScalarType::Byte) {
+    tensors[kMatrices] = with_eight_bits(weights, *encoder);
+    return tensors;
+  }
   if (is_prepared(weights.matrices, *encoder)) return tensors;
   check_matrices(weights.matrices, *encoder);
-  const DeviceGuard guard(weights.word.get_device_index());
   const bool tables = encoder->spec.relative == Relative::disentangled && encoder->spec.norm == NormPlace::post;
   if (weights.matrices.element_size() == 2 && (tables || folds(DeviceInfo::current(), encoder->spec)))
     tensors[kMatrices] = folded(weights.matrices, weights.vectors, *encoder);

@@ -8,6 +8,7 @@
 
 #include "checks.h"
 #include "efft/cpu/workspace.h"
+#include "efft/quantised.h"
 #include "tensors_cpu.h"
 
 namespace efft {
@@ -20,7 +21,8 @@ using torch::stable::new_empty;
 // Plain matrices, or the bytes of the archived 8-bit form.
 std::vector<WeightView> matrices_of(const Tensor& matrices, const Lowered& encoder) {
   if (matrices.scalar_type() == ScalarType::Byte) {
-    return cpu::quantised_matrices(encoder, matrices.data_ptr(), matrices.numel());
+    const void* const bytes = matrices.data_ptr();
+    return quantised_matrices(encoder, bytes, bytes, matrices.numel());
   }
   check_matrices(matrices, encoder);
   return cpu::plain_matrices(encoder.slots, matrices.data_ptr(), type_of(matrices));
@@ -28,7 +30,7 @@ std::vector<WeightView> matrices_of(const Tensor& matrices, const Lowered& encod
 
 // Whether the bytes can only be what prepare_weights made.
 bool is_prepared(const Tensor& matrices) {
-  return matrices.scalar_type() == ScalarType::Byte && !cpu::is_quantised(matrices.data_ptr(), matrices.numel());
+  return matrices.scalar_type() == ScalarType::Byte && !is_quantised(matrices.data_ptr(), matrices.numel());
 }
 
 // Matrices in the engine's own form. Any other is packed anew for every call, into `packed`: correct, slow, and meant

@@ -18,7 +18,16 @@ from deploy.server import PORTS
 from tests.checkpoints import make_checkpoint
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```(sh|json|python)\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+ARCHIVES = (ROOT / "docs" / "archives.md").read_text(encoding="utf-8")
+LOOKS = "python -m builder inspect"
+"""The block of docs/archives.md that looks at the samples; the other one stands in the README, too."""
+
+
+def _blocks(page: str) -> list[tuple[str, str]]:
+    return re.findall(r"^```(sh|json|python)\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
+
+
+BLOCKS = _blocks(README) + [block for block in _blocks(ARCHIVES) if LOOKS in block[1]]
 RUNS_THIS_TEST = "make demo"
 """The block of the two commands is left out: `make test` is what runs this file, and the blocks after it do what
 `make demo` does, step by step."""
@@ -55,7 +64,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
     shell = Reader(folder / "state.sh")
     shell(f"export TMPDIR={folder} TEMP={folder} LOG_LOCATION={folder} METRICS_LOCATION={folder}")
     yield shell
-    shell(". .venv/bin/activate; torchserve --stop; rm -f key_file.json")
+    shell(". .venv/bin/activate; make stop; torchserve --stop; rm -f key_file.json")
 
 
 def _wait_until_ready() -> None:
@@ -93,7 +102,7 @@ def test_the_commands_and_answers(reader: Reader, tmp_path: Path) -> None:
                 time.sleep(2)
                 _wait_until_ready()
         elif kind == "json":
-            _same(json.loads(output), json.loads(text))
+            _same(json.loads(output.splitlines()[-1]), json.loads(text))
         elif kind == "python":
             output = reader(f"python - <<'END'\n{text}END")
             assert "'delivery'" in output

@@ -29,7 +29,11 @@ class Arena:
 
     def __init__(self, arena: Tensor) -> None:
         self.raw = arena.numpy().tobytes()
-        self.entries = [struct.unpack_from("<6q", self.raw, 48 + 48 * i) for i in range(self._count())]
+        fields = 7 if self.raw.startswith(b"efft-q02") else 6
+        read = [struct.unpack_from(f"<{fields}q", self.raw, 48 + 8 * fields * i) for i in range(self._count())]
+        self.entries = [entry[:6] for entry in read]
+        # Size and zero of the steps that all tokens share; 0: there are none.
+        self.steps = [struct.unpack("<fI", struct.pack("<q", entry[6])) if fields > 6 else (0.0, 0) for entry in read]
 
     def _count(self) -> int:
         return struct.unpack_from("<q", self.raw, 40)[0]
@@ -46,7 +50,8 @@ class Arena:
         if kind == 1:
             bits = bytearray(self.raw[data : data + 2 * outputs * inputs])
             return torch.frombuffer(bits, dtype=torch.bfloat16).float().view(outputs, inputs)
-        integers = torch.frombuffer(bytearray(self.raw[data : data + outputs * inputs]), dtype=torch.int8)
+        dtype = torch.int8 if kind == 3 else torch.float8_e4m3fn
+        integers = torch.frombuffer(bytearray(self.raw[data : data + outputs * inputs]), dtype=torch.uint8).view(dtype)
         scaled = integers.view(outputs, inputs).float() * self._floats(scales, outputs)[:, None]
         return scaled * self._floats(factors, inputs)
 
@@ -63,6 +68,13 @@ def emulated(arena: Arena) -> Callable[[int, Tensor], Tensor]:
         if factors is None:
             return x
         x = x * factors.to(x.dtype)
+        fixed, from_zero = arena.steps[index]
+        if arena.entries[index][0] == 4:
+            step = fixed or (x.abs().amax(-1, keepdim=True) / 448).clamp(min=1e-20)
+            numbers = (x / step).clamp(-448, 448).float().to(torch.float8_e4m3fn)
+            return numbers.to(x.dtype) * step / factors.to(x.dtype)
+        if fixed:
+            return ((x / fixed + from_zero).round().clamp(0, 255) - from_zero) * fixed / factors.to(x.dtype)
         low, high = x.amin(-1, keepdim=True).clamp(max=0), x.amax(-1, keepdim=True).clamp(min=0)
         step = ((high - low) / 255).clamp(min=1e-20)
         zero = (-low / step).round()

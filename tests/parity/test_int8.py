@@ -12,7 +12,7 @@ from builder.checkpoint import Checkpoint, load
 from builder.families import spec_of
 from builder.gate.verdict import CosineVerdict
 from builder.models import PackedModel
-from builder.quantisation.int8 import judge, quantised_model
+from builder.quantisation.eight_bits import judge, quantised_model
 from builder.slots import matrices
 from handler.config import SetupConfig
 from handler.runtime import TracedModel

@@ -12,7 +12,7 @@ pytest.importorskip("matplotlib", reason="make bench installs matplotlib")
 
 from benchmarks import ratios, report, standing, table
 from benchmarks.encoder import choose_workloads, of_model
-from benchmarks.report import plots
+from benchmarks.report import chart, plots
 
 FACTS = {
     "date": "2026-01-02T03:04:05+00:00",
@@ -113,6 +113,26 @@ def test_the_readme_figures_come_from_the_newest_run_that_has_them(tmp_path: Pat
     write(tmp_path, ENCODER, partial)
     names = sorted(path.name for path in (tmp_path / "figures").iterdir())
     assert names == ["encoder-latency.png", "encoder-padding.png"]
+
+
+def test_the_chart_has_others_in_one_type_and_ours_in_narrower_ones_the_slowest_first(tmp_path: Path) -> None:
+    def row(engine: str, data_type: str, milliseconds: float, **more: Any) -> dict[str, Any]:
+        made = encoder_row(engine, "8x128", "uniform", 0.4, milliseconds)
+        return {**made, "data_type": data_type, **more}
+
+    rows = [
+        row("thsext", "bf16", 1.0), row("thsext", "fp32", 2.0), row("ths", "fp32", 4.0), row("ths", "bf16", 0.5),
+        row("openvino", "fp32", 0.1, refused="wrong"), row("openvino+loop", "fp32", 0.2),
+    ]  # fmt: skip
+    cpu = {**ENCODER, "rows": rows}
+    shown = chart.bars(cpu, "8x128", "fp32")
+    assert [(label, ours) for label, _, ours in shown] == [
+        ("TorchScript, fp32", False), ("EFFT, fp32", True), ("EFFT, bf16", True),
+    ]  # fmt: skip
+    gpu_rows = [{**row("thsext", "fp16", 2.0), "workload": "32x384"}]
+    gpu = {**ENCODER, "device": {**FACTS["device"], "kind": "cuda", "gpu": "NVIDIA H200"}, "rows": gpu_rows}
+    write(tmp_path, cpu, gpu)
+    assert (tmp_path / "figures" / "beside.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_type_without_the_baseline_has_no_padding_plot(tmp_path: Path) -> None:

@@ -96,9 +96,9 @@ def test_another_task_than_the_architecture_says_is_possible_only_with_weights(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "gpt2"}, "not supported; supported: bert, "),
+        ({"model_type": "gpt2"}, "not supported; supported: albert, bert, "),
         ({"architectures": ["BertForNextSentencePrediction"]}, "tells no task"),
-        ({"hidden_act": "silu"}, "activation 'silu' is not supported"),
+        ({"hidden_act": "mish"}, "activation 'mish' is not supported"),
         ({"num_attention_heads": 64}, "head size 64/64 is not supported"),
     ],
 )

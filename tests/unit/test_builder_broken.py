@@ -116,7 +116,7 @@ CHECKPOINTS: dict[str, tuple[Break, str]] = {
     "causal": (_config(architectures=["BertLMHeadModel"]), "decoders are not served"),
     "architectures a text": (_config(architectures="BertModel"), "architectures is 'BertModel'"),
     "no architectures": (_config(architectures=...), "tells no task"),
-    "quantised": (_config(quantization_config={"quant_method": "bnb"}), "quantization_config is set"),
+    "quantised": (_config(quantization_config={"quant_method": "bnb"}), "quantised by bnb, which is not read"),
     "fewer layers than the weights": (_config(num_hidden_layers=1), "num_hidden_layers is 1, but the weights have 2"),
     "more layers than the weights": (_config(num_hidden_layers=3), "lacks weights"),
     # weights

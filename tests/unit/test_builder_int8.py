@@ -6,6 +6,7 @@ import json
 import struct
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from builder.cli import main
 from builder.errors import BuildError
 from builder.families import EncoderSpec
 from builder.inspection import describe, read_facts
-from builder.quantisation import int8
+from builder.quantisation import eight_bits
 from builder.quantisation.calibration import MOST_TEXTS, calibration, read_texts
 from builder.quantisation.quantise import most_sensitive
 from builder.slots import matrices
@@ -60,15 +61,15 @@ def test_an_archive_says_what_was_chosen_and_reached(tmp_path: Path, checkpoint:
 def test_a_broken_scale_fails_the_gate_and_leaves_nothing(
     tmp_path: Path, checkpoint: Path, cpu_library: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    quantise = int8.quantise
+    assemble = eight_bits.assemble
 
-    def broken(*arguments: object) -> Tensor:
-        arena = quantise(*arguments)
+    def broken(source: Any, model: Any, weights: Any, pooling: str | None) -> Any:
+        arena = weights.matrices
         _, outputs, _, _, scales, _ = _entries(arena)[1]
         arena[scales : scales + 4 * outputs].view(torch.float32)[: outputs // 4] *= 20
-        return arena
+        return assemble(source, model, weights, pooling)
 
-    monkeypatch.setattr(int8, "quantise", broken)
+    monkeypatch.setattr(eight_bits, "assemble", broken)
     with pytest.raises(BuildError, match=r"parity FAILED: worst token cosine 0\.\d+ .* on .*no archive was written"):
         _build(tmp_path, cpu_library)
     assert list((tmp_path / "store").iterdir()) == []
@@ -79,8 +80,10 @@ def test_a_broken_scale_fails_the_gate_and_leaves_nothing(
     [
         (["--data-type", "int8", "--kind", "ths"], "int8 needs encoder fused (kind thsext); kind ths has no such"),
         (["--data-type", "int8", "--kind", "ori"], "kind ori has no such products"),
-        (["--data-type", "int8", "--device", "cuda"], "int8 archives run on the CPU only"),
-        (["--data-type", "bf16", "--calibrate", "x.txt"], "--calibrate is for --scheme int8 (--data-type int8) only"),
+        (
+            ["--data-type", "bf16", "--calibrate", "x.txt"],
+            "--calibrate is for --scheme int8 or fp8 (--data-type int8 or fp8)",
+        ),
         (["--data-type", "int8", "--calibrate", "nowhere.txt"], "--calibrate nowhere.txt: no such file"),
     ],
 )

@@ -59,11 +59,14 @@ def test_another_chip_falls_back_to_the_cpu_or_is_refused(turing: None) -> None:
     assert pick_device(facts("embedding"), CONFIG, None) == torch.device("cpu")
 
 
-def test_an_int8_archive_is_served_on_the_cpu_and_says_so(turing: None, caplog: pytest.LogCaptureFixture) -> None:
-    own = facts("embedding", encoder="fused", compute="bf16", scheme="int8")
+@pytest.mark.parametrize("scheme", ["int8", "fp8"])
+def test_an_8_bit_archive_without_a_gpu_s_library_is_served_on_the_cpu_and_says_so(
+    turing: None, caplog: pytest.LogCaptureFixture, scheme: str
+) -> None:
+    own = facts("embedding", encoder="fused", compute="bf16", scheme=scheme)
     assert pick_device(own, CONFIG, 0) == torch.device("cpu")
-    assert "the archive is int8, which runs on the CPU only; serving on the CPU" in caplog.text
-    with pytest.raises(ArchiveError, match="int8, which runs on the CPU only; build it again in another type, or set"):
+    assert "the archive has no library for compute capability 7.5" in caplog.text
+    with pytest.raises(ArchiveError, match="build it again with that target, or set cpu_fallback"):
         pick_device(own, CONFIG.model_copy(update={"cpu_fallback": False}), 0)
 
 

@@ -90,7 +90,7 @@ def test_older_spellings_give_the_same_archive(tmp_path: Path, cpu_library: Path
         ({"mode": "rerank", "task": "embedding"}, "mode rerank contradicts task embedding"),
         ({"kind": "ths", "encoder": "fused"}, "kind ths contradicts encoder fused"),
         ({"data_type": "int8", "compute": "fp16"}, "data_type int8 contradicts compute fp16"),
-        ({"scheme": "int8", "compute": "fp32"}, "scheme int8 computes in bf16, not fp32"),
+        ({"scheme": "int8", "compute": "fp32"}, "scheme int8 computes in bf16 or fp16, not fp32"),
         ({"format": "transformers", "encoder": "fused"}, "format transformers holds the stock encoder"),
         ({"save_mode": "pretrained", "kind": "ths"}, "save_mode pretrained contradicts format torchscript (kind ths)"),
         ({"encodr": "fused"}, "unknown key 'encodr', did you mean 'encoder'"),
@@ -168,7 +168,7 @@ def test_every_kind_and_type_goes_there_and_back() -> None:
             data_type,
         )
         assert newer["model"]["file"] == FILES[newer["model"]["format"]]
-        assert newer["model"]["devices"] == (["cpu"] if "thsext" in kind or data_type == "int8" else ["cpu", "cuda"])
+        assert newer["model"]["devices"] == (["cpu"] if "thsext" in kind else ["cpu", "cuda"])
         assert older_facts(newer) == older
 
 

@@ -2,6 +2,7 @@
 
 #include "../linear/matmul.h"
 #include "efft/cuda/rows/positions.cuh"
+#include "eight.h"
 #include "layout.h"
 
 namespace efft::cuda {
@@ -15,6 +16,7 @@ size_t aligned_up(size_t size) { return (size + kAlignment - 1) / kAlignment * k
 
 Layout::Layout(const DeviceInfo& device, const Model& model, const Bucket& bucket)
     : path(path_for(device, model, bucket)),
+      eight_bits(in_eight_bits(device, model, bucket)),
       program(path == Path::small ? model.encoder->folded : model.encoder->program),
       bucket_(bucket),
       element_(bytes_of(model.type)) {
@@ -49,6 +51,10 @@ Layout::Layout(const DeviceInfo& device, const Model& model, const Bucket& bucke
   }
   halves_ = take(spec.gated ? element_ * bucket.tokens * 2 * spec.intermediate : 0);
   scratch_ = take(path == Path::library ? kMatmulWorkspaceBytes : 0);
+  for (int buffer = 0; eight_bits && buffer < 2; ++buffer) {
+    operands_[buffer] = take(static_cast<size_t>(bucket.tokens) * model.eight->widest);
+    operand_scales_[buffer] = take(sizeof(RowNorm) * bucket.tokens);
+  }
   bytes_ = next;
 }
 

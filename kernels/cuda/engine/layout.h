@@ -15,6 +15,7 @@ class Layout {
   Layout(const DeviceInfo& device, const Model& model, const Bucket& bucket);
 
   const Path path;
+  const bool eight_bits;   // see in_eight_bits
   const Program& program;  // the model's, with folded norms on the small path
 
   // Of the whole, and of what enqueue_front writes. Of all that follows the front, only the bucket's batch and length
@@ -46,6 +47,13 @@ class Layout {
   // Both halves of a gated product, [tokens, 2 * intermediate].
   void* halves(void* base) const { return at(base, halves_); }
 
+  // Where eight_bits: two buffers for rows of products' inputs, as wide as the widest, and for what each row's numbers
+  // stand for.
+  void* operands(void* base, int buffer) const { return at(base, operands_[buffer]); }
+  RowNorm* operand_scales(void* base, int buffer) const {
+    return static_cast<RowNorm*>(at(base, operand_scales_[buffer]));
+  }
+
   // Steps that enqueue_front does.
   int front_steps() const { return bucket_.attended ? 3 : 1; }
 
@@ -60,6 +68,7 @@ class Layout {
   const size_t element_;
   size_t call_, cu_seqlens_, rows_, slots_, values_, halves_, scratch_, front_bytes_, bytes_;
   size_t angles_[2], distances_, word_factors_, position_tables_[2];
+  size_t operands_[2] = {}, operand_scales_[2] = {};
   std::vector<int64_t> value_at_;
 };
 

@@ -10,6 +10,8 @@
 
 namespace efft::cuda {
 
+struct EightBits;
+
 // Everything that stays the same from call to call: a captured graph holds these pointers.
 struct Model {
   std::shared_ptr<const Lowered> encoder;
@@ -25,13 +27,14 @@ struct Model {
   const float* vectors;  // the same
   const void* folded;    // what fold_weights made of them, or nullptr
   Output output;
-  const void* position_tables = nullptr;  // what make_position_tables made of vectors, or nullptr
+  const void* position_tables = nullptr;   // what make_position_tables made of vectors, or nullptr
+  std::shared_ptr<const EightBits> eight;  // those matrices that are in eight bits, too; or nullptr
 
   const EncoderSpec& spec() const { return encoder->spec; }
   // The spec by its one Lowered: what keeps a key must keep the model.
   auto key() const {
     return std::make_tuple(encoder.get(), type, tf32, word, position, segment, words, positions, segments, matrices,
-                           vectors, folded, output, position_tables);
+                           vectors, folded, output, position_tables, eight.get());
   }
 };
 
@@ -59,10 +62,15 @@ enum class Path {
   library,  // cuBLASLt and what is faster for single products; any device and type
 };
 
-// EFFT_CUDA_PATH in the environment forces one: small, hopper, library, or sm_80, which is library without the kernels
-// of sm_90a (DeviceInfo::current). Throws std::runtime_error with one line where the model cannot take it, and for any
+// EFFT_CUDA_PATH in the environment forces one: small, hopper, library; eight, which is library with matrices in eight
+// bits however few tokens there are; or sm_80 or sm_89, which are that without the kernels of later chips
+// (DeviceInfo::current). Throws std::runtime_error with one line where the model cannot take it, and for any
 // other word.
 Path path_for(const DeviceInfo& device, const Model& model, const Bucket& bucket);
+
+// Whether those matrices that are in eight bits are multiplied so: where the matrix units bind a call. Elsewhere all
+// are multiplied in 16 bits.
+bool in_eight_bits(const DeviceInfo& device, const Model& model, const Bucket& bucket);
 
 // Whether a call of so many padded tokens runs faster if the host first waits for the number of valid ones, to take a
 // tight bucket.

@@ -43,16 +43,22 @@ bool all_own(const DeviceInfo& device, const Model& model) {
   return true;
 }
 
-std::optional<Path> forced_path() {
+const std::string& forced_text() {
   static const std::string text = [] {
     const char* const set = std::getenv("EFFT_CUDA_PATH");
     return std::string(set == nullptr ? "" : set);
   }();
+  return text;
+}
+
+std::optional<Path> forced_path() {
+  const std::string& text = forced_text();
   if (text.empty()) return std::nullopt;
   if (text == "small") return Path::small;
   if (text == "hopper") return Path::hopper;
-  if (text == "library" || text == "sm_80") return Path::library;
-  throw std::runtime_error("efft: EFFT_CUDA_PATH must be small, hopper, library or sm_80, not '" + text + "'");
+  if (text == "library" || text == "eight" || text == "sm_80" || text == "sm_89") return Path::library;
+  throw std::runtime_error("efft: EFFT_CUDA_PATH must be small, hopper, library, eight, sm_80 or sm_89, not '" + text +
+                           "'");
 }
 
 }  // namespace
@@ -88,6 +94,12 @@ Path path_for(const DeviceInfo& device, const Model& model, const Bucket& bucket
   if (small && bucket.tokens <= kSmallTokens) return Path::small;
   // cuBLASLt's products are the faster ones, unless most of their rows are padding.
   return hopper && !bucket.tight ? Path::hopper : Path::library;
+}
+
+bool in_eight_bits(const DeviceInfo& device, const Model& model, const Bucket& bucket) {
+  if (model.eight == nullptr || model.type == Type::f32) return false;
+  if (path_for(device, model, bucket) != Path::library) return false;
+  return bucket.tokens > kSmallTokens || forced_text() == "eight" || forced_text().rfind("sm_", 0) == 0;
 }
 
 bool worth_counting(const DeviceInfo& device, const Model& model, const Bucket& bucket) {

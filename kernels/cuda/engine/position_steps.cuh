@@ -10,6 +10,12 @@
 
 namespace efft::cuda {
 
+// Where attention's result goes as an operand of eight bits (see AttentionArguments); out nullptr: it does not.
+struct ContextOperand {
+  void* out = nullptr;
+  float inverse = 0, zero = 0;
+};
+
 template <typename T>
 class PositionSteps {
  public:
@@ -54,7 +60,7 @@ class PositionSteps {
   }
 
   // bias: of qkv, or nullptr where it is added already.
-  void attend(const Step& step, T* qkv, const float* bias, T* out) const {
+  void attend(const Step& step, T* qkv, const float* bias, T* out, const ContextOperand& operand) const {
     if (step.attention.rotary >= 0) rotate(step, qkv, bias);
     AttentionArguments<T> a{};
     a.qkv = qkv;
@@ -67,6 +73,11 @@ class PositionSteps {
     a.kv_heads = static_cast<int>(spec_.kv_heads);
     a.head_size = static_cast<int>(spec_.head);
     a.scale = static_cast<float>(spec_.scale);
+    if (operand.out != nullptr) {
+      a.out = static_cast<T*>(operand.out);
+      a.operand_inverse = operand.inverse;
+      a.operand_zero = operand.zero;
+    }
     if (spec_.relative == Relative::disentangled) return disentangled(step, a);
     const bool adds = spec_.relative != Relative::none;
     if (adds && step.attention.local) return run<WindowBiasScores>(a);
@@ -117,6 +128,8 @@ class PositionSteps {
     AttentionArguments<T, Score> a{plain.qkv,   plain.q_bias, plain.v_bias,   plain.cu_seqlens, plain.out,
                                    plain.batch, plain.heads,  plain.kv_heads, plain.head_size,  plain.scale,
                                    {}};
+    a.operand_inverse = plain.operand_inverse;
+    a.operand_zero = plain.operand_zero;
     if constexpr (Score::kNarrows) a.score.reach = static_cast<int>(spec_.window);
     if constexpr (Score::kAdds) {
       a.score.table = static_cast<const float*>(layout_.distances(memory_));

@@ -12,6 +12,7 @@
 #include "efft/cuda/rows/embed_norm.cuh"
 #include "efft/cuda/rows/gate.cuh"
 #include "efft/cuda/rows/pool.cuh"
+#include "eight_steps.cuh"
 #include "engine.h"
 #include "fold.h"
 #include "position_steps.cuh"
@@ -34,6 +35,7 @@ class Walk {
         tokens_(layout.tokens(memory)),
         device_(DeviceInfo::current()),
         stream_(stream),
+        eight_bits_(model, bucket, layout, memory, stream),
         positions_(model, bucket, layout, memory, stream),
         part_width_(program_.values.size()) {}
 
@@ -49,7 +51,7 @@ class Walk {
           linear(i);
           break;
         case Op::attend:
-          attend(step);
+          attend(i);
           break;
         case Op::norm:
           norm(i);
@@ -114,6 +116,10 @@ class Walk {
     const bool closes = step.residual >= 0;
     const Pointwise kind = step.activates && !step.gated ? pointwise(spec_.activation) : Pointwise::none;
     const float* bias = next_is(i, Op::attend) && attention_adds_bias() ? nullptr : vector(step.bias);
+    if (eight_bits_.takes(step)) {
+      if (!eight_bits_.product(i, bias, kind)) finish_library(i, bias, kind);
+      return;
+    }
     const T* const w = matrix(step.weight);
     LinearShape shape;
     shape.own_only = layout_.path != Path::library;
@@ -180,22 +186,31 @@ class Walk {
     const T* const addend = step.residual >= 0 ? value(step.residual) : nullptr;
     T* const y = target(step);
     Matmul::of_current_device().run(product, value(step.input), w, addend, y, layout_.scratch(memory_), stream_);
+    finish_library(i, bias, kind);
+  }
+
+  // What is left of a product that is sums and residual.
+  void finish_library(int i, const float* bias, Pointwise kind) {
+    const Step& step = program_.steps[i];
     if (step.gated) return gate(step, bias);
+    T* const y = value(step.output);
     if (bias == nullptr && kind == Pointwise::none) return;
     if (kind == Pointwise::none && next_is(i, Op::norm)) {
       owed_bias_ = bias;
       return;
     }
-    if (addend != nullptr && kind != Pointwise::none)
+    if (step.residual >= 0 && kind != Pointwise::none)
       throw std::runtime_error("efft: no kernel activates a product that adds a residual");
-    check(bias_activation(static_cast<const T*>(y), bias, kind, y, tokens_, bucket_.tokens, shape.n, stream_),
-          "bias and activation");
+    check(
+        bias_activation(static_cast<const T*>(y), bias, kind, y, tokens_, bucket_.tokens, width(step.output), stream_),
+        "bias and activation");
   }
 
-  void attend(const Step& step) {
+  void attend(int i) {
+    const Step& step = program_.steps[i];
     const Step& maker = program_.steps[program_.values[step.input].made];
-    positions_.attend(step, value(step.input), attention_adds_bias() ? vector(maker.bias) : nullptr,
-                      value(step.output));
+    positions_.attend(step, value(step.input), attention_adds_bias() ? vector(maker.bias) : nullptr, value(step.output),
+                      eight_bits_.context_of(i));
   }
 
   // The last one writes the padded result itself.
@@ -215,6 +230,7 @@ class Walk {
                        spec_.normalise};
     owed_bias_ = nullptr;
     const int columns = width(step.output);
+    if (!writes_result(i) && eight_bits_.norm(i, a)) return;
     if (writes_result(i)) {
       check(add_norm_padded(a, unpadded_.slots, unpadded_.call, bucket_.batch * bucket_.length, columns, stream_),
             "the result");
@@ -247,6 +263,7 @@ class Walk {
   const int* const tokens_;
   const DeviceInfo& device_;
   const cudaStream_t stream_;
+  EightBitSteps<T> eight_bits_;
   const PositionSteps<T> positions_;
   std::vector<int> part_width_;       // of each value with moments: elements that one of them tells of
   const float* owed_bias_ = nullptr;  // to the value that the last product wrote

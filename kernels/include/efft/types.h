@@ -6,8 +6,8 @@
 
 namespace efft {
 
-enum class Type : int32_t { f32, bf16, f16, s8 };
+enum class Type : int32_t { f32, bf16, f16, s8, e4m3 };
 
-constexpr int64_t bytes_of(Type type) { return type == Type::f32 ? 4 : type == Type::s8 ? 1 : 2; }
+constexpr int64_t bytes_of(Type type) { return type == Type::f32 ? 4 : type == Type::s8 || type == Type::e4m3 ? 1 : 2; }
 
 }  // namespace efft

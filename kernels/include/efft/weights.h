@@ -57,8 +57,10 @@ struct WeightView {
   Type type = Type::f32;
   WeightLayout layout = WeightLayout::row_major;
   int64_t outputs = 0, inputs = 0;
-  const float* scales = nullptr;   // s8: one per output; weight = scale * integer * factor
-  const float* factors = nullptr;  // s8: one per input; operands are multiplied by it before they are rounded
+  const float* scales = nullptr;   // 8 bits: one per output; weight = scale * number * factor
+  const float* factors = nullptr;  // 8 bits: one per input; operands are multiplied by it before they are rounded
+  float step = 0;                  // 8 bits: of operands, the same for every token; 0: each token has its own
+  float zero = 0;                  // s8: the unsigned number that stands for 0 in these steps
   const float* bias = nullptr;     // one per output, or none
 
   // Outputs [first, first + count); row-major only.

@@ -18,6 +18,8 @@ namespace efft::cpu {
 struct ArenaEntry {
   Type type;
   int32_t gated;  // 0 or 1, see Panels
+  float step;     // s8: of operands, or 0
+  float zero;     // s8: the unsigned number that stands for 0 in these steps
   int64_t outputs, depth;
   int64_t data, scales, corrections, factors;  // offsets in bytes from the block's start; the last three: s8 only
 };
@@ -57,7 +59,9 @@ class Prepared {
             e.gated != 0,
             reinterpret_cast<const float*>(block_ + e.scales),
             reinterpret_cast<const float*>(block_ + e.corrections),
-            reinterpret_cast<const float*>(block_ + e.factors)};
+            reinterpret_cast<const float*>(block_ + e.factors),
+            e.step,
+            e.zero};
   }
 
   const char* block_;
@@ -65,13 +69,6 @@ class Prepared {
 
 // The matrices of a plain arena (efft/weights.h), a view per matrix slot.
 std::vector<WeightView> plain_matrices(const std::vector<Slot>& slots, const void* arena, Type type);
-
-// The same of the archived 8-bit form (efft/quantised.h). Throws std::runtime_error naming `matrices` when the bytes
-// are not that form or hold another encoder's.
-std::vector<WeightView> quantised_matrices(const Lowered& encoder, const void* bytes, int64_t size);
-
-// Whether the bytes claim to be the archived 8-bit form.
-bool is_quantised(const void* bytes, int64_t size);
 
 int64_t prepared_bytes(const std::vector<Slot>& slots, const std::vector<WeightView>& matrices);
 

@@ -41,6 +41,7 @@ struct RowBlock {
 struct Stored {
   RowBlock rows, operand;
   const float* factors = nullptr;  // of an s8 operand's weights
+  float step = 0, zero = 0;        // the same
   int64_t count = 0;               // rows
 
   // What a product with weights of this type reads.

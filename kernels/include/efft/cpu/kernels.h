@@ -22,6 +22,8 @@ struct Panels {
   const float* scales;
   const float* corrections;
   const float* factors;  // operands are multiplied by these before they are rounded
+  float step;            // of operands, the same for every row; 0: each has its own
+  float zero;            // the number that stands for 0 in these steps
 
   // How many panels make one run of columns of the result.
   int64_t panels_of_column() const { return gated ? 2 : 1; }
@@ -138,6 +140,8 @@ struct Results {
   Type operand_type;     // f32, bf16 or s8 (unsigned, with a RowScale)
   RowScale* scale;       // s8: where the row's scale goes
   const float* factors;  // s8: multiply the row before it is rounded
+  float step;            // s8: what 1 stands for; 0: the row's own range decides
+  float zero;            // s8: what stands for 0 in these steps
 };
 
 struct Kernels {

@@ -33,9 +33,22 @@ inline void store_unsigned(uint8_t* to, Vec value, int64_t count) {
 #endif
 }
 
-// Eight bits over the row's own range, which always includes zero, so that zero is exact.
+// Eight bits in given steps from a given zero; what lies outside becomes the first or the last of them.
 template <typename From>
-inline void quantise(const From* row, const float* factors, int64_t width, uint8_t* out, RowScale* scale) {
+inline void quantise_in_steps(const From* row, const Results& to, int64_t width, uint8_t* out, RowScale* scale) {
+  *scale = {to.step, to.step * to.zero};
+  const Vec multiplier = splat(1.0f / to.step), zero = splat(to.zero);
+  for (int64_t i = 0; i < width; i += kWidth) {
+    const Vec value = load_some(row + i, width - i) * load_some(to.factors + i, width - i);
+    store_unsigned(out + i, max(fma(value, multiplier, zero), splat(0.0f)), width - i);
+  }
+}
+
+// Eight bits over the row's own range, which always includes zero, so that zero is exact; in steps where one is given.
+template <typename From>
+inline void quantise(const From* row, const Results& to, int64_t width, uint8_t* out, RowScale* scale) {
+  if (to.step > 0.0f) return quantise_in_steps(row, to, width, out, scale);
+  const float* const factors = to.factors;
   Vec low = splat(0.0f), high = splat(0.0f);
   for (int64_t i = 0; i < width; i += kWidth) {
     const Vec value = load_some(row + i, width - i) * load_some(factors + i, width - i);
@@ -65,9 +78,8 @@ inline void convert(const void* row, Type from, int64_t width, const Results& to
   if (to.values) cast(row, from, to.values, Type::f32, width);
   if (!to.operand) return;
   if (to.operand_type != Type::s8) return cast(row, from, to.operand, to.operand_type, width);
-  with_type(row, from, [&](const auto* source) {
-    quantise(source, to.factors, width, static_cast<uint8_t*>(to.operand), to.scale);
-  });
+  with_type(row, from,
+            [&](const auto* source) { quantise(source, to, width, static_cast<uint8_t*>(to.operand), to.scale); });
 }
 
 template <typename Operand>
@@ -104,7 +116,7 @@ inline void normalize(const float* row, const Norm& norm, const Results& to) {
     scale_and_shift(row, norm, mean, inverse, to.values, static_cast<bf16*>(to.operand));
   } else if (to.operand && to.operand_type == Type::s8) {
     scale_and_shift<float>(row, norm, mean, inverse, to.values, nullptr);
-    quantise(to.values, to.factors, norm.width, static_cast<uint8_t*>(to.operand), to.scale);
+    quantise(to.values, to, norm.width, static_cast<uint8_t*>(to.operand), to.scale);
   } else {
     scale_and_shift(row, norm, mean, inverse, to.values, static_cast<float*>(to.operand));
   }

@@ -11,6 +11,8 @@ struct DeviceInfo {
   int shared_bytes = 0;  // of a multiprocessor
   // Runs the kernels of sm_90a: compute capability 9.0, that code in this library, a driver that encodes tensor maps.
   bool hopper = false;
+  // Warps multiply numbers of eight bits: integers from 8.0 on, e4m3 from 8.9 on.
+  bool integers = false, e4m3 = false;
 
   // The current device's, read once for each device. Throws std::runtime_error where there is none.
   static const DeviceInfo& current();

@@ -22,6 +22,10 @@ struct AttentionArguments {
   int head_size;
   float scale;  // of a query times a key
   Score score = {};
+  // Not 0: `out` takes operands of eight bits in these steps, rows of heads * head_size bytes; zero 0: e4m3, else
+  // uint8_t.
+  float operand_inverse = 0;
+  float operand_zero = 0;
 
   __host__ __device__ int context() const { return heads * head_size; }
   __host__ __device__ int width() const { return (heads + 2 * kv_heads) * head_size; }

@@ -78,7 +78,8 @@ class DisentangledTile {
     float inverse[2];
     softmax.normalizer(inverse);
     T* const to[2] = {result(row_), result(row_ + 8)};
-    store_output<T, kHead>(output, inverse, a_.attention.value_bias(tile_.head), to, a_.attention.head_size);
+    store_output<T, kHead>(output, inverse, a_.attention.value_bias(tile_.head), to, a_.attention.head_size,
+                           a_.attention.out, {0.f, 0.f});
   }
 
  private:

@@ -2,6 +2,8 @@
 // wgmma.m64nNk16 share: lane l holds rows l / 4 and l / 4 + 8, columns 2 (l % 4) and 2 (l % 4) + 1 of every group of 8.
 #pragma once
 
+#include <cuda_fp8.h>
+
 #include "efft/cuda/ptx/warp.cuh"
 #include "efft/cuda/types.cuh"
 
@@ -94,10 +96,29 @@ __device__ inline void transpose_quad(uint32_t (&words)[4]) {
   }
 }
 
+// Neighbours of a row as operands of eight bits (see AttentionArguments).
+struct OperandSteps {
+  float inverse, zero;
+
+  __device__ __forceinline__ uint16_t pair(float2 values) const {
+    const float2 numbers = make_float2(fmaf(values.x, inverse, zero), fmaf(values.y, inverse, zero));
+    if (zero == 0.f) return __nv_cvt_float2_to_fp8x2(numbers, __NV_SATFINITE, __NV_E4M3);
+    constexpr float kWhole = 12582912.f;  // 1.5 * 2^23: beyond, the bits of fp32 count whole numbers
+    const auto bits = [](float number) { return __float_as_uint(fminf(fmaxf(number, 0.f), 255.f) + kWhole); };
+    return static_cast<uint16_t>(__byte_perm(bits(numbers.x), bits(numbers.y), 0x0040));
+  }
+};
+
+// A row of operands, which have a byte each, by where it would be with elements of T.
+template <typename T>
+__device__ __forceinline__ uint8_t* operand_row(T* row, const T* out) {
+  return reinterpret_cast<uint8_t*>(const_cast<T*>(out)) + (row - out);
+}
+
 // out = accumulator * factor + bias for the strip's two rows; nullptr stands for a row that does not exist.
 template <typename T, int kHead>
 __device__ inline void store_output(const Accumulator<kHead>& accumulator, const float (&factor)[2], const float* bias,
-                                    T* const (&rows)[2], int head_size) {
+                                    T* const (&rows)[2], int head_size, const T* out, OperandSteps steps) {
 #pragma unroll
   for (int group = 0; group < kHead / 8; ++group) {
     const int column = 8 * group + fragment_column();
@@ -107,8 +128,12 @@ __device__ inline void store_output(const Accumulator<kHead>& accumulator, const
     for (int r = 0; r < 2; ++r) {
       if (rows[r] == nullptr) continue;
       const float* pair = &accumulator[group][2 * r];
-      *reinterpret_cast<uint32_t*>(rows[r] + column) =
-          pack_pair<T>(pair[0] * factor[r] + addend.x, pair[1] * factor[r] + addend.y);
+      const float2 values = make_float2(pair[0] * factor[r] + addend.x, pair[1] * factor[r] + addend.y);
+      if (steps.inverse != 0.f) {
+        *reinterpret_cast<uint16_t*>(operand_row(rows[r], out) + column) = steps.pair(values);
+      } else {
+        *reinterpret_cast<uint32_t*>(rows[r] + column) = pack_pair<T>(values.x, values.y);
+      }
     }
   }
 }
@@ -117,7 +142,7 @@ __device__ inline void store_output(const Accumulator<kHead>& accumulator, const
 // their words first, since a store costs as much as the lines it touches. Called by whole warps.
 template <typename T, int kHead>
 __device__ inline void store_rows(const Accumulator<kHead>& accumulator, const float (&factor)[2], const float* bias,
-                                  T* const (&rows)[2]) {
+                                  T* const (&rows)[2], const T* out, OperandSteps steps) {
 #pragma unroll
   for (int first = 0; first < kHead / 8; first += 4) {
     uint32_t words[2][4];
@@ -135,6 +160,13 @@ __device__ inline void store_rows(const Accumulator<kHead>& accumulator, const f
     for (int r = 0; r < 2; ++r) {
       transpose_quad(words[r]);
       if (rows[r] == nullptr) continue;
+      if (steps.inverse != 0.f) {
+        Pack<uint16_t, 4> numbers;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) numbers.values[i] = steps.pair(unpack_pair<T>(words[r][i]));
+        *reinterpret_cast<Pack<uint16_t, 4>*>(operand_row(rows[r], out) + 8 * (first + threadIdx.x % 4)) = numbers;
+        continue;
+      }
       *reinterpret_cast<uint4*>(rows[r] + 8 * (first + threadIdx.x % 4)) =
           make_uint4(words[r][0], words[r][1], words[r][2], words[r][3]);
     }

@@ -112,6 +112,7 @@ cudaError_t attention(const AttentionArguments<T, Score>& a, int max_length, int
       a.head_size > kLargestHead || a.head_size % 2 != 0) {
     return cudaErrorInvalidValue;
   }
+  if (a.operand_inverse != 0 && std::is_same_v<T, float>) return cudaErrorInvalidValue;
   if (a.batch == 0 || max_length <= 0 || capacity <= 0) return cudaSuccess;
   // The copy engine reads 16 bytes at a time.
   const auto aligned = [](const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; };

@@ -107,7 +107,8 @@ __global__ void __launch_bounds__(attention_tiles::Packed::kThreads)
   softmax.normalizer(inverse);
   T* const output_rows[2] = {exists[0] ? arguments.output(row, head) : nullptr,
                              exists[1] ? arguments.output(row + 8, head) : nullptr};
-  store_output<T, kHead>(output, inverse, arguments.value_bias(head), output_rows, head_size);
+  store_output<T, kHead>(output, inverse, arguments.value_bias(head), output_rows, head_size, arguments.out,
+                         {arguments.operand_inverse, arguments.operand_zero});
 }
 
 }  // namespace efft::cuda

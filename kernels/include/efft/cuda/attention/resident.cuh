@@ -263,7 +263,8 @@ class ResidentGroup {
     T* const rows[2] = {row < tile_.length ? first : nullptr,
                         row + 8 < tile_.length ? first + 8 * arguments_.context() : nullptr};
     const float* bias = arguments_.v_bias != nullptr ? shared_.control.biases[1] : nullptr;
-    store_rows<T, kHead>(output_, inverse, bias, rows);
+    store_rows<T, kHead>(output_, inverse, bias, rows, arguments_.out,
+                         {arguments_.operand_inverse, arguments_.operand_zero});
   }
 
   const AttentionArguments<T, Score>& arguments_;

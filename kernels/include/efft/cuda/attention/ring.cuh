@@ -277,7 +277,8 @@ class Warpgroup {
     T* const rows[2] = {row < tile.length ? first : nullptr,
                         row + 8 < tile.length ? first + 8 * arguments_.context() : nullptr};
     const float* bias = arguments_.v_bias != nullptr ? pipeline_.control.biases[round % 2][1] : nullptr;
-    store_rows<T, kHead>(output, inverse, bias, rows);
+    store_rows<T, kHead>(output, inverse, bias, rows, arguments_.out,
+                         {arguments_.operand_inverse, arguments_.operand_zero});
   }
 
   const AttentionArguments<T, Score>& arguments_;

@@ -60,6 +60,22 @@ inline bool own_linear(const DeviceInfo& device, int n, int k) { return device.h
 // Never fails: where own_only is asked for, own_linear must hold.
 LinearPlan choose_linear(const DeviceInfo& device, const LinearShape& shape);
 
+// How products of eight-bit operands (linear/eight.cuh) are cut: as ManyCut, in turns but for the narrowest and the
+// widest.
+enum class EightBitCut { columns96, turns128, turns176, turns192, columns256 };
+
+struct EightBitShape {
+  int rows, n, k;
+  bool gelu = false;
+};
+
+// Whether there is a kernel for the product: of e4m3, or of integers.
+inline bool eight_bit_linear(const DeviceInfo& device, bool e4m3, int n, int k) {
+  return (e4m3 ? device.e4m3 : device.integers) && n % 16 == 0 && k % 16 == 0;
+}
+
+EightBitCut choose_eight_bits(const DeviceInfo& device, const EightBitShape& shape);
+
 // Tokens to expect where up to `capacity` fit: beyond a single sequence's worth, batches are half padding on average.
 int expected_tokens(int capacity);
 

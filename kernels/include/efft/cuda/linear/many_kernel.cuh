@@ -38,8 +38,8 @@ __device__ void feed(const CUtensorMap* x, const CUtensorMap* w, const Ring<Tile
 
 // The products of one tile, from the ring's step `first`. A stage is given back once the products of the next have been
 // queued behind its own: the matrix unit never waits for that.
-template <typename Operand, typename Tile, typename LastStage>
-__device__ __forceinline__ void multiply(float (&sums)[Tile::kGroupHalves][Tile::kColumns / 2], const Ring<Tile>& ring,
+template <typename Operand, typename Tile, typename Sum, typename LastStage>
+__device__ __forceinline__ void multiply(Sum (&sums)[Tile::kGroupHalves][Tile::kColumns / 2], const Ring<Tile>& ring,
                                          int first, int steps, int row, int lane, LastStage&& last_stage) {
   constexpr int kRank = 0, kSharers = 1;      // no cluster: no other block writes into a stage
   constexpr int kHalf = 64 * kBoxBytes / 16;  // of a tile's rows, in a descriptor's units

@@ -1,0 +1,7 @@
+#include "efft/cuda/rows/quantise.cuh"
+
+namespace efft::cuda {
+
+EFFT_EACH_OPERAND(EFFT_QUANTISE)
+
+}  // namespace efft::cuda
