@@ -4,6 +4,7 @@
 #include "backend.h"
 #include "efft/cpu/encoder.h"
 #include "efft/cpu/workspace.h"
+#include "efft/quantised.h"
 
 namespace efft::c {
 
@@ -25,7 +26,7 @@ class CpuBackend : public Backend {
                 folder.segments} {
     const void* stored = folder.matrices.get();
     const auto views = folder.matrix_type == Type::s8
-                           ? cpu::quantised_matrices(*encoder_, stored, folder.matrix_bytes)
+                           ? quantised_matrices(*encoder_, stored, stored, folder.matrix_bytes)
                            : cpu::plain_matrices(encoder_->slots, stored, folder.matrix_type);
     block_ = memory_.reserve(static_cast<size_t>(cpu::prepared_bytes(encoder_->slots, views)));
     cpu::prepare(encoder_->slots, views, block_, 1);

@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "../cuda/engine/eight.h"
 #include "../cuda/engine/engine.h"
 #include "../cuda/engine/fold.h"
 #include "../cuda/engine/lanes.h"
@@ -75,8 +76,9 @@ class CudaBackend : public Backend {
  public:
   explicit CudaBackend(Folder& folder) : encoder_(folder.encoder), type_(folder.type) {
     check(cudaGetDevice(&device_), "asking for the device");
-    if (folder.matrix_type != type_)
-      throw std::runtime_error("matrices: 8-bit and mixed weights run on the CPU only; export a bf16 or fp16 archive");
+    const bool in_bytes = folder.matrix_type == Type::s8;
+    if (in_bytes ? bytes_of(type_) != 2 : folder.matrix_type != type_)
+      throw std::runtime_error("matrices: on a GPU they are of the tables' type, or in 8 bits beside tables in 16");
     const EncoderSpec& spec = encoder_->spec;
     if (spec.relative == Relative::disentangled && !spec.local.empty())
       throw std::runtime_error("spec: the CUDA engine does not run local layers with relative=disentangled");
@@ -90,13 +92,20 @@ class CudaBackend : public Backend {
     words_ = static_cast<int>(folder.words);
     positions_ = static_cast<int>(folder.positions);
     segments_ = static_cast<int>(folder.segments);
-    prepare();
+    if (in_bytes) {
+      prepare_eight_bits(folder.matrix_bytes);
+    } else {
+      prepare();
+    }
     for (Bytes* bytes : {&folder.word, &folder.position, &folder.segment, &folder.matrices, &folder.vectors})
       bytes->reset();
   }
 
   // Sessions are gone: each holds the model. Graphs hold the weights' addresses.
-  ~CudaBackend() override { cuda::forget(matrices_.get()); }
+  ~CudaBackend() override {
+    cuda::forget(matrices_.get());
+    if (eight_.eight) cuda::forget_eight_bits(matrices_.get());
+  }
 
   std::unique_ptr<Lane> lane(int threads) const override;
 
@@ -116,9 +125,10 @@ class CudaBackend : public Backend {
             segments_,
             matrices_.get(),
             static_cast<const float*>(vectors_.get()),
-            folded_.get(),
+            eight_.eight ? eight_.folded : folded_.get(),
             output,
-            position_tables_.get()};
+            position_tables_.get(),
+            eight_.eight};
   }
 
   // A stream for a session, of an earlier one where there is one: the engine keeps a workspace for each.
@@ -157,8 +167,19 @@ class CudaBackend : public Backend {
     check(cudaStreamSynchronize(nullptr), "preparing weights");
   }
 
+  void prepare_eight_bits(int64_t bytes) {
+    const cuda::EightBitBlock block(*encoder_, bytes, cuda::folds(cuda::DeviceInfo::current(), encoder_->spec));
+    Memory made = on_device(static_cast<size_t>(block.bytes));
+    cuda::prepare_eight_bits(*encoder_, type_, matrices_.get(), block, static_cast<const float*>(vectors_.get()),
+                             made.get(), nullptr);
+    check(cudaStreamSynchronize(nullptr), "preparing weights");
+    matrices_ = std::move(made);
+    eight_ = cuda::prepared_eight_bits(*encoder_, matrices_.get(), block.bytes);
+  }
+
   std::shared_ptr<const Lowered> encoder_;
   Type type_;
+  cuda::Prepared eight_{nullptr, nullptr};
   int device_ = 0, words_ = 0, positions_ = 0, segments_ = 0;
   Memory word_, position_, segment_, matrices_, vectors_, folded_, position_tables_;
   mutable std::mutex mutex_;

@@ -12,7 +12,10 @@ from builder.native.binding import Model
 from builder.native.library import compile_native
 from tests.native.conftest import ROWS, Export, export  # noqa: F401  (a fixture)
 
-CASES = [("bert", "fp32"), ("bert", "bf16"), ("bert", "fp16"), ("roberta", "bf16"), ("deberta-v2", "bf16")]
+CASES = [
+    ("bert", "fp32", "none"), ("bert", "bf16", "none"), ("bert", "fp16", "none"), ("roberta", "bf16", "none"),
+    ("deberta-v2", "bf16", "none"), ("bert", "bf16", "int8"), ("bert", "bf16", "fp8"),
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -30,9 +33,15 @@ def cuda_native() -> Path:
     return compile_native("cuda", targets=("90a" if (major, minor) == (9, 0) else f"{major}{minor}",))
 
 
-@pytest.mark.parametrize(("family", "compute"), CASES)
-def test_logits_are_the_archives(export: Export, cuda_native: Path, family: str, compute: str) -> None:  # noqa: F811
-    exported = export(family, compute=compute)
+@pytest.mark.parametrize(("family", "compute", "scheme"), CASES)
+def test_logits_are_the_archives(
+    export: Export,  # noqa: F811
+    cuda_native: Path,
+    family: str,
+    compute: str,
+    scheme: str,
+) -> None:
+    exported = export(family, compute=compute, scheme=scheme)
     (wanted,) = exported.answers(ROWS)
     with Model(cuda_native, exported.folder) as model:
         assert model.info.device == b"cuda"

@@ -15,7 +15,10 @@ from builder.native.binding import Model
 from builder.native.export import export_native
 from tests.native.conftest import ROWS, Export, run
 
-TYPES = {"fp32": {}, "bf16": {"compute": "bf16"}, "int8": {"compute": "bf16", "scheme": "int8"}}
+TYPES = {
+    "fp32": {}, "bf16": {"compute": "bf16"}, "fp16": {"compute": "fp16"},
+    "int8": {"compute": "bf16", "scheme": "int8"}, "fp8": {"compute": "bf16", "scheme": "fp8"},
+}  # fmt: skip
 HEADS = [
     ("bert", "sequence_classification"), ("bert", "token_classification"), ("bert", "question_answering"),
     ("bert", "fill_mask"), ("bert", "embedding"), ("roberta", "sequence_classification"),
