@@ -26,7 +26,7 @@ override RUN := $(BIN)/python -m builder.make
 override PYTHONPATH := $(CURDIR)
 export PYTHONPATH
 
-.PHONY: help setup compile archive serve stop predict demo models test lint format gpu-check bench bench-peers report \
+.PHONY: help setup compile archive serve stop predict demo models test lint format native gpu-check bench bench-peers report \
   figures wheel lock audit sbom clean
 
 help:  ## list the targets
@@ -73,6 +73,10 @@ lint: setup  ## ruff, mypy, clang-format
 
 format: setup  ## rewrite the sources in the project's format
 	@$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format . ; $(BIN)/clang-format -i $(CXX_FILES)
+
+native: setup  ## build the C library into build/native and run its tests, also under the sanitizers (docs/native.md)
+	@$(BIN)/python -m builder install-native build/native
+	@EFFT_NATIVE_SANITIZERS=1 $(BIN)/python -m pytest tests/native
 
 gpu-check: setup  ## on a machine with a GPU: build, every operator and encoder, memory safety, speed beside peers
 	@$(BIN)/python -m benchmarks.gpu_check

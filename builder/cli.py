@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from builder import signing
 from builder.errors import BuildError
+from builder.native import command as native_command
 from builder.tune import command as tune_command
 from handler.archive import ArchiveError
 from handler.config import ConfigError, SetupConfig, first_problem
@@ -106,6 +107,7 @@ def _parser(prog: str = "python -m builder") -> argparse.ArgumentParser:
 
     tune_command.add_parser(commands)
     signing.add_parsers(commands)
+    native_command.add_parsers(commands)
 
     inspecting = commands.add_parser("inspect", help="print what an archive holds")
     inspecting.add_argument("archive", type=Path)

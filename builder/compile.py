@@ -76,19 +76,10 @@ def compile_cpu(*, sanitize: bool = False, tests: bool = False) -> Path:
 
     Returns the library's path. Raises BuildError when no compiler is found or it reports an error.
     """
-    compiler = _host_compiler()
-    flags = [*_COMMON, "-fPIC", "-fopenmp", "-fvisibility=hidden", "-Wall", *_includes(), *_anonymous()]
-    if sanitize:
-        flags += ["-fsanitize=address,undefined", "-fno-omit-frame-pointer", "-g", "-O1"]
-    x86 = os.uname().machine == "x86_64"
-    steps = []
-    for source in _sources("core/*.cpp", "cpu/*.cpp", "test/*.cpp" if tests else "torch/*.cpp"):
-        if source.name.endswith("_cuda.cpp"):
-            continue
-        isa = next((f for suffix, f in _CPU_ISA.items() if source.stem.endswith(suffix)), [])
-        if isa and not x86:
-            continue
-        steps.append(Step(source, (compiler, *flags, *isa)))
+    sources = [s for s in _sources("test/*.cpp" if tests else "torch/*.cpp") if not s.name.endswith("_cuda.cpp")]
+    extra = ["-fsanitize=address,undefined", "-fno-omit-frame-pointer", "-g", "-O1"] if sanitize else []
+    steps = cpu_steps(sources, extra)
+    compiler = host_compiler()
     link = [compiler, "-shared", "-fopenmp", *(["-fsanitize=address,undefined"] if sanitize else [])]
     return _build("cpu", tests, steps, link, ["-ltorch_cpu", "-lc10"])
 
@@ -99,9 +90,35 @@ def compile_cuda(targets: Sequence[str] = CUDA_TARGETS, *, tests: bool = False) 
     ``targets`` are compute capabilities as nvcc writes them ("80", "90a"). Returns the library's path. Raises
     BuildError when nvcc is missing or reports an error, and for the target "90".
     """
+    bindings = _sources("test/*_cuda.cpp" if tests else "torch/*_cuda.cpp")
+    steps = cuda_steps([], bindings, targets)
+    BUILD.mkdir(parents=True, exist_ok=True)
+    link = [nvcc(), "-shared", "-cudart", "static", "-Xlinker", "--no-as-needed"]
+    with tempfile.TemporaryDirectory(dir=BUILD) as stubs:
+        libraries = [f"-L{stubs}", "-ltorch_cuda", "-ltorch_cpu", "-lc10", "-ldl"]
+        _stub(Path(stubs) / "libtorch_cuda.so")
+        return _build("cuda", tests, steps, link, libraries)
+
+
+def cpu_steps(bindings: Sequence[Path], extra: Sequence[str] = (), own: Sequence[str] = ()) -> list[Step]:
+    """The CPU engine and what makes a library of it; ``extra`` flags are for all, ``own`` for the bindings alone."""
+    flags = [*_COMMON, "-fPIC", "-fopenmp", "-fvisibility=hidden", "-Wall", *_includes(), *_anonymous(), *extra]
+    x86 = os.uname().machine == "x86_64"
+    steps = []
+    for source in _sources("core/*.cpp", "cpu/*.cpp"):
+        isa = next((f for suffix, f in _CPU_ISA.items() if source.stem.endswith(suffix)), [])
+        if isa and not x86:
+            continue
+        steps.append(Step(source, (host_compiler(), *flags, *isa)))
+    return [*steps, *(Step(source, (host_compiler(), *flags, *own)) for source in bindings)]
+
+
+def cuda_steps(
+    host: Sequence[Path], bindings: Sequence[Path], targets: Sequence[str], own: Sequence[str] = ()
+) -> list[Step]:
+    """The CUDA engine and what makes a library of it: ``host`` sources for the C++ compiler, ``bindings`` for nvcc."""
     if "90" in targets:
         raise BuildError('target "90" lacks what the Hopper kernels need; ask for "90a"')
-    nvcc = tool(os.environ.get("NVCC", "nvcc"), "NVIDIA's CUDA toolkit 13 (nvcc), or set NVCC")
     # The -gencode form: the -arch=sm_90a shorthand adds a plain sm_90 pass, which rejects wgmma.
     codes = [f"-gencode=arch=compute_{t},code=sm_{t}" for t in targets]
     portable = max((t for t in targets if t.isdigit()), key=int, default=None)
@@ -109,19 +126,18 @@ def compile_cuda(targets: Sequence[str] = CUDA_TARGETS, *, tests: bool = False) 
         codes.append(f"-gencode=arch=compute_{portable},code=compute_{portable}")
     flags = [
         *_COMMON, "-DUSE_CUDA", *codes, "-Xcompiler", "-fPIC,-fvisibility=hidden", "--expt-relaxed-constexpr",
-        *_includes(), f"-I{_cublas_include(nvcc)}", *(f"-Xcompiler={flag}" for flag in _anonymous()),
+        *_includes(), f"-I{_cublas_include(nvcc())}", *(f"-Xcompiler={flag}" for flag in _anonymous()),
     ]  # fmt: skip
-    steps = [Step(s, (nvcc, *flags)) for s in _sources("cuda/**/*.cu")]
-    bindings = _sources("test/*_cuda.cpp" if tests else "torch/*_cuda.cpp")
-    steps += [Step(s, (nvcc, *flags, "-x", "cu")) for s in bindings]
-    host = (_host_compiler(), *_COMMON, "-fPIC", "-fvisibility=hidden", "-Wall", *_includes(), *_anonymous())
-    steps += [Step(s, host) for s in _sources("core/*.cpp")]
-    BUILD.mkdir(parents=True, exist_ok=True)
-    link = [nvcc, "-shared", "-cudart", "static", "-Xlinker", "--no-as-needed"]
-    with tempfile.TemporaryDirectory(dir=BUILD) as stubs:
-        libraries = [f"-L{stubs}", "-ltorch_cuda", "-ltorch_cpu", "-lc10", "-ldl"]
-        _stub(Path(stubs) / "libtorch_cuda.so")
-        return _build("cuda", tests, steps, link, libraries)
+    steps = [Step(s, (nvcc(), *flags)) for s in _sources("cuda/**/*.cu")]
+    steps += [Step(s, (nvcc(), *flags, "-x", "cu")) for s in bindings]
+    plain = (host_compiler(), *_COMMON, "-fPIC", "-fvisibility=hidden", "-Wall", *_includes(), *_anonymous())
+    steps += [Step(s, plain) for s in _sources("core/*.cpp")]
+    return [*steps, *(Step(s, (*plain, *own)) for s in host)]
+
+
+def nvcc() -> str:
+    """CUDA's compiler, $NVCC. Raises BuildError where there is none."""
+    return tool(os.environ.get("NVCC", "nvcc"), "NVIDIA's CUDA toolkit 13 (nvcc), or set NVCC")
 
 
 def _sources(*patterns: str) -> list[Path]:
@@ -134,13 +150,14 @@ def _build(device: str, tests: bool, steps: Sequence[Step], link: Sequence[str],
     return build(name, steps, link, libraries, build_folder=BUILD, root=KERNELS / "include")
 
 
-def _host_compiler() -> str:
+def host_compiler() -> str:
+    """The C++ compiler, $CXX or g++. Raises BuildError where there is none."""
     return tool(os.environ.get("CXX", "g++"), _CXX_NEEDED)
 
 
 def _stub(path: Path) -> None:
     """An empty library under torch's soname, so that linking works where torch is CPU-only."""
-    run([_host_compiler(), "-shared", "-x", "c++", os.devnull, f"-Wl,-soname,{path.name}", "-o", str(path)], path.name)
+    run([host_compiler(), "-shared", "-x", "c++", os.devnull, f"-Wl,-soname,{path.name}", "-o", str(path)], path.name)
 
 
 def _includes() -> list[str]:

@@ -30,7 +30,7 @@ class PackedWeights:
     vectors: Tensor
 
 
-_NAMES = tuple(field.name for field in fields(PackedWeights))
+NAMES = tuple(field.name for field in fields(PackedWeights))
 
 
 class PackedEncoder(nn.Module):
@@ -45,7 +45,7 @@ class PackedEncoder(nn.Module):
         super().__init__()
         self.spec = spec
         self.output = output
-        for name in _NAMES:
+        for name in NAMES:
             self.register_buffer(name, getattr(weights, name))
 
     def forward(self, ids: Tensor, segments: Tensor, mask: Tensor) -> Tensor:
@@ -58,12 +58,12 @@ def encode(spec: EncoderSpec, weights: Any, inputs: tuple[Tensor, Tensor, Tensor
 
     ``weights`` carries the tables and arenas by their names: a module, a loaded one, or PackedWeights.
     """
-    return torch.ops.efft.encode(*inputs, [getattr(weights, name) for name in _NAMES], spec.text(), output)
+    return torch.ops.efft.encode(*inputs, [getattr(weights, name) for name in NAMES], spec.text(), output)
 
 
 def prepare(spec: EncoderSpec, weights: Any) -> PackedWeights:
     """The weights in the form their device likes best; ``weights`` as ``encode`` takes them."""
-    return PackedWeights(*torch.ops.efft.prepare_weights([getattr(weights, name) for name in _NAMES], spec.text()))
+    return PackedWeights(*torch.ops.efft.prepare_weights([getattr(weights, name) for name in NAMES], spec.text()))
 
 
 def tensors_of(encoder: nn.Module) -> State:

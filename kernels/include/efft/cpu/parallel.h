@@ -93,6 +93,10 @@ void Team::run(int threads, int64_t phases, F f) {
     Member member(team, thread);
     f(member);
   };
+#ifdef EFFT_STD_THREADS
+  // For ThreadSanitizer, which cannot see how libgomp's barriers order memory.
+  return run_with_fresh_threads(threads, join);
+#endif
   if (thread_was_forked()) return run_with_fresh_threads(threads, join);
 #pragma omp parallel num_threads(threads)
   join(omp_get_thread_num());
