@@ -80,8 +80,6 @@ class CudaBackend : public Backend {
     if (in_bytes ? bytes_of(type_) != 2 : folder.matrix_type != type_)
       throw std::runtime_error("matrices: on a GPU they are of the tables' type, or in 8 bits beside tables in 16");
     const EncoderSpec& spec = encoder_->spec;
-    if (spec.relative == Relative::disentangled && !spec.local.empty())
-      throw std::runtime_error("spec: the CUDA engine does not run local layers with relative=disentangled");
     cuda::buckets_of(spec);
     const int64_t row = spec.embedding * bytes_of(type_);
     word_ = copied(folder.word.get(), folder.words * row);
