@@ -26,16 +26,11 @@ _MARKS = {"e2e": ("e2e", "slow"), "gpu": ("gpu",)}
 """By the folder a test lies in."""
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests by their folder. With several processes those of real servers are one's alone: they share servers and
-    ports, and mostly wait, so that the others' get the cores."""
+    """Mark tests by their folder."""
     for item in items:
-        folder = item.path.relative_to(Path(__file__).parent).parts[0]
-        for mark in _MARKS.get(folder, ()):
+        for mark in _MARKS.get(item.path.relative_to(Path(__file__).parent).parts[0], ()):
             item.add_marker(mark)
-        if folder == "e2e":
-            item.add_marker(pytest.mark.xdist_group("e2e"))
 
 
 @pytest.fixture(scope="session")
