@@ -6,6 +6,7 @@ import argparse
 import json
 import logging
 import os
+import signal
 import sys
 import tempfile
 import zipfile
@@ -90,6 +91,9 @@ def _main(options: argparse.Namespace) -> int:
             return 0
         server = uvicorn.Server(uvicorn.Config(worker(), **common))
         say(f"serving {names} at {where}")
+        # When all is answered uvicorn raises the signal that ended it once more: an end in order is status 0.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: None)
         server.run()
         return 0 if server.started else 1
     except (ArchiveError, ConfigError) as error:

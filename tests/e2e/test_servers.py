@@ -209,21 +209,27 @@ def test_running_requests_are_answered_at_the_end(store: Path) -> None:
     with serving("http", f"tickets={store}/ticket_routing.mar", "--device", "cpu") as running:
 
         def ask() -> None:
-            outcomes.append(running.post("/predictions/tickets", [TICKET * 8] * 64).status_code)
+            try:
+                outcomes.append(running.post("/predictions/tickets", [TICKET * 8] * 64).status_code)
+            except requests.ConnectionError:  # one that had not come in yet
+                outcomes.append(None)
 
-        threads = [threading.Thread(target=ask) for _ in range(4)]
+        def under_way() -> float:
+            lines = running.get("/metrics").text.splitlines()
+            return sum(float(line.split()[-1]) for line in lines if line.startswith("efft_calls"))
+
+        threads = [threading.Thread(target=ask) for _ in range(12)]
         for thread in threads:
             thread.start()
-        while "efft_calls" not in (text := running.get("/metrics").text) or not any(
-            line.startswith("efft_calls") and line.endswith(" 4.0") for line in text.splitlines()
-        ):
-            assert not outcomes, "the requests were too quick to be stopped"
+        while (accepted := under_way()) < 4:
+            assert len(outcomes) < 8, "the requests were too quick to be stopped"
             time.sleep(0.01)
         running.process.send_signal(signal.SIGTERM)
         for thread in threads:
             thread.join()
         assert running.process.wait(STOP) == 0
-    assert outcomes == [200] * 4
+    assert set(outcomes) <= {200, 503, None}
+    assert outcomes.count(200) >= accepted
 
 
 def test_a_process_that_dies_is_replaced(small: dict[str, Path]) -> None:
