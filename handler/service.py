@@ -13,7 +13,6 @@ import json
 import logging
 import os
 import sys
-import threading
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
@@ -29,16 +28,13 @@ from handler.bodies import Headers
 from handler.config import ConfigError
 from handler.decode import BODY_KEYS, instance
 from handler.doors import Door
-from handler.draining import Drain
+from handler.draining import Drain, end_process
 from handler.errors import RequestError, internal_error
 from handler.frames import Reader, Writer
 from handler.metrics import Sample, Sink
 from handler.open_inference import decoded, is_model_infer, model_infer
 from handler.predictor import Predictor, Reply
 from handler.reporting import Reporter
-
-LAST_ANSWERS = 1.0
-"""Seconds that a worker lives on after its device has failed."""
 
 logger = logging.getLogger(__name__)
 RETRY_AFTER = 1
@@ -95,7 +91,8 @@ class EncoderService:
                 end_streams(context, doors)
         self._report(context)
         if predictor.lost:
-            end_worker()
+            logger.error("the device has failed; this worker ends, so that the server starts another")
+            end_process()
         return answers
 
     def _report(self, context: Any) -> None:
@@ -111,7 +108,6 @@ def take_frames_over() -> None:
     Nothing happens where the process is no worker of TorchServe's, or of a release whose frames may be others.
     """
     worker: Any = sys.modules["__main__"]
-
     read, write = otf_message_handler.retrieve_msg, otf_message_handler.create_predict_response
     if not ts.__version__.startswith(_FRAMES) or getattr(worker, "retrieve_msg", None) is not read:
         return
@@ -120,14 +116,6 @@ def take_frames_over() -> None:
     )
     if ts.service.create_predict_response is write and os.environ.get("LOCAL_RANK", "0") == "0":
         ts.service.create_predict_response = Writer(write)
-
-
-def end_worker() -> None:
-    """Soon, so that this batch's answers still go out. Where a worker ends, the server starts another."""
-    logger.error("the device has failed; this worker ends, so that the server starts another")
-    timer = threading.Timer(LAST_ANSWERS, lambda: os._exit(1))
-    timer.daemon = True
-    timer.start()
 
 
 def _body(row: Any) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from handler.faults import guarded
 from handler.servers.app import application
 from handler.servers.figures import Figures
 from handler.servers.keys import read_keys
-from handler.servers.local import LocalModels, named
+from handler.servers.local import LocalModels, named, parser_of
 from handler.servers.model import Card
 from handler.servers.running import Running
 from handler.threads import available_cores, read_server_settings
@@ -46,14 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m handler.servers.http",
-        description=__doc__,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument("archives", nargs="+", metavar="[NAME=]PATH", help="archives; NAME is what requests call one")
-    parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=8080)
+    parser = parser_of("http", __doc__, 8080)
     parser.add_argument("--workers", type=int, help="processes, each with all models (default: as tuned, else 1)")
     parser.add_argument("--threads", type=int, help="of one process (default: as tuned, else the cores divided)")
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: the first GPU where the archives run on it)")

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
-import os
-import threading
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from handler.config import NAME_PATTERN, ConfigError
+from handler.draining import end_process
 from handler.servers.batching import Turns
 from handler.servers.figures import Figures
 from handler.servers.model import Card, ServedModel
 from handler.wire import Asked, HttpReply
-
-LAST_ANSWERS = 1.0
-"""Seconds that a process lives on after its device has failed."""
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +33,19 @@ def named(archives: Iterable[str]) -> dict[str, Path]:
     if not found:
         raise ConfigError("name at least one archive")
     return found
+
+
+def parser_of(program: str, description: str | None, port: int) -> argparse.ArgumentParser:
+    """What every server's command line begins with: archives as :func:`named` takes them, and an address."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m handler.servers.{program}",
+        description=description,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("archives", nargs="+", metavar="[NAME=]PATH", help="archives; NAME is what requests call one")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=port)
+    return parser
 
 
 class LocalModels:
@@ -63,7 +73,7 @@ class LocalModels:
         for name, path in archives.items():
             model = ServedModel.open(
                 name, path, device=device, settings=settings, capacity=capacity, turns=turns,
-                observe=figures.stages(name), lost=end_process,
+                observe=figures.stages(name), lost=_lost,
             )  # fmt: skip
             figures.watch(model)
             models.append(model)
@@ -93,9 +103,6 @@ class LocalModels:
             model.close()
 
 
-def end_process() -> None:
-    """Soon, so that this pass's answers still go out; who runs the server starts another."""
+def _lost() -> None:
     logger.error("the device has failed; this process ends, so that another is started")
-    timer = threading.Timer(LAST_ANSWERS, lambda: os._exit(1))
-    timer.daemon = True
-    timer.start()
+    end_process()

@@ -33,7 +33,7 @@ from handler.faults import guarded
 from handler.servers.app import application
 from handler.servers.figures import Figures
 from handler.servers.keys import read_keys
-from handler.servers.local import LocalModels, named
+from handler.servers.local import LocalModels, named, parser_of
 from handler.servers.model import Card
 from handler.servers.running import Running, close
 from handler.threads import available_cores
@@ -259,14 +259,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m handler.servers.ray_serve",
-        description=__doc__,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument("archives", nargs="+", metavar="[NAME=]PATH", help="archives; NAME is what requests call one")
-    parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=8000)
+    parser = parser_of("ray_serve", __doc__, 8000)
     parser.add_argument("--ray", default="", metavar="ADDRESS", help="a cluster (default: RAY_ADDRESS's, else its own)")
     for name, info in Arguments.model_fields.items():
         if name != "archives":
