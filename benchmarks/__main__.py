@@ -15,7 +15,7 @@ _COMMANDS = {
     "serving": "open-loop load on TorchServe and other servers, rate by rate",
     "servers": "one archive behind TorchServe, uvicorn and Ray Serve, by wrk",
     "bulk": "bulk scoring beside the engine in a loop, killed twice on the way",
-    "report": "plots and one HTML page drawn from result files",
+    "figures": "the chart of the README and the plots of docs/benchmarks.md, drawn from result files",
     "summary": "an encoder result as tables: the product, its best peer, the floor",
     "compare": "two encoder results of one machine: by how much the ratios differ",
 }
