@@ -64,7 +64,7 @@ def device_line(result: dict[str, Any]) -> str:
     name = device.get("gpu") or f"{device['processor']} ({device.get('processor_model', '')}; {sets})"
     commit = result["commit"] + (" (modified)" if result["modified"] else "")
     settings = result.get("settings", {})
-    load = f"load average {device['load_average']} at the end"
+    load = f"load average {device['load_average']}"
     if "others" in settings:
         load = f"other processes took {settings['others']:.2f} cores meanwhile"
     where = f"{name}, {_threads(result)}, {load}"
@@ -175,6 +175,8 @@ def _serving(result: dict[str, Any]) -> list[Table]:
     engines = ", ".join(f"{name} {rate:.0f}" for name, rate in result["engine_rate"].items())
     notes = [f"the engine alone, sequences/s: {engines}"] if engines else []
     notes += [f"not loaded: {name}: {reason}" for name, reason in result.get("refused", {}).items()]
+    if len(result["settings"]["archives"]) > 1 and "different_answers" in result:
+        notes.append(f"requests that the archives do not all answer alike, scores apart: {result['different_answers']}")
     if "at_p95" in result:
         rates = {name: "none" if rate is None else f"{rate:.1f}" for name, rate in result["at_p95"].items()}
         found = ", ".join(f"{name} {rate}" for name, rate in rates.items())
