@@ -27,7 +27,7 @@ override PYTHONPATH := $(CURDIR)
 export PYTHONPATH
 
 .PHONY: help setup compile archive serve stop predict demo models test lint format native gpu-check bench bench-peers \
-  figures wheel lock audit sbom clean
+  figures picture wheel lock audit sbom clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | awk -F'|' '{printf "%-12s %s\n", $$1, $$2}'
@@ -91,6 +91,9 @@ bench-peers: $(VENV)/.bench $(VENV)/.peers  ## every engine that pip offers, in 
 
 figures: $(VENV)/.bench  ## redraw the plots of README and docs from benchmarks/results
 	@$(BIN)/python -m benchmarks figures
+
+picture: $(VENV)/.bench  ## redraw docs/figures/design.svg, which folder uses which, from the sources
+	@$(BIN)/python docs/site/picture.py
 
 docs: $(VENV)/.docs  ## the documentation as a static site in build/site
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet && echo build/site/index.html
