@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 
-from benchmarks import compare, encoder, measuring, results, table
+from benchmarks import compare, encoder, measuring, results, table, timing
 from benchmarks.deviation import deviation
 from benchmarks.engines import ENGINES, Loop
 from benchmarks.floor import Ceilings, operations
@@ -228,6 +228,7 @@ def test_a_run_writes_a_result_that_the_table_and_compare_read(
     tmp_path: Path, source: Source, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(encoder, "load_source", lambda name: source)
+    monkeypatch.setattr(timing, "MAX_ROUNDS", 12)
     rates = iter(range(1, 100))
     monkeypatch.setattr(encoder, "measure", lambda *_: Ceilings({"fp32": 1e11 + next(rates)}, 1e10))
     parser = ArgumentParser()
