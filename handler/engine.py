@@ -27,6 +27,7 @@ from handler.columns import to_columns
 from handler.config import ConfigError, SetupConfig
 from handler.decode import Decoder
 from handler.errors import RequestError, internal_error, is_panic
+from handler.heap import Trimmer
 from handler.metrics import Metrics
 from handler.packing import Arrays, Model, Packer
 from handler.runtime import load_model, pick_device, set_threads
@@ -85,6 +86,7 @@ class Engine:
             most_cells=most_cells(self.task, facts, model.device, self.pass_tokens),
         )
         self._unpacked: tempfile.TemporaryDirectory[str] | None = None
+        self._heap = Trimmer()
 
     @classmethod
     def open(cls, path: Path | str, *, device: str | None = None, threads: int = 0) -> Engine:
@@ -272,6 +274,7 @@ class Engine:
         self.metrics.add("truncations", sum(job.dropped > 0 for job in whole))
         for index, answer in zip(kept, self._finished(whole, arrays), strict=True):
             results[index] = answer
+        self._heap.tick()
         return results
 
     def _finished(self, jobs: list[Job[Any]], outputs: list[Any]) -> list[dict[str, Any] | RequestError]:
