@@ -19,7 +19,7 @@ CASES = [
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def cpu_library() -> Path:
     """See tests/conftest.py; loaded already."""
     from builder.compile import compile_cpu
