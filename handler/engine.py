@@ -52,10 +52,10 @@ def most_cells(task: Task[Any], facts: ArchiveFacts, device: torch.device, pass_
     """Most cells of a pass, pads included, where its pads cost nothing but the memory of their ids.
 
     So a list of texts of any lengths is one pass on a GPU. On a CPU passes are small for the sake of the cache, and of
-    tasks with outputs for every token the pads take memory too.
+    tasks with outputs for every token the pads take memory too. Where ids are packed there are none.
     """
     free = facts.encoder == "fused" and device.type == "cuda" and not task.per_token
-    return 4 * pass_tokens if free else None
+    return 4 * pass_tokens if free or facts.model.packed else None
 
 
 class Engine:
@@ -84,6 +84,7 @@ class Engine:
             metrics=self.metrics,
             vocabulary=getattr(model, "vocabulary", None),
             most_cells=most_cells(self.task, facts, model.device, self.pass_tokens),
+            per_token=self.task.per_token,
         )
         self._unpacked: tempfile.TemporaryDirectory[str] | None = None
         self._heap = Trimmer()

@@ -107,6 +107,7 @@ class _Timed:
         self.model = model
         self.device = model.device
         self.vocabulary = getattr(model, "vocabulary", None)
+        self.takes_packed = getattr(model, "takes_packed", False)
         self.seconds = 0.0
 
     def __call__(self, *inputs: Any) -> Any:
