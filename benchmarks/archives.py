@@ -33,3 +33,9 @@ def load(archive: Path, folder: Path) -> Predictor:
     with zipfile.ZipFile(archive) as file:
         file.extractall(folder)
     return Predictor.load(folder)
+
+
+def tokenizer(archive: Path, folder: Path) -> Path:
+    """An archive's ``tokenizer.json``, extracted into ``folder``."""
+    with zipfile.ZipFile(archive) as packed:
+        return Path(packed.extract("tokenizer.json", folder))

@@ -252,7 +252,7 @@ def test_a_run_writes_a_result_that_the_table_and_compare_read(
     for row in rows:
         del row["calls_ms"]
     path.with_name("older.json").write_text(json.dumps({**result, "rows": rows}))
-    assert results.current("encoder", tmp_path)[0]["date"] == result["date"]
+    assert results.newest("encoder", tmp_path)[0]["date"] == result["date"]
     compare.run(Namespace(first=path, second=path, over="ths"))
     said = capsys.readouterr().out
     for statistic in compare.STATISTICS:
