@@ -22,7 +22,7 @@ from benchmarks.budget import Budget
 from benchmarks.engines import ENGINES, LOOP, everything
 from benchmarks.floor import Ceilings, measure
 from benchmarks.measuring import Group, Setting
-from benchmarks.models import load_source
+from benchmarks.models import NAMES, load_source
 from benchmarks.timing import CLOCKS, MIN_ROUNDS
 from benchmarks.workloads import DISTRIBUTIONS, Workload, make_workload
 from builder.errors import BuildError
@@ -44,7 +44,7 @@ MEMORY_SECONDS = 8
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The subcommand's options."""
-    parser.add_argument("--models", nargs="+", default=["minilm", "base"], help="minilm, base, large or folders")
+    parser.add_argument("--models", nargs="+", default=["minilm", "base"], help=f"{', '.join(NAMES)} or folders")
     parser.add_argument(
         "--workloads", nargs="+", default=["1x32", "1x128", "8x128", "32x128"], metavar="BxS",
         help="for one model only: MODEL:BxS",

@@ -156,6 +156,64 @@ def _accuracy(result: dict[str, Any]) -> list[Table]:
     return [Table(title, [name.replace("_", " ") for name in rows[0]], lines)]
 
 
+TYPE_COLUMNS = {
+    "type": ["data_type"],
+    "tickets: accuracy / macro F1": ["ticket_routing_accuracy", "ticket_routing_macro_f1"],
+    "other labels than fp32": ["ticket_routing_other_than_fp32"],
+    "questions: EM / F1": ["document_qa_exact_match", "document_qa_f1"],
+    "other answers than fp32": ["document_qa_other_than_fp32"],
+    "MiniLM, worst token / pooled": ["token", "pooled"],
+    "on dev messages": ["dev_token", "dev_pooled"],
+    "matrices in 16 bits": ["ticket_routing_kept", "document_qa_kept", "minilm_kept"],
+}
+"""Of the table of types: a heading and the row's facts under it."""
+
+
+def _types(result: dict[str, Any]) -> list[Table]:
+    """A table for each device, and one of what two devices decide otherwise from one archive."""
+    found = []
+    for device in dict.fromkeys(row["device"] for row in result["rows"]):
+        rows = [row for row in result["rows"] if row["device"] == device]
+        lines = [[_facts_of(row, names) for names in TYPE_COLUMNS.values()] for row in rows]
+        found.append(Table(f"what a type costs, {device}", list(TYPE_COLUMNS), lines))
+    names = list(result["settings"]["inputs"])
+    header = ["one archive on two devices", *(f"{n}: {what}" for n in names for what in ("others", "scores apart"))]
+    lines = [
+        [row["data_type"], *(cell for n in names for cell in (str(row[f"{n}_decisions"]), f"{row[f'{n}_scores']:.4f}"))]
+        for row in result["both"]
+    ]
+    return [*found, Table("cpu and cuda", header, lines)] if lines else found
+
+
+def _sparse(result: dict[str, Any]) -> list[Table]:
+    """A line for each model, type and number of rows: each product dense / 2:4, and a layer's four together."""
+    groups: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
+    for row in result["rows"]:
+        groups.setdefault((row["model"], row["data_type"], row["rows"]), []).append(row)
+    names = list(dict.fromkeys(row["name"] for row in result["rows"]))
+    lines, reasons = [], []
+    for (model, data_type, rows), found in groups.items():
+        cells = {row["name"]: " / ".join(f"{row[k]:.1f}" if k in row else "-" for k in _SPARSE) for row in found}
+        whole = all(key in row for row in found for key in _SPARSE)
+        sums = [sum(row[key] for row in found) for key in _SPARSE] if whole else []
+        lines.append(
+            [model, data_type, f"{rows:,}", *(cells[n] for n in names), f"{sums[1] / sums[0]:.2f}" if sums else "-"]
+        )
+        reasons += [f"{data_type}, {who}: {why}" for row in found for who, why in row.get("refused", {}).items()]
+    header = ["BERT", "type", "rows", *names, "2:4 over dense, a layer's products"]
+    return [Table("products, us, dense / 2:4", header, lines, [f"refused: {why}" for why in dict.fromkeys(reasons)])]
+
+
+_SPARSE = ("dense_us", "sparse_us")
+
+
+def _facts_of(row: dict[str, Any], names: Sequence[str]) -> str:
+    """A row's facts in a cell: percentages with a digit, cosines with four."""
+    digits = 1 if "ticket" in names[0] or "document" in names[0] else 4
+    values = [row[name] for name in names if name in row]
+    return " / ".join(f"{value:.{digits}f}" if isinstance(value, float) else str(value) for value in values) or "-"
+
+
 def _serving(result: dict[str, Any]) -> list[Table]:
     """One line for each server and offered rate."""
     loops = result["kind"] == "loops"
@@ -189,6 +247,8 @@ def _serving(result: dict[str, Any]) -> list[Table]:
 _KINDS: dict[str, Callable[[dict[str, Any]], list[Table]]] = {
     "encoder": _encoder,
     "accuracy": _accuracy,
+    "types": _types,
+    "sparse": _sparse,
     "serving": _serving,
     "loops": _serving,
 }
