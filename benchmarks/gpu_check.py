@@ -21,10 +21,11 @@ import torch
 
 from benchmarks import libraries, machine, results
 from benchmarks.floor import Ceilings
-from benchmarks.gpu import ceilings, encoders, rows, sanitizers
+from benchmarks.gpu import ceilings, encoders, rows
 from benchmarks.gpu.encoders import WORKLOADS
 from benchmarks.gpu.engines import Engines
 from benchmarks.measuring import PLAIN, first_line
+from tests.gpu import sanitizers
 
 ROOT = Path(__file__).resolve().parent.parent
 

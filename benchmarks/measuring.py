@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -90,12 +91,15 @@ class Group:
         """The engine PLAIN, where it is not among the others but its error is asked for."""
         self._measured: dict[Workload, _Measured] = {}
 
-    def build(self, names: list[str]) -> None:
-        """Make the engines of these names; one that fails is noted with its reason and ends nothing."""
+    def build(self, names: list[str], limit: float = math.inf) -> None:
+        """Make the engines of these names; one that fails is noted with its reason and ends nothing. None is begun
+        behind ``limit`` (monotonic clock)."""
         built: dict[str, Engine] = {}
         for base in dict.fromkeys(name.removesuffix(LOOP) for name in names):
             start = time.monotonic()
             reason = ENGINES[base].absent(self.stored, self.setting.device)
+            if reason is None and start >= limit:
+                reason = _LATE
             if reason is None:
                 try:
                     built[base] = self._made(base)

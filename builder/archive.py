@@ -277,7 +277,8 @@ def _stage_model(
 
         ops.load(libraries[0].path)
         module, chosen = RECIPES[config.scheme].make(checkpoint, config.compute, facts.pooling, calibrate, config.keep)
-        facts = facts.model_copy(update={"quantisation": chosen})
+        model = facts.model.model_copy(update={"packed": module.takes_packed})
+        facts = facts.model_copy(update={"model": model, "quantisation": chosen})
     length = min(16, facts.max_positions)
     inputs = example_inputs(checkpoint.config.vocab_size, max(2, min(config.batch_size, 4)), length)
     WRITERS[config.format](module, inputs, stage / facts.model.file)

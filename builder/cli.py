@@ -58,12 +58,27 @@ def _parser(prog: str = "python -m builder") -> argparse.ArgumentParser:
     parser = _Parser(prog=prog, description=__doc__)
     commands: Any = parser.add_subparsers(required=True, metavar="COMMAND")
 
+    _add_compile(commands)
+    _add_archive(commands)
+    tune_command.add_parser(commands)
+    signing.add_parsers(commands)
+    native_command.add_parsers(commands)
+    inspecting = commands.add_parser("inspect", help="print what an archive holds")
+    inspecting.add_argument("archive", type=Path)
+    inspecting.add_argument("--json", action="store_true", help="as JSON")
+    inspecting.set_defaults(run=_inspect)
+    return parser
+
+
+def _add_compile(commands: Any) -> None:
     compiling = commands.add_parser("compile", help="compile the kernels and print the library's path")
     compiling.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     compiling.add_argument("--targets", nargs="+", metavar="CC", help="CUDA compute capabilities, such as 90a")
     compiling.add_argument("--sanitize", action="store_true", help="with AddressSanitizer and UBSan (CPU only)")
     compiling.set_defaults(run=_compile)
 
+
+def _add_archive(commands: Any) -> None:
     archiving = commands.add_parser("archive", help="compile, load, pack, trace, prove and archive a checkpoint")
     archiving.add_argument("config", nargs="?", type=Path, help="a setup config; the options below override its keys")
     archiving.add_argument("--model", dest="model_name", help="a local Hugging Face folder or a hub name")
@@ -110,16 +125,6 @@ def _parser(prog: str = "python -m builder") -> argparse.ArgumentParser:
     )
     archiving.add_argument("--gemm-config", type=Path, help="a gemm_config.json for the CUDA library, made by tune")
     archiving.set_defaults(run=_archive)
-
-    tune_command.add_parser(commands)
-    signing.add_parsers(commands)
-    native_command.add_parsers(commands)
-
-    inspecting = commands.add_parser("inspect", help="print what an archive holds")
-    inspecting.add_argument("archive", type=Path)
-    inspecting.add_argument("--json", action="store_true", help="as JSON")
-    inspecting.set_defaults(run=_inspect)
-    return parser
 
 
 def _compile(options: argparse.Namespace) -> None:

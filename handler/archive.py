@@ -54,6 +54,8 @@ class ModelFacts(_Open):
     format: ModelFormat
     file: str = Field(pattern=NAME_PATTERN)
     devices: list[Literal["cpu", "cuda"]]
+    packed: bool = False
+    """Whether the file also takes packed ids and offsets in place of a padded batch."""
 
 
 class LibraryFacts(_Open):

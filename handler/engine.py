@@ -27,6 +27,7 @@ from handler.columns import to_columns
 from handler.config import ConfigError, SetupConfig
 from handler.decode import Decoder
 from handler.errors import RequestError, internal_error, is_panic
+from handler.heap import Trimmer
 from handler.metrics import Metrics
 from handler.packing import Arrays, Model, Packer
 from handler.runtime import load_adapters, load_model, pick_device, set_threads
@@ -52,10 +53,10 @@ def most_cells(task: Task[Any], facts: ArchiveFacts, device: torch.device, pass_
     """Most cells of a pass, pads included, where its pads cost nothing but the memory of their ids.
 
     So a list of texts of any lengths is one pass on a GPU. On a CPU passes are small for the sake of the cache, and of
-    tasks with outputs for every token the pads take memory too.
+    tasks with outputs for every token the pads take memory too. Where ids are packed there are none.
     """
     free = facts.encoder == "fused" and device.type == "cuda" and not task.per_token
-    return 4 * pass_tokens if free else None
+    return 4 * pass_tokens if free or facts.model.packed else None
 
 
 class Engine:
@@ -94,9 +95,11 @@ class Engine:
             metrics=self.metrics,
             vocabulary=getattr(model, "vocabulary", None),
             most_cells=most_cells(self.task, facts, model.device, self.pass_tokens),
+            per_token=self.task.per_token,
             adapters={name: own for name, (_, own) in adapters.items()},
         )
         self._unpacked: tempfile.TemporaryDirectory[str] | None = None
+        self._heap = Trimmer()
 
     @classmethod
     def open(cls, path: Path | str, *, device: str | None = None, threads: int = 0) -> Engine:
@@ -293,6 +296,7 @@ class Engine:
         self.metrics.add("truncations", sum(job.dropped > 0 for job in whole))
         for index, answer in zip(kept, self._finished(whole, arrays), strict=True):
             results[index] = answer
+        self._heap.tick()
         return results
 
     def _finished(self, jobs: list[Job[Any]], outputs: list[Any]) -> list[dict[str, Any] | RequestError]:

@@ -38,18 +38,23 @@ _loaded: dict[str, str] = {}
 class TracedModel:
     """A traced or exported model on a device.
 
-    ids, segments, mask: int64 [B, S] in numpy; the outputs are fp32 arrays as the task defines them.
+    ids, segments, mask: int64 [B, S] in numpy, or packed where the module ``takes_packed`` ids; the outputs are fp32
+    arrays as the task defines them. See handler.packing.Model.
     """
 
-    def __init__(self, module: Any, device: torch.device) -> None:
+    def __init__(self, module: Any, device: torch.device, *, takes_packed: bool = False) -> None:
         self.module = module
         self.device = device
+        self.takes_packed = takes_packed
         self.vocabulary = word_rows(module)
 
     def __call__(self, ids: np.ndarray, segments: np.ndarray, mask: np.ndarray) -> Arrays:
         """See the class."""
         with torch.inference_mode():
             inputs = to_device((ids, segments, mask), self.device)
+            if ids.ndim == 1:
+                # As the operator wants offsets (kernels/torch/schema.cpp): a column, as wide as the longest sequence.
+                inputs[2] = inputs[2].unsqueeze(1).expand(-1, int(np.diff(mask).max()))
             return to_host(self.module(*inputs), self.device)
 
 
@@ -76,7 +81,7 @@ def load_model(folder: Path, facts: ArchiveFacts, config: SetupConfig, gpu: int 
         if device.type == "cuda":
             with torch.cuda.device(device):
                 gemm_config.use(folder)
-    model = TracedModel(load_module(folder, facts, device), device)
+    model = TracedModel(load_module(folder, facts, device), device, takes_packed=facts.model.packed)
     logger.info("%s runs on %s", facts.name, _place(facts, device))
     return model
 
@@ -87,12 +92,17 @@ def load_adapters(folder: Path, facts: ArchiveFacts, first: Model) -> dict[str, 
     found: dict[str, tuple[ArchiveFacts, Model]] = {}
     for name in facts.adapters[1:]:
         own = ArchiveFacts.load(folder / ADAPTERS / name / "archive.json")
-        if (own.task, own.encoder) != (facts.task, facts.encoder) or not isinstance(first, TracedModel):
+        if _kind(own) != _kind(facts) or not isinstance(first, TracedModel):
             raise ArchiveError(f"adapter {name} is of another kind than the archive; build the archive again")
         module = load_module(folder / ADAPTERS / name, own, first.device)
         share(module, first.module)
-        found[name] = own, TracedModel(module, first.device)
+        found[name] = own, TracedModel(module, first.device, takes_packed=own.model.packed)
     return found
+
+
+def _kind(facts: ArchiveFacts) -> tuple[object, ...]:
+    """What the archive's packer and task take to be one for all adapters."""
+    return facts.task, facts.encoder, facts.model.packed
 
 
 def _place(facts: ArchiveFacts, device: torch.device) -> str:

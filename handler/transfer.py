@@ -1,7 +1,7 @@
 """One way to the device and one way back for each pass, from and to memory that the device reads by itself.
 
 Three arrays in pageable memory are three copies, for each of which the driver first copies into a buffer of its own and
-the host waits. Here ids, segments and mask are one pinned block, all outputs come back into pinned memory, and the host
+the host waits. Here ids, segments and mask or offsets are one pinned block, all outputs come back as one, and the host
 waits once. torch keeps pinned blocks for later ones of their size (its caching host allocator).
 """
 
@@ -48,22 +48,24 @@ def _wait(device: torch.device) -> None:
 
 
 def to_device(arrays: Iterable[np.ndarray], device: torch.device) -> list[torch.Tensor]:
-    """int64 arrays of one shape on a device, each contiguous there; on the CPU the arrays' own memory."""
+    """int64 arrays on a device, each contiguous there; on the CPU the arrays' own memory."""
     if device.type == "cpu":
         return [torch.from_numpy(array) for array in arrays]
     parts = list(arrays)
-    block = torch.empty((len(parts), *parts[0].shape), dtype=torch.int64, pin_memory=True)
-    np.stack(parts, out=block.numpy())
-    return list(block.to(device, non_blocking=True).unbind())
+    sizes = [part.size for part in parts]
+    block = torch.empty(sum(sizes), dtype=torch.int64, pin_memory=True)
+    np.concatenate([part.reshape(-1) for part in parts], out=block.numpy())
+    there = block.to(device, non_blocking=True).split(sizes)
+    return [flat.view(part.shape) for flat, part in zip(there, parts, strict=True)]
 
 
 def to_host(outputs: Iterable[torch.Tensor], device: torch.device) -> Arrays:
     """A model's outputs as fp32 arrays."""
     if device.type == "cpu":
         return tuple(output.float().numpy() for output in outputs)
-    landed = []
-    for output in outputs:
-        place = torch.empty(output.shape, dtype=torch.float32, pin_memory=True)
-        landed.append(place.copy_(output, non_blocking=True))
+    made = list(outputs)
+    flat = made[0].float() if len(made) == 1 else torch.cat([output.reshape(-1).float() for output in made])
+    landed = torch.empty(flat.shape, dtype=torch.float32, pin_memory=True).copy_(flat, non_blocking=True)
     _wait(device)
-    return tuple(place.numpy() for place in landed)
+    parts = landed.view(-1).split([output.numel() for output in made])
+    return tuple(part.view(output.shape).numpy() for part, output in zip(parts, made, strict=True))

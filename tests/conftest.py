@@ -8,6 +8,7 @@ from hypothesis import settings
 
 from builder import ops
 from builder.compile import compile_cpu
+from tests import fresh
 
 # What starts the tests may have these signals ignored (nohup, a job in the background of a script), and programs hand
 # that on; the tests send them to programs of their own.
@@ -21,6 +22,8 @@ for _signal, _default in (
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
+
+fresh.take_over_the_gate()
 
 _MARKS = {"e2e": ("e2e", "slow"), "gpu": ("gpu",)}
 """By the folder a test lies in."""

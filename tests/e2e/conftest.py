@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,10 +12,10 @@ from typing import Any
 import pytest
 import requests
 
-from builder.compile import ROOT
 from deploy.proxy import Proxy, nginx
 from deploy.server import Server
 from handler.client import Client
+from tests import fresh
 from tests.checkpoints import make_checkpoint
 
 SAMPLES = ("ticket_routing", "document_qa")
@@ -38,8 +36,8 @@ def free_ports(count: int) -> list[int]:
 
 
 def run(*arguments: str) -> str:
-    """Run a module of the checkout as a user would; its standard output."""
-    result = subprocess.run([sys.executable, "-m", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    """Run a module of the checkout in a process of its own; its standard output."""
+    result = fresh.run(*arguments)
     assert result.returncode == 0, result.stderr[-2000:]
     return result.stdout
 
