@@ -146,6 +146,9 @@ class ArchiveFacts(_Open):
     multi_vector: MultiVectorFacts | None = None
     outputs: list[Output] = []
     """What a hybrid embedding model gives, in the order of its outputs."""
+    adapters: list[str] = []
+    """Names that a request may choose from, the default first, whose model is ``model``; of each other one
+    ``adapters/NAME`` holds the model and an archive.json of its own. Empty: there is nothing to choose."""
     truncation_side: Literal["left", "right"] = "right"
     """Which end of a text is cut off."""
     sizes: Sizes

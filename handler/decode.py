@@ -228,7 +228,7 @@ class Decoder:
 
     def _refuse_options(self, element: dict[str, Any]) -> None:
         for key in element:
-            if key in self._fields and key not in self._texts:
+            if key in self._fields and key not in self._texts and key != "adapter":
                 raise RequestError("unsupported", f"{key} is fixed by this server's config", key)
 
     def _characters(self, request: Request) -> int:

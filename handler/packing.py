@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from collections.abc import Sequence as Many
 from itertools import accumulate, chain, repeat
 from typing import Any, Protocol, TypeAlias
@@ -57,12 +57,21 @@ def plan_passes(lengths: Many[int], max_tokens: int, most_cells: int | None = No
     return passes
 
 
+def grouped(names: Many[Hashable]) -> dict[Any, list[int]]:
+    """The places of each name, by name, in order."""
+    places: dict[Any, list[int]] = {}
+    for place, name in enumerate(names):
+        places.setdefault(name, []).append(place)
+    return places
+
+
 class Packer:
     """Runs a model over sequences of many requests under a token budget.
 
     ``keep`` takes what the task needs out of a row's outputs. ``packed``: the model computes no pads.
     ``vocabulary``: rows of the model's word table, None where that is not known. ``most_cells``: see plan_passes.
     ``per_token``: the outputs have a row per token, which matters where the model takes packed ids.
+    ``adapters``: the models of sequences that name an adapter; a pass is of one of them.
 
     A pass that fails is split in two and tried again until what made it fail stands alone, so that an input costs no
     other input its answer. Alone it fails as overloaded where memory ran out, else as internal. Splitting takes at
@@ -82,8 +91,10 @@ class Packer:
         vocabulary: int | None = None,
         most_cells: int | None = None,
         per_token: bool = False,
+        adapters: Mapping[str, Model] | None = None,
     ) -> None:
         self._model = model
+        self._adapters = adapters or {}
         self._joins: bool = getattr(model, "takes_packed", False)
         self._per_token = per_token
         self._most_cells = most_cells
@@ -104,11 +115,26 @@ class Packer:
         """
         lengths = [len(sequence.ids) for sequence in sequences]
         results: list[Arrays | RequestError] = [_late()] * len(sequences)
-        for indices in reversed(plan_passes(lengths, self._max_tokens, self._most_cells)):
+        for indices in self._passes(sequences, lengths):
             outputs = self._run_pass([sequences[index] for index in indices], deadline)
             for index, output in zip(indices, outputs, strict=True):
                 results[index] = output
         return results
+
+    def _passes(self, sequences: Many[Sequence], lengths: list[int]) -> list[list[int]]:
+        """Places of each pass, short sequences first."""
+        if not self._adapters:
+            return plan_passes(lengths, self._max_tokens, self._most_cells)[::-1]
+        passes = []
+        for places in grouped([sequence.adapter for sequence in sequences]).values():
+            planned = plan_passes([lengths[place] for place in places], self._max_tokens, self._most_cells)
+            passes += [[places[index] for index in indices] for indices in planned]
+        return sorted(passes, key=lambda indices: max(lengths[index] for index in indices))
+
+    def _model_of(self, sequences: Many[Sequence]) -> Model:
+        """Of the sequences of one pass."""
+        adapter = sequences[0].adapter
+        return self._model if adapter is None else self._adapters.get(adapter, self._model)
 
     def _run_pass(self, sequences: Many[Sequence], deadline: float) -> list[Arrays | RequestError]:
         if self.lost or time.monotonic() > deadline:
@@ -118,7 +144,7 @@ class Packer:
             inputs = join(sequences) if self._joins else collate(sequences, self._pad_id)
             if self._vocabulary is not None and inputs[0].max() >= self._vocabulary:
                 return self._without_unknown(sequences, deadline, self._vocabulary)
-            outputs = self._model(*inputs)
+            outputs = self._model_of(sequences)(*inputs)
             self._count(sequences)
             return self._rows(outputs, sequences)
         except Exception as error:
@@ -168,7 +194,7 @@ class Packer:
 
     def _rows(self, outputs: Arrays, sequences: Many[Sequence]) -> list[Arrays | RequestError]:
         whole = sum(output.size for output in outputs) <= _SMALL and finite(outputs)  # one check is cheaper than many
-        places: Iterable[Any] = range(len(sequences))
+        places: Iterable[int | slice] = range(len(sequences))
         if self._joins and self._per_token:
             ends = accumulate(len(sequence.ids) for sequence in sequences)
             places = (slice(end - len(s.ids), end) for end, s in zip(ends, sequences, strict=True))
@@ -177,9 +203,9 @@ class Packer:
             for place, sequence in zip(places, sequences, strict=True)
         ]
 
-    def _row(self, outputs: Arrays, place: Any, sequence: Sequence, *, checked: bool) -> Arrays | RequestError:
+    def _row(self, outputs: Arrays, place: int | slice, sequence: Sequence, *, checked: bool) -> Arrays | RequestError:
         try:
-            row = self._keep(sequence, tuple(output[place] for output in outputs))
+            row = self._keep(sequence, tuple([output[place] for output in outputs]))  # a generator takes twice as long
         except Exception as error:
             return internal_error(error)
         return row if checked or finite(row) else internal_error(FloatingPointError())

@@ -16,6 +16,7 @@ from handler import gemm_config
 from handler.archive import ArchiveError, ArchiveFacts
 from handler.config import SetupConfig
 from handler.formats import load_module
+from handler.formats.weights import share
 from handler.packing import Arrays, Model
 from handler.threads import Placement
 from handler.transfer import to_device, to_host
@@ -23,6 +24,8 @@ from handler.transfer import to_device, to_host
 logger = logging.getLogger(__name__)
 
 CPU_LIBRARY = "libefft_cpu.so"
+ADAPTERS = "adapters"
+"""The folder within an archive that holds those beyond the first."""
 SAFE_TORCH = "2.10"
 """The oldest torch that loads any archive, whatever it says itself: in earlier ones a crafted file corrupts memory even
 where only weights are unpickled (CVE-2026-24747)."""
@@ -81,6 +84,25 @@ def load_model(folder: Path, facts: ArchiveFacts, config: SetupConfig, gpu: int 
     model = TracedModel(load_module(folder, facts, device), device, takes_packed=facts.model.packed)
     logger.info("%s runs on %s", facts.name, _place(facts, device))
     return model
+
+
+def load_adapters(folder: Path, facts: ArchiveFacts, first: Model) -> dict[str, tuple[ArchiveFacts, Model]]:
+    """What each further adapter of an archive is served with, by name, on the device of the ``first`` one's model, with
+    which they share the tensors that are equal. Raises ArchiveError in one line that says what to do."""
+    found: dict[str, tuple[ArchiveFacts, Model]] = {}
+    for name in facts.adapters[1:]:
+        own = ArchiveFacts.load(folder / ADAPTERS / name / "archive.json")
+        if _kind(own) != _kind(facts) or not isinstance(first, TracedModel):
+            raise ArchiveError(f"adapter {name} is of another kind than the archive; build the archive again")
+        module = load_module(folder / ADAPTERS / name, own, first.device)
+        share(module, first.module)
+        found[name] = own, TracedModel(module, first.device, takes_packed=own.model.packed)
+    return found
+
+
+def _kind(facts: ArchiveFacts) -> tuple[object, ...]:
+    """What the archive's packer and task take to be one for all adapters."""
+    return facts.task, facts.encoder, facts.model.packed
 
 
 def _place(facts: ArchiveFacts, device: torch.device) -> str:

@@ -24,3 +24,15 @@ def test_what_goes_there_comes_back() -> None:
         assert np.allclose(first, ids / 30_000, atol=1e-3)
         assert np.array_equal(second, segments.astype(np.float32))
         assert np.array_equal(third, mask[:, :1].astype(np.float32))
+
+
+def test_packed_arrays_of_several_lengths() -> None:
+    generator = np.random.default_rng(0)
+    for tokens, rows in ((7, 1), (1184, 32), (1, 1), (16384, 500)) * 5:
+        arrays = [generator.integers(0, 30_000, size) for size in (tokens, tokens, rows + 1)]
+        on_device = to_device(arrays, DEVICE)
+        assert all(tensor.is_contiguous() and tensor.dtype == torch.int64 for tensor in on_device)
+        back = to_host([tensor.double()[:, None] for tensor in on_device], DEVICE)
+        for array, output in zip(arrays, back, strict=True):
+            assert output.shape == (len(array), 1)
+            assert np.array_equal(output[:, 0], array)

@@ -74,7 +74,7 @@ def test_older_spellings_give_the_same_archive(tmp_path: Path, cpu_library: Path
         written.append(write_files(stage, "one", config, load(config), [library], lambda step: None).content())
     assert written[0] == written[1] == written[2]
     facts = json.loads(written[0])
-    assert facts["model"] == {"format": "torchscript", "file": "model.pt", "devices": ["cpu"]}
+    assert facts["model"] == {"format": "torchscript", "file": "model.pt", "devices": ["cpu"], "packed": True}
     assert (facts["encoder"], facts["compute"], facts["scheme"], facts["format"]) == ("fused", "bf16", "none", 2)
     assert not {"mode", "kind", "data_type"} & facts.keys()
 
