@@ -44,6 +44,12 @@ def load(archive: Path, folder: Path) -> Predictor:
     return Predictor.load(folder)
 
 
+def tokenizer(archive: Path, folder: Path) -> Path:
+    """An archive's ``tokenizer.json``, extracted into ``folder``."""
+    with zipfile.ZipFile(archive) as packed:
+        return Path(packed.extract("tokenizer.json", folder))
+
+
 def _main(config: Path, folder: Path) -> None:
     from benchmarks import libraries
     from builder.archive import build as build_archive

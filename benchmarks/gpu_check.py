@@ -19,12 +19,13 @@ from typing import Any
 
 import torch
 
-from benchmarks import libraries, machine, results
+from benchmarks import floor, libraries, machine, results
 from benchmarks.floor import Ceilings
-from benchmarks.gpu import ceilings, encoders, rows, sanitizers
+from benchmarks.gpu import encoders, rows
 from benchmarks.gpu.encoders import WORKLOADS
 from benchmarks.gpu.engines import Engines
 from benchmarks.measuring import PLAIN, first_line
+from tests.gpu import sanitizers
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -82,8 +83,9 @@ class Check:
 
     def rates(self, data_type: str) -> Ceilings:
         """The ceilings with those of ``data_type`` measured now."""
-        rate = ceilings.matrix_rate(data_type)
-        self.ceilings = self.ceilings.merged(Ceilings({data_type: rate}, ceilings.copy_rate()))
+        found = floor.measure((data_type,), "cuda", torch.cuda.synchronize)
+        self.ceilings = self.ceilings.merged(found)
+        rate = found.operations.get(data_type, 0.0)
         print(f"ceilings: {rate / 1e12:.0f} TFLOP/s {data_type}, {self.ceilings.bytes / 1e12:.2f} TB/s", flush=True)
         return self.ceilings
 
@@ -139,7 +141,7 @@ def _tests(check: Check) -> None:
 
 
 def _rows(check: Check) -> None:
-    outcome = rows.measure(torch.float16, ceilings.copy_rate())
+    outcome = rows.measure(torch.float16, floor.copy_rate("cuda", torch.cuda.synchronize))
     for name, figures in outcome.items():
         print(f"{name:16} {figures['microseconds']:6.2f} us  {figures['share_of_copy_rate']:.0%} of the copy rate")
     check.more["row_kernels"] = outcome

@@ -52,12 +52,6 @@ def print_all(result: dict[str, Any]) -> None:
         print(table.text())
 
 
-def place(result: dict[str, Any]) -> str:
-    """The device that a result is from, and how much of it was used."""
-    device = result["device"]
-    return f"{device.get('gpu') or device['processor']}, {_threads(result)}"
-
-
 def _threads(result: dict[str, Any]) -> str:
     clock = ", processor time" if result.get("settings", {}).get("clock") == "cpu" else ""
     return f"threads: {result['device']['threads']}{clock}"
@@ -70,7 +64,7 @@ def device_line(result: dict[str, Any]) -> str:
     name = device.get("gpu") or f"{device['processor']} ({device.get('processor_model', '')}; {sets})"
     commit = result["commit"] + (" (modified)" if result["modified"] else "")
     settings = result.get("settings", {})
-    load = f"load average {device['load_average']} at the end"
+    load = f"load average {device['load_average']}"
     if "others" in settings:
         load = f"other processes took {settings['others']:.2f} cores meanwhile"
     where = f"{name}, {_threads(result)}, {load}"
@@ -257,6 +251,8 @@ def _serving(result: dict[str, Any]) -> list[Table]:
     engines = ", ".join(f"{name} {rate:.0f}" for name, rate in result["engine_rate"].items())
     notes = [f"the engine alone, sequences/s: {engines}"] if engines else []
     notes += [f"not loaded: {name}: {reason}" for name, reason in result.get("refused", {}).items()]
+    if len(result["settings"]["archives"]) > 1 and "different_answers" in result:
+        notes.append(f"requests that the archives do not all answer alike, scores apart: {result['different_answers']}")
     if "at_p95" in result:
         rates = {name: "none" if rate is None else f"{rate:.1f}" for name, rate in result["at_p95"].items()}
         found = ", ".join(f"{name} {rate}" for name, rate in rates.items())
@@ -264,40 +260,6 @@ def _serving(result: dict[str, Any]) -> list[Table]:
     what = f"{result['settings']['data']}, {result['settings']['data_type']}"
     title = f"serving {what}; stages (of a batch) and processor time (of a request) in ms"
     return [Table(title, header, lines, notes)]
-
-
-def _soak(result: dict[str, Any]) -> list[Table]:
-    """One line for each run."""
-    header = ["minutes", "connections", "requests", "answers", "p50 ms", "p95 ms", "p99 ms"]
-    header += ["workers MiB, first, last", "growth", "Java's growth", "killed"]
-    lines = []
-    for row in result["rows"]:
-        answers = ", ".join(f"{status}: {count}" for status, count in row["answers"].items())
-        growth = [f"{100 * row[name]:+.1f} %" for name in ("worker_growth", "java_growth")]
-        latencies = [str(row["milliseconds"][p]) for p in ("50", "95", "99")]
-        counts = [f"{row['minutes']:g}", str(row["connections"]), str(row["requests"])]
-        lines.append([*counts, answers, *latencies, _soak_memory(row), *growth, str(len(row.get("killed", ())))])
-    return [Table("soak: closed loop, mixed lengths, both samples", header, lines)]
-
-
-def _soak_memory(row: dict[str, Any]) -> str:
-    """Of all workers together, or of each process's lives where workers were killed."""
-    if "lives" not in row:
-        return f"{row['worker_mib'][0]}, {row['worker_mib'][-1]}"
-    medians: dict[str, list[float]] = {}
-    for life in row["lives"]:
-        medians.setdefault(life["process"], []).append(life["median_mib"])
-    return "; ".join(f"{name} {own[0]:.0f}, {own[-1]:.0f}" for name, own in medians.items() if name != "java")
-
-
-def _handler(result: dict[str, Any]) -> list[Table]:
-    """One line for each batch size."""
-    header = ["batch", "tokens", "microseconds a request", "stages"]
-    lines = []
-    for row in result["rows"]:
-        stages = ", ".join(f"{name} {value:.1f}" for name, value in row["stages"].items())
-        lines.append([str(row["batch"]), str(row["tokens"]), f"{row['microseconds']:.1f}", stages])
-    return [Table("the handler's own time, without the model", header, lines)]
 
 
 _KINDS: dict[str, Callable[[dict[str, Any]], list[Table]]] = {
@@ -308,6 +270,4 @@ _KINDS: dict[str, Callable[[dict[str, Any]], list[Table]]] = {
     "unbuilt": _unbuilt,
     "serving": _serving,
     "loops": _serving,
-    "soak": _soak,
-    "handler": _handler,
 }

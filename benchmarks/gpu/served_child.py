@@ -47,14 +47,14 @@ def tokenizer_folder(folder: Path) -> Path:
 def build(device: str, model: str, tokenizer: str, archive: str) -> dict[str, Any]:
     """The classifier's archive, by the builder's defaults but for its type: fp16 on a GPU, bf16 on a CPU."""
     from benchmarks import libraries
-    from benchmarks.serving import inputs
+    from benchmarks.serving import prepare
     from builder.archive import build as build_archive
     from handler.config import SetupConfig
 
     target = Path(archive)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        checkpoint = inputs.checkpoint(model, Path(tokenizer), Path(folder))
+        checkpoint = prepare.checkpoint(model, Path(tokenizer), Path(folder))
         compute = "fp16" if device == "cuda" else "bf16"
         config = SetupConfig.model_validate(
             {"model_name": str(checkpoint), "name": target.stem, "compute": compute, "task": "sequence_classification"}
@@ -100,6 +100,7 @@ class _Timed:
         self.model = model
         self.device = model.device
         self.vocabulary = getattr(model, "vocabulary", None)
+        self.takes_packed = getattr(model, "takes_packed", False)
         self.seconds = 0.0
 
     def __call__(self, *inputs: Any) -> Any:

@@ -20,6 +20,7 @@ from builder.checkpoint import Checkpoint
 from builder.encoder import encode, pack, prepare, tensors_of
 from builder.errors import BuildError
 from builder.families import EncoderSpec, spec_of
+from builder.gate.compare import on_tensors
 from builder.gate.probes import Inputs, probes
 from builder.gate.verdict import HEAD_ERROR, POOLED_COSINE, TOKEN_COSINE, CosineVerdict
 from builder.models import DTYPES, PackedModel, assemble, encoder_of, output_of
@@ -266,8 +267,8 @@ def judge(
     for _, batch in inputs:
         with torch.inference_mode():
             expected = reference.answer(hidden(batch, output), batch[2])
-        many = tuple(tensor.repeat(_copies(batch, device), 1).numpy() for tensor in batch)
-        actual = [torch.from_numpy(answer)[: len(batch[0])] for answer in model(*many)]
+        ids, segments, mask = (tensor.repeat(_copies(batch, device), 1) for tensor in batch)
+        actual = [answer[: len(batch[0])] for answer in on_tensors(model, checkpoint)(ids, segments, mask)]
         for ours, theirs in zip(actual, expected, strict=True):
             squares += torch.stack([(ours - theirs).double().square().sum(), theirs.double().square().sum()])
     head_error = float((squares[0] / squares[1]).sqrt())
