@@ -34,8 +34,9 @@ def _int8(checkpoint: Checkpoint, base: nn.Module, batches: list[Any]) -> Abstra
     return emulated(checkpoint, base, rounder_of(checkpoint, base, "int8", batches), ())
 
 
-def _residual(checkpoint: Checkpoint, base: nn.Module, batches: list[Any]) -> AbstractContextManager[None]:
-    return unbuilt.integer_residual(base, unbuilt.residual_steps(checkpoint, base, batches))
+def _residual(checkpoint: Checkpoint, base: nn.Module, _batches: list[Any]) -> AbstractContextManager[None]:
+    judged = [batch for _, batch in gate_inputs(checkpoint, None)[1]]
+    return unbuilt.integer_residual(base, unbuilt.residual_steps(checkpoint, base, judged))
 
 
 def _sparse(checkpoint: Checkpoint, base: nn.Module, _batches: list[Any]) -> AbstractContextManager[None]:

@@ -49,13 +49,13 @@ def refuse_mode_two(checkpoint: Checkpoint, calibrate: Path | None) -> NoReturn:
 
 
 def mode_two(checkpoint: Checkpoint, calibrate: Path | None) -> Cosines:
-    """The worst cosines over the gate's inputs with every matrix in int8 and the residual stream in int8 too."""
+    """The worst cosines over the gate's inputs with every matrix in int8 and the residual stream in int8 too, whose
+    steps reach as far as these very inputs do: none is cut off."""
     base = encoder_of(checkpoint, checkpoint.load_model())
     chosen, inputs = gate_inputs(checkpoint, calibrate)
-    batches = [batch for _, batch in chosen.inputs]
     cases = expected_states(checkpoint, base, inputs)
-    rounder = rounder_of(checkpoint, base, "int8", batches)
-    steps = residual_steps(checkpoint, base, batches)
+    rounder = rounder_of(checkpoint, base, "int8", [batch for _, batch in chosen.inputs])
+    steps = residual_steps(checkpoint, base, [batch for _, batch in inputs])
     with emulated(checkpoint, base, rounder, ()), integer_residual(base, steps):
         return measure(cases, lambda batch: hidden_states(checkpoint, base, batch), pooled(checkpoint))
 

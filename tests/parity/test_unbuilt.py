@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from builder import cli
 from builder.checkpoint import Checkpoint, load
@@ -78,8 +77,7 @@ def test_every_matrix_of_the_encoder_is_pruned(tmp_path: Path) -> None:
 
 def test_the_command_line_says_so_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = make_checkpoint(tmp_path / "model", "bert", "sequence_classification")
-    file = folder / "model.safetensors"
-    save_file({k: v * (10 if "word" in k else 1) for k, v in load_file(file).items()}, file, {"format": "pt"})
+    capsys.readouterr()
     store = tmp_path / "store"
     for options, words in (
         (["--sparse24"], "2:4 sparsity is not built"),
