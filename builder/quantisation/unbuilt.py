@@ -77,7 +77,8 @@ def residual_steps(
 
 
 def _on_the_stream(checkpoint: Checkpoint, products: bool) -> list[str]:
-    family, found = checkpoint.family, []
+    family = checkpoint.family
+    found: list[str] = []
     for slot in slots(spec_of(checkpoint.config)):
         if slot.name.endswith(".gamma"):
             found += family.modules(slot.module, slot.layer)
