@@ -74,9 +74,9 @@ __device__ inline int snake_index(int round, int block, int blocks) {
   return round % 2 == 0 ? round * blocks + block : (round + 1) * blocks - 1 - block;
 }
 
-// The index-th tile of `rows` rows, `group_rows` for each of a block's one or two warpgroups, when every sequence is cut
-// by itself: first all that have work for every warpgroup, then the ends of sequences that have it for one. Called by
-// one warp.
+// The index-th tile of `rows` rows, `group_rows` for each of a block's one or two warpgroups, when every sequence is
+// cut by itself: first all that have work for every warpgroup, then the ends of sequences that have it for one. Called
+// by one warp.
 __device__ inline SequenceTile sequence_tile(const int* cu_seqlens, int batch, int index, int rows, int group_rows,
                                              int (&order)[kSortedSequences]) {
   const int lane = threadIdx.x % 32;

@@ -6,6 +6,7 @@
 
 #include "efft/cuda/operand.cuh"
 #include "efft/cuda/rows/add_norm.cuh"
+#include "efft/cuda/rows/norm_whole_rows.cuh"
 #include "efft/cuda/rows/pointwise.cuh"
 
 namespace efft::cuda {
@@ -14,31 +15,6 @@ namespace detail {
 
 constexpr int kSharedOfMultiprocessor = 227 * 1024;  // of sm_90
 constexpr int kQuantiseWarps = 8;                    // of a block, unless a row takes more
-
-// Of the block that a multiprocessor holds, where a warp has a whole row: as many as have registers for it.
-template <int CHUNKS>
-constexpr int kWholeRowWarps = CHUNKS > 3 ? 20 : 24;
-
-// Of low <= 0 <= high. Floats that are not negative are in the order of their bits. e4m3 asks for magnitudes alone.
-template <typename Operand>
-__device__ __forceinline__ float2 warp_range(float low, float high) {
-  const auto largest = [](float x) { return __uint_as_float(__reduce_max_sync(0xffffffffu, __float_as_uint(x))); };
-  if constexpr (std::is_same_v<Operand, uint8_t>) {
-    return make_float2(-largest(fabsf(low)), largest(fabsf(high)));
-  } else {
-    return make_float2(0.f, largest(fmaxf(fabsf(high), fabsf(low))));
-  }
-}
-
-// Takes a value into a range as warp_range reads it.
-template <typename Operand>
-__device__ __forceinline__ void extend(float value, float& low, float& high) {
-  if constexpr (std::is_same_v<Operand, uint8_t>) {
-    low = fminf(low, value), high = fmaxf(high, value);
-  } else {
-    high = fmaxf(high, fabsf(value));
-  }
-}
 
 // Of a row that `warps` warps hold, this one of them by number, past its end zeros. ranges: [warps], shared. By all
 // threads of the block: there may be a barrier.
@@ -106,7 +82,7 @@ __global__ void __launch_bounds__(kWarp* kQuantiseWarps)
     parts[c].clear();
     parts[c].load(x + start, pack_column<kWidth>(c), width);
   }
-  const auto scaled = [&](int c, float(&values)[kWidth]) {
+  const auto scaled = [&](int c, float (&values)[kWidth]) {
     parts[c].to_floats(values);
     if (to.factors == nullptr) return;
     float factors[kWidth];
@@ -138,111 +114,6 @@ __global__ void __launch_bounds__(kWarp* kQuantiseWarps)
     store_operand(to.out + start + column, values, by);
   }
   if (threadIdx.x == 0) to.scales[row] = by.scale;
-}
-
-// Vectors along the rows in shared memory, for warps that have whole rows: fours of each chunk in two halves, so that
-// the lanes of a warp read neighbouring words.
-template <int CHUNKS>
-struct RowVector {
-  float4 values[CHUNKS][2][kWarp];
-
-  // By `threads` threads; zeros past the row's end, or without a vector.
-  __device__ __forceinline__ void fill(const float* from, int width, int thread, int threads) {
-    for (int i = thread; i < 2 * kWarp * CHUNKS; i += threads) {
-      const bool inside = from != nullptr && 4 * i < width;
-      values[i / (2 * kWarp)][i % 2][i / 2 % kWarp] =
-          inside ? *reinterpret_cast<const float4*>(from + 4 * i) : make_float4(0.f, 0.f, 0.f, 0.f);
-    }
-  }
-  __device__ __forceinline__ void read(int chunk, float (&to)[8]) const {
-    const float4 low = values[chunk][0][threadIdx.x], high = values[chunk][1][threadIdx.x];
-    to[0] = low.x, to[1] = low.y, to[2] = low.z, to[3] = low.w;
-    to[4] = high.x, to[5] = high.y, to[6] = high.z, to[7] = high.w;
-  }
-};
-
-// LayerNorm of rows of up to 1,024 elements, a warp each: it is bound by instructions, and what a row costs besides its
-// elements (sums over lanes, barriers, merging parts) is paid once instead of by every 256 columns. FULL: a row fills
-// its chunks.
-template <typename T, typename Operand, int CHUNKS, bool FULL>
-__global__ void __launch_bounds__(kWarp* kWholeRowWarps<CHUNKS>, 1)
-    norm_whole_rows_kernel(AddNorm<T> a, OperandRows<Operand> to, const int* tokens, int capacity, int any_width) {
-  constexpr int kWidth = kPackWidth<T>, kWarps = kWholeRowWarps<CHUNKS>;
-  const int width = FULL ? CHUNKS * kWarp * kWidth : any_width;
-  __shared__ RowVector<CHUNKS> bias, gamma, beta, factors;
-  const int thread = threadIdx.y * kWarp + threadIdx.x;
-  bias.fill(a.bias, width, thread, kWarps * kWarp);
-  gamma.fill(a.gamma, width, thread, kWarps * kWarp);
-  beta.fill(a.beta, width, thread, kWarps * kWarp);
-  factors.fill(to.factors, width, thread, kWarps * kWarp);
-  const int count = tokens == nullptr ? capacity : min(*tokens, capacity);
-  const float share = 1.f / width;
-  __syncthreads();
-  wait_then_release();
-  const auto column = [](int c) { return pack_column<kWidth>(c); };
-  const auto inside = [&](int c) { return FULL || column(c) < width; };
-  const int stride = gridDim.x * kWarps;
-  RowPart<T, true> x[CHUNKS];
-  const auto fetch = [&](int row) {
-    const T* const start = a.x + int64_t{row} * width;
-#pragma unroll
-    for (int c = 0; c < CHUNKS; ++c) {
-      if constexpr (!FULL) x[c].clear();
-      if (row < count && inside(c)) x[c].words = *reinterpret_cast<const uint4*>(start + column(c));
-    }
-  };
-  int row = blockIdx.x + threadIdx.y * gridDim.x;
-  fetch(row);
-  for (; row < count; row += stride) {
-    const int64_t start = int64_t{row} * width;
-    float values[CHUNKS][kWidth], vector[kWidth], mean = 0.f, squares = 0.f, low = 0.f, high = 0.f;
-#pragma unroll
-    for (int c = 0; c < CHUNKS; ++c) {
-      x[c].to_floats(values[c]);
-      if (a.bias != nullptr) {
-        bias.read(c, vector);
-#pragma unroll
-        for (int i = 0; i < kWidth; ++i) values[c][i] += vector[i];
-      }
-#pragma unroll
-      for (int i = 0; i < kWidth; ++i) mean += values[c][i];
-      if (a.sum != nullptr && inside(c)) store(a.sum + start + column(c), values[c]);
-    }
-    fetch(row + stride);
-    mean = warp_sum(mean) * share;
-#pragma unroll
-    for (int c = 0; c < CHUNKS; ++c) {
-      if (!inside(c)) continue;
-#pragma unroll
-      for (int i = 0; i < kWidth; ++i) {
-        values[c][i] -= mean;
-        squares += values[c][i] * values[c][i];
-      }
-    }
-    const float scale = rsqrtf(warp_sum(squares) * share + a.epsilon);
-#pragma unroll
-    for (int c = 0; c < CHUNKS; ++c) {
-      float shift[kWidth];
-      gamma.read(c, vector);
-      beta.read(c, shift);
-#pragma unroll
-      for (int i = 0; i < kWidth; ++i) values[c][i] = values[c][i] * scale * vector[i] + shift[i];
-      if (a.out != nullptr && inside(c)) store(a.out + start + column(c), values[c]);
-      if (to.factors != nullptr) {
-        factors.read(c, vector);
-#pragma unroll
-        for (int i = 0; i < kWidth; ++i) values[c][i] *= vector[i];
-      }
-#pragma unroll
-      for (int i = 0; i < kWidth; ++i) extend<Operand>(values[c][i], low, high);
-    }
-    const float2 range = warp_range<Operand>(low, high);
-    const auto by = to.steps.given() ? rounding_in<Operand>(to.steps) : rounding_of<Operand>(range.x, range.y);
-#pragma unroll
-    for (int c = 0; c < CHUNKS; ++c)
-      if (inside(c)) store_operand(to.out + start + column(c), values[c], by);
-    if (threadIdx.x == 0) to.scales[row] = by.scale;
-  }
 }
 
 // As add_norm_kernel, a row at a time: a thread keeps its columns, blocks stay, the next row is on its way.
@@ -318,7 +189,8 @@ cudaError_t quantise_rows(const T* x, const OperandRows<Operand>& to, const int*
     constexpr int kChunks = decltype(chunks)::value;
     const int blocks = (capacity + detail::kQuantiseWarps - 1) / detail::kQuantiseWarps;
     return launch(detail::quantise_whole_rows_kernel<T, Operand, kChunks>,
-                  {dim3(blocks), dim3(kWarp, detail::kQuantiseWarps), 0, order, stream}, x, to, tokens, capacity, width);
+                  {dim3(blocks), dim3(kWarp, detail::kQuantiseWarps), 0, order, stream}, x, to, tokens, capacity,
+                  width);
   };
   if (warps <= 2) return start(std::integral_constant<int, 2>{});
   if (warps <= 3) return start(std::integral_constant<int, 3>{});
@@ -361,10 +233,17 @@ cudaError_t norm_operands(const AddNorm<T>& a, const OperandRows<Operand>& to, c
                   {dim3(blocks), dim3(kWarp, kWarps), unused, order, stream}, a, to, tokens, capacity, width);
   };
   const int warps = (width + kWarp * kPackWidth<T> - 1) / (kWarp * kPackWidth<T>);
-  if (warps <= 1) return whole(std::integral_constant<int, 1>{});
-  if (warps <= 2) return whole(std::integral_constant<int, 2>{});
-  if (warps <= 3) return whole(std::integral_constant<int, 3>{});
-  if (warps <= 4) return whole(std::integral_constant<int, 4>{});
+  // With fewer rows than that a warp has but one, and the way from its loads to its stores is shorter by several warps.
+  if (warps <= 4 && capacity > 16 * DeviceInfo::current().multiprocessors) {
+    if (warps <= 1) return whole(std::integral_constant<int, 1>{});
+    if (warps <= 2) return whole(std::integral_constant<int, 2>{});
+    if (warps <= 3) return whole(std::integral_constant<int, 3>{});
+    return whole(std::integral_constant<int, 4>{});
+  }
+  if (warps <= 1) return start(std::integral_constant<int, 1>{});
+  if (warps <= 2) return start(std::integral_constant<int, 2>{});
+  if (warps <= 3) return start(std::integral_constant<int, 3>{});
+  if (warps <= 4) return start(std::integral_constant<int, 4>{});
   if (warps <= 8) return start(std::integral_constant<int, 8>{});
   return warps <= 32 ? start(std::integral_constant<int, 32>{}) : cudaErrorInvalidValue;
 }
