@@ -21,9 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks import libraries, machine, results, table
-from benchmarks.gpu.timing import captured, interleave, intervals
 from benchmarks.measuring import first_line
 from benchmarks.models import SIZES
+from benchmarks.timing import captured, interleave, intervals
 
 TYPES = ("fp16", "int8", "fp8")
 ROWS = (4_096, 12_288, 16_384)
@@ -122,7 +122,7 @@ def microseconds(calls: list[Call], x: Tensor) -> tuple[float, bool]:
         return interleave({"product": captured(turns)})["product"].median * 1e3 / len(calls), True
     except RuntimeError:  # a library may not allow a capture: launched one by one behind a busy stream
         times = sorted(intervals(turns, 30))
-        return times[len(times) // 2] * 1e3 / len(calls), False
+        return times[len(times) // 2] * 1e6 / len(calls), False
 
 
 def measure(product: Product, rows: int, data_type: str) -> dict[str, Any]:

@@ -112,10 +112,10 @@ def test_no_engine_is_begun_behind_the_runs_time(source: Source) -> None:
 def test_what_was_measured_is_kept_when_a_run_is_ended(
     tmp_path: Path, source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As by an interrupt in the last type, between two visits."""
+    """As by an interrupt in the second type."""
     monkeypatch.setattr(timing, "MAX_ROUNDS", 4)
     monkeypatch.setattr(encoder, "load_source", lambda name: source)
-    ceilings = iter([Ceilings({"fp32": 1e11, "bf16": 1e11}, 1e10)] * (encoder.VISITS + 3))
+    ceilings = iter([Ceilings({"fp32": 1e11, "bf16": 1e11}, 1e10)] * (encoder.VISITS + 1))
 
     def measured(*_: Any) -> Ceilings:
         if (found := next(ceilings, None)) is None:
