@@ -1,5 +1,5 @@
-"""What the dashboard's panels show of a real run: a Prometheus scrapes the server as Grafana would have it, and is asked
-each panel's queries. Grafana itself is in none of the package registries."""
+"""What the dashboard's panels show of a real run: a Prometheus scrapes the server by the project's configuration and is
+asked each panel's queries. Grafana itself is in none of the package registries."""
 
 from __future__ import annotations
 
