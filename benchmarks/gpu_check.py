@@ -44,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.environ[variable] = str(libraries.library(device, tests))
     libraries.load("cuda")
     check = Check(options.peers, "cuda", {"library": torch.ops.efft.describe_cuda()})
+    check.output = options.output
     return run(check, options.only, options.output)
 
 
@@ -77,6 +78,7 @@ class Check:
         self.ceilings = Ceilings({}, 0.0)
         self.rows: list[dict[str, Any]] = []
         self.more = more
+        self.output = results.RESULTS
         self.facts = machine.facts(device, machine.threads_available())
 
     def rates(self, data_type: str) -> Ceilings:
@@ -183,6 +185,13 @@ def _eight_bits(check: Check) -> None:
             check.more[f"stream_{data_type}"] = outcome
 
 
+def _devices(check: Check) -> None:
+    """One archive of each type, opened on the CPU and on the GPU: int8 must answer alike on both."""
+    command = [sys.executable, "-m", "benchmarks", "accuracy", "--task", "samples", "--devices", "cpu", "cuda"]
+    command += ["--jobs", str(max(1, machine.threads_available() // 3)), "--output", str(check.output)]
+    check.checks["devices"] = subprocess.run(command, cwd=ROOT, check=False).returncode == 0
+
+
 def _stream(check: Check) -> None:
     outcome = encoders.stream(check.engines, "fp16")
     check.judge()
@@ -199,6 +208,7 @@ _STAGES: dict[str, Callable[[Check], None]] = {
     "types": _types,
     "eight_bits": _eight_bits,
     "stream": _stream,
+    "devices": _devices,
     "tests": _tests,
 }
 

@@ -252,6 +252,34 @@ def test_an_error_that_the_device_survives_is_an_inputs(monkeypatch: pytest.Monk
     assert not own.lost
 
 
+def test_a_pass_is_of_one_adapter_and_all_come_back_in_order() -> None:
+    models = {name: Limited(1000) for name in ("first", "second", "third")}
+    packer = Packer(
+        models["first"], pad_id=99, max_tokens=16, keep=whole, packed=True, metrics=Metrics(), adapters=models
+    )
+    given = sequences(3, 5, 4, 2, 7, 6)
+    for sequence, name in zip(given, ["second", None, "third", "second", None, "second"], strict=True):
+        sequence.adapter = name
+    outputs = packer.run(given)
+    assert [output[0].item() for output in outputs if not isinstance(output, RequestError)] == [6, 15, 10, 3, 28, 21]
+    assert {name: model.shapes for name, model in models.items()} == {
+        "first": [(2, 7)], "second": [(1, 2), (2, 6)], "third": [(1, 4)],
+    }  # fmt: skip
+
+
+def test_one_adapter_that_fails_costs_the_others_nothing() -> None:
+    models = {"first": Limited(1000), "second": Limited(0, ValueError("damaged"))}
+    packer = Packer(
+        models["first"], pad_id=99, max_tokens=64, keep=whole, packed=True, metrics=Metrics(), adapters=models
+    )
+    given = sequences(3, 4)
+    given[1].adapter = "second"
+    good, bad = packer.run(given)
+    assert isinstance(bad, RequestError)
+    assert bad.type == "internal"
+    assert not isinstance(good, RequestError)
+
+
 class Joining(Limited):
     """Takes packed ids: sums a sequence's, and gives its tokens' own back."""
 
