@@ -204,7 +204,7 @@ def test_long_calls_get_the_fewest_rounds_and_the_rest_is_dealt_out(
     for minutes, spare in ((100, 40), (50, 10)):  # 60 are promised; a fifth is dealt out in any case
         now = time.monotonic()
         group = Recorder(source, "fp32", Setting("cpu", 2))
-        encoder._measure([group], [], {"tiny": workloads}, now + minutes, now + 200, False)
+        encoder._measure([group], [], {"tiny": workloads}, now + minutes, now + 200, False, lambda: None)
         assert group.limit == pytest.approx(now + 200 - 12)
         assert [least for of, _, least in calls if of is workloads[1]] == [1, 1, 2, 2, 2, 3, 3, 3]
         last = {of.name: seconds for of, seconds, _ in calls}
