@@ -187,6 +187,22 @@ def _types(result: dict[str, Any]) -> list[Table]:
     return [*found[:-1], Table(found[-1].title, found[-1].header, found[-1].lines, notes)]
 
 
+def _unbuilt(result: dict[str, Any]) -> list[Table]:
+    """A line for each model and variant."""
+    names = [name for name in dict.fromkeys(name for row in result["rows"] for name in row) if name not in _VARIANT]
+    lines = [
+        [row["model"], row["variant"], _facts_of(row, ["token"]), _facts_of(row, ["pooled"])]
+        + [f"{row[name]:.1f}" if name in row else "-" for name in names]
+        for row in result["rows"]
+    ]
+    return [
+        Table("emulated, cosines on the gate's inputs", ["model", "", "worst token", "worst pooled", *names], lines)
+    ]
+
+
+_VARIANT = ("model", "variant", "token", "pooled")
+
+
 def _sparse(result: dict[str, Any]) -> list[Table]:
     """A line for each model, type and number of rows: each product dense / 2:4, and a layer's four together."""
     groups: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
@@ -251,6 +267,7 @@ _KINDS: dict[str, Callable[[dict[str, Any]], list[Table]]] = {
     "accuracy": _accuracy,
     "types": _types,
     "sparse": _sparse,
+    "unbuilt": _unbuilt,
     "serving": _serving,
     "loops": _serving,
 }

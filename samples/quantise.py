@@ -71,6 +71,7 @@ def of_encoder(module: nn.Module, name: str) -> bool:
 
 def fit(model: PreTrainedModel, sample: Sample, steps: int) -> None:
     """Minimise the model's own loss: AdamW, linear decay, embeddings frozen."""
+    model.requires_grad_(True)  # merging an adapter has frozen all of it
     model.base_model.embeddings.requires_grad_(False)
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = AdamW(parameters, lr=LEARNING_RATE, weight_decay=sample.recipe.weight_decay)

@@ -104,6 +104,7 @@ def prepared(store: Path, types: Sequence[str], *, gpu: bool, jobs: int, threads
     why the builder refused it."""
     wanted = [(name, t) for name in (*(sample.name for sample in samples()), ENCODER) for t in types]
     missing = [one for one in wanted if not _archive(store, *one).exists()]
+    missing.sort(key=lambda one: TYPES.index(one[1]), reverse=True)  # those that take longest first
     folders = checkpoints(store, {name for name, _ in missing})
     refused: dict[tuple[str, str], str] = {}
 

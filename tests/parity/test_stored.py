@@ -143,8 +143,8 @@ def test_its_scales_are_in_the_archive_and_the_gate_passes(tmp_path: Path, name:
     if change is modelopt:
         assert arena.factors(7) == pytest.approx(torch.linspace(0.5, 2, len(arena.factors(7))))
     verdict = judge(checkpoint, TracedModel(model, torch.device("cpu")), None, None, scheme, facts["kept"])
-    assert verdict.token_cosine > 0.97, verdict.line()
-    assert verdict.head_error < 2**-6
+    assert verdict.passed, verdict.line()
+    assert verdict.token_cosine < 1 - 1e-6, "8 bits that change nothing are no 8 bits"
 
 
 @pytest.mark.parametrize("scheme", ["none", "int8"])
