@@ -75,7 +75,8 @@ def residual_steps(checkpoint: Checkpoint, base: nn.Module, batches: Sequence[In
 
 def _on_the_stream(checkpoint: Checkpoint) -> list[str]:
     """LayerNorms, and the products whose results are added to the stream."""
-    family, found = checkpoint.family, []
+    family = checkpoint.family
+    found: list[str] = []
     for slot in slots(spec_of(checkpoint.config)):
         if slot.name.endswith(".gamma"):
             found += family.modules(slot.module, slot.layer)
