@@ -103,6 +103,7 @@ def save(model: PreTrainedModel, target: Path) -> Path:
         save_file(
             {name: tensor.contiguous() for name, tensor in tensors.items()}, partial / "model.safetensors", metadata
         )
+        model.config.architectures = [type(model).__name__]  # which the model's own way of saving would say
         model.config.save_pretrained(partial)
         write_tokenizer(partial)
         if target.exists():
