@@ -26,8 +26,8 @@ override RUN := $(BIN)/python -m builder.make
 override PYTHONPATH := $(CURDIR)
 export PYTHONPATH
 
-.PHONY: help setup compile archive serve stop predict demo models test lint format native gpu-check bench bench-peers report \
-  figures wheel lock audit sbom clean
+.PHONY: help setup compile archive serve stop predict demo models test lint format native gpu-check bench bench-peers \
+  figures picture wheel lock audit sbom clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | awk -F'|' '{printf "%-12s %s\n", $$1, $$2}'
@@ -44,7 +44,7 @@ $(VENV)/.ready: pyproject.toml $(LOCKS)
 compile: setup  ## compile the kernels for DEVICE=cpu (default) or cuda
 	@$(RUN) compile
 
-archive: setup  ## build archives: both samples, or MODEL=folder-or-hub-name [TASK=] [ENCODER=] [FORMAT=] [COMPUTE=] [SCHEME=] [NAME=] [DEVICE=] [CALIBRATE=texts] [ADAPTER=folder]
+archive: setup  ## build archives: both samples, or MODEL=folder-or-hub-name [TASK=] [ENCODER=] [FORMAT=] [COMPUTE=] [SCHEME=] [NAME=] [DEVICE=] [CALIBRATE=texts] [ADAPTER=folder, or "NAME=folder ..."]
 	@$(RUN) archive
 
 serve: setup  ## start TorchServe in the background with NAMES (default: both samples)
@@ -63,7 +63,7 @@ models: setup  ## retrain the sample models' adapters and print their dev figure
 	@for name in $(SAMPLES); do $(BIN)/python -m samples train $$name && $(BIN)/python -m samples evaluate $$name || exit 1; done
 
 test: lint  ## lint, then every test that this machine can run
-	@$(BIN)/python -m pytest -n 2
+	@$(BIN)/python -m pytest -n 2 --dist loadscope
 
 lint: setup  ## ruff, mypy, clang-format
 	@$(BIN)/ruff check .
@@ -81,21 +81,19 @@ native: setup  ## build the C library into build/native and run its tests, also 
 gpu-check: setup  ## on a machine with a GPU: build, every operator and encoder, memory safety, speed beside peers
 	@$(BIN)/python -m benchmarks.gpu_check
 
-bench: $(VENV)/.bench  ## the encoder benchmark on this machine in 7 minutes, its plots and its report
+bench: $(VENV)/.bench  ## the encoder benchmark on this machine in 7 minutes
 	@$(RUN) bench --minutes 7 --engines ori ths thsext compile packed \
 	  --workloads 1x32 1x128 8x128 minilm:32x128 --padding minilm:8x128
-	@$(BIN)/python -m benchmarks report
 
 bench-peers: $(VENV)/.bench $(VENV)/.peers  ## every engine that pip offers, in fp32, bf16 and int8, in 25 minutes
 	@$(RUN) bench --minutes 25 --types fp32 bf16 int8 --padding none \
 	  --workloads 1x16 1x32 1x128 1x384 8x128 8x384 32x128
-	@$(BIN)/python -m benchmarks report
-
-report: $(VENV)/.bench  ## draw plots and one HTML page from benchmarks/results
-	@$(BIN)/python -m benchmarks report
 
 figures: $(VENV)/.bench  ## redraw the plots of README and docs from benchmarks/results
-	@$(BIN)/python -m benchmarks report --figures docs/figures
+	@$(BIN)/python -m benchmarks figures
+
+picture: $(VENV)/.bench  ## redraw docs/figures/design.svg, which folder uses which, from the sources
+	@$(BIN)/python docs/site/picture.py
 
 docs: $(VENV)/.docs  ## the documentation as a static site in build/site
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet && echo build/site/index.html

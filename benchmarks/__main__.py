@@ -11,12 +11,12 @@ from handler.faults import guarded
 
 _COMMANDS = {
     "encoder": "encoders side by side: latency, ratio to the floor, memory",
-    "accuracy": "official task measures and time per example, for ori, ths and thsext",
-    "serving": "open-loop load on TorchServe and other servers, rate by rate",
-    "servers": "one archive behind TorchServe, uvicorn and Ray Serve, by wrk",
+    "accuracy": "official task measures and time per example, for ori, ths and thsext; the samples in every type",
+    "serving": "load on TorchServe, on the other servers and on peers, by wrk",
     "bulk": "bulk scoring beside the engine in a loop, killed twice on the way",
-    "report": "plots and one HTML page drawn from result files",
+    "figures": "the chart of the README and the plots of docs/benchmarks.md, drawn from result files",
     "summary": "an encoder result as tables: the product, its best peer, the floor",
+    "tables": "the newest results' tables, put where a document has room for them",
     "compare": "two encoder results of one machine: by how much the ratios differ",
 }
 

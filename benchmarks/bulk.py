@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import random
 import statistics
 import subprocess
 import sys
@@ -24,7 +23,7 @@ from typing import Any
 import psutil
 import tokenizers
 
-from benchmarks import machine, results
+from benchmarks import machine, results, texts
 
 SHORTEST, LONGEST = 3, 12
 """Words of a text."""
@@ -95,15 +94,10 @@ def run(options: argparse.Namespace) -> None:
 
 
 def write_texts(path: Path, tokenizer: Path, rows: int) -> None:
-    """Texts of words from the archive's vocabulary, frequent ones more often (Zipf's law in the vocabulary's order)."""
+    """Texts of words from the archive's vocabulary, frequent ones more often."""
     vocabulary = tokenizers.Tokenizer.from_file(str(tokenizer)).get_vocab()
-    words = [word for word in sorted(vocabulary, key=vocabulary.__getitem__) if word.isascii() and word.isalpha()]
-    total = 0.0
-    weights = [total := total + 1 / rank for rank in range(1, len(words) + 1)]
-    generator = random.Random(0)
     with path.open("w", encoding="utf-8") as out:
-        for number in range(rows):
-            text = " ".join(generator.choices(words, cum_weights=weights, k=generator.randint(SHORTEST, LONGEST)))
+        for number, text in zip(range(rows), texts.of_words(vocabulary, SHORTEST, LONGEST), strict=False):
             out.write(json.dumps({"id": number, "text": text}) + "\n")
 
 

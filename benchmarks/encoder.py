@@ -9,7 +9,7 @@ import math
 import random
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import reduce
 from pathlib import Path
@@ -22,7 +22,7 @@ from benchmarks.budget import Budget
 from benchmarks.engines import ENGINES, LOOP, everything
 from benchmarks.floor import Ceilings, measure
 from benchmarks.measuring import Group, Setting
-from benchmarks.models import load_source
+from benchmarks.models import NAMES, Source, load_source
 from benchmarks.timing import CLOCKS, MIN_ROUNDS
 from benchmarks.workloads import DISTRIBUTIONS, Workload, make_workload
 from builder.errors import BuildError
@@ -44,7 +44,7 @@ MEMORY_SECONDS = 8
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The subcommand's options."""
-    parser.add_argument("--models", nargs="+", default=["minilm", "base"], help="minilm, base, large or folders")
+    parser.add_argument("--models", nargs="+", default=["minilm", "base"], help=f"{', '.join(NAMES)} or folders")
     parser.add_argument(
         "--workloads", nargs="+", default=["1x32", "1x128", "8x128", "32x128"], metavar="BxS",
         help="for one model only: MODEL:BxS",
@@ -64,53 +64,59 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Measure, print the tables, write the JSON. Raises ValueError for options that do not fit."""
+    """Measure, write the JSON whenever there is more of it, print the tables. Raises ValueError for options that do not
+    fit."""
     end = time.monotonic() + 60 * options.minutes
     check_machine(options)
     check_models(options.models, [*options.workloads, options.padding])
     names = check_names(options.engines or everything())
+    facts = machine.facts(options.device, options.threads)
     kept = machine.keep_freed_memory()  # for every engine alike; peak memory is measured in other processes
     torch.set_num_threads(options.threads)
     setting = Setting(options.device, options.threads, options.clock, seed=random.randrange(2**31))
-    distributions = options.lengths or ["rand_r" if options.device == "cuda" else "uniform"]
     for name in dict.fromkeys(name.removesuffix(LOOP) for name in names):
         with contextlib.suppress(BuildError):  # building the engine meets it again and notes it
             ENGINES[name].prepare(options.device)
     sources = {model: load_source(model) for model in options.models}
     shapes = {source.name: spec_of(source.config) for source in sources.values()}
-    workloads = {
+    workloads = _workloads(options, sources)
+    setting.ceilings.append(_ceilings(options.types, setting))
+    by_type = [[Group(source, data_type, setting) for source in sources.values()] for data_type in options.types]
+    groups = [group for of_type in by_type for group in of_type]
+    peaks: list[dict[str, Any]] = []
+
+    def save() -> Path:
+        ceilings = reduce(Ceilings.merged, setting.ceilings)
+        rows = [row for group in groups for row in group.rows]
+        _add_floors(rows, ceilings, shapes, workloads)
+        settings = {"minutes": options.minutes, "freed_memory_kept": kept, **_settings(setting)}
+        absent = [entry for group in groups for entry in group.absent]
+        found = {"settings": settings, "ceilings": asdict(ceilings), "rows": rows, "absent": absent, "memory": peaks}
+        return results.save("encoder", {**facts, **found}, options.output)
+
+    budget = Budget(end, [1.0] * len(by_type))
+    for of_type in by_type:
+        until = budget.next()
+        latest = until + OVERRUN * (end - until)
+        _measure(of_type, names, workloads, until, latest, options.memory, save)
+        for group, model in zip(of_type, sources, strict=True):
+            largest = max(workloads[group.source.name], key=lambda workload: workload.batch * workload.padded)
+            peaks += _memory(group, model, largest, until) if options.memory else []
+    setting.ceilings.append(_ceilings(options.types, setting))
+    path = save()
+    table.print_all(results.load(path))
+    print(path)
+
+
+def _workloads(options: argparse.Namespace, sources: dict[str, Source]) -> dict[str, list[Workload]]:
+    """By the source's name."""
+    distributions = options.lengths or ["rand_r" if options.device == "cuda" else "uniform"]
+    return {
         source.name: choose_workloads(
             of_model(options.workloads, model), distributions, of_model([options.padding], model)
         )
         for model, source in sources.items()
     }
-    setting.ceilings.append(_ceilings(options.types, setting))
-    by_type = [[Group(source, data_type, setting) for source in sources.values()] for data_type in options.types]
-    budget = Budget(end, [1.0] * len(by_type))
-    peaks = []
-    for of_type in by_type:
-        until = budget.next()
-        latest = until + OVERRUN * (end - until)
-        _measure(of_type, names, workloads, until, latest, options.memory)
-        for group, model in zip(of_type, sources, strict=True):
-            largest = max(workloads[group.source.name], key=lambda workload: workload.batch * workload.padded)
-            peaks += _memory(group, model, largest, until) if options.memory else []
-    setting.ceilings.append(_ceilings(options.types, setting))
-    ceilings = reduce(Ceilings.merged, setting.ceilings)
-    groups = [group for of_type in by_type for group in of_type]
-    rows = [row for group in groups for row in group.rows]
-    _add_floors(rows, ceilings, shapes, workloads)
-    result = {
-        **machine.facts(options.device, options.threads),
-        "settings": {"minutes": options.minutes, "freed_memory_kept": kept, **_settings(setting)},
-        "ceilings": asdict(ceilings),
-        "rows": rows,
-        "absent": [entry for group in groups for entry in group.absent],
-        "memory": peaks,
-    }
-    path = results.save("encoder", result, options.output)
-    table.print_all(results.load(path))
-    print(path)
 
 
 def check_machine(options: argparse.Namespace) -> None:
@@ -191,16 +197,17 @@ def _measure(
     until: float,
     latest: float,
     with_memory: bool,
+    save: Callable[[], object],
 ) -> None:
     """Build all models' engines in one type, check them on every workload of the model, time them, let them go: about
-    until ``until``, which workloads that take long may exceed until ``latest``.
+    until ``until``, which workloads that take long may exceed until ``latest``. Behind every visit ``save`` is called.
 
     Every workload is visited several times over the whole while: another guest of the host may slow whatever lives off
     memory for a minute, and some engines more than others.
     """
     for group in groups:
         print(f"{group.source.name} {group.data_type}: building", file=sys.stderr)
-        group.build(names)
+        group.build(names, until)
     needs: dict[tuple[Group, Workload], float] = {}
     for group in groups:
         for workload in workloads[group.source.name]:
@@ -218,6 +225,7 @@ def _measure(
         setting.ceilings.append(_ceilings([groups[0].data_type], setting))
         for (group, workload), seconds in shares.items():
             group.measure(workload, seconds * visit / VISITS, latest, least=-(-MIN_ROUNDS * visit // VISITS))
+        save()
     for group in groups:
         group.close()
     gc.collect()

@@ -5,11 +5,15 @@ from __future__ import annotations
 import functools
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from builder import ops
-from builder.compile import compile_cpu, compile_cuda
+from builder.compile import compile_cpu, compile_cuda, cpu_targets
+
+if TYPE_CHECKING:
+    from builder.archive import LibraryFile
 
 VARIABLES = {
     ("cpu", False): "EFFT_CPU_LIBRARY",
@@ -40,6 +44,15 @@ def load(device: str) -> None:
     ops.load(library("cpu"))
     if device == "cuda":
         torch.ops.load_library(str(library("cuda")))
+
+
+def carried(device: str) -> list[LibraryFile]:
+    """What an archive for this machine carries: the CPU's library, for ``cuda`` its GPU's too. Raises BuildError as
+    :func:`library`."""
+    from builder.archive import LibraryFile  # transformers comes with it, which most callers do without
+
+    found = [LibraryFile(library("cpu"), "cpu", cpu_targets())]
+    return found if device == "cpu" else [*found, LibraryFile(library("cuda"), "cuda", [_target()])]
 
 
 @functools.cache

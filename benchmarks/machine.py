@@ -30,6 +30,11 @@ def threads_available() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def has_gpu() -> bool:
+    """Whether torch sees one."""
+    return torch.cuda.is_available()
+
+
 class Watch:
     """How busy other processes keep the machine's cores while something runs here."""
 

@@ -1,4 +1,4 @@
-"""The encoders that are measured: BERT's published sizes with random weights, or a checkpoint's."""
+"""The encoders that are measured: published sizes with random weights, or a checkpoint's."""
 
 from __future__ import annotations
 
@@ -18,6 +18,19 @@ SIZES: dict[str, dict[str, int]] = {
     "large": {"num_hidden_layers": 24, "hidden_size": 1024, "num_attention_heads": 16, "intermediate_size": 4096},
 }
 """MiniLM-L6, BERT-base and BERT-large."""
+WORDS = 30_000
+"""Of the newer models' vocabularies: how many rows a table has costs memory alone."""
+NEWER: dict[str, tuple[str, dict[str, Any]]] = {
+    "modernbert": ("ModernBert", {"vocab_size": WORDS}),
+    "deberta": ("DebertaV2", {
+        "vocab_size": WORDS, "relative_attention": True, "position_buckets": 256, "norm_rel_ebd": "layer_norm",
+        "share_att_key": True, "pos_att_type": ["p2c", "c2p"], "position_biased_input": False, "type_vocab_size": 0,
+        "max_position_embeddings": 512, "layer_norm_eps": 1e-7, "hidden_size": 768, "num_hidden_layers": 12,
+        "num_attention_heads": 12, "intermediate_size": 3072,
+    }),
+}  # fmt: skip
+"""ModernBERT-base (transformers' defaults) and DeBERTa-v3-base: transformers' class and what its config says."""
+NAMES = (*SIZES, *NEWER)
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -64,8 +77,13 @@ def load_source(name: str) -> Source:
         torch.manual_seed(0)
         config = transformers.BertConfig(**SIZES[name])
         return Source(name, transformers.BertModel(config, add_pooling_layer=False).eval())
+    if name in NEWER:
+        torch.manual_seed(0)
+        kind, options = NEWER[name]
+        config = getattr(transformers, f"{kind}Config")(**options)
+        return Source(name, getattr(transformers, f"{kind}Model")(config).eval())
     if not (Path(name) / "config.json").exists():
-        raise ValueError(f"{name!r} is neither a size ({', '.join(SIZES)}) nor a checkpoint's folder")
+        raise ValueError(f"{name!r} is neither a size ({', '.join(NAMES)}) nor a checkpoint's folder")
     model = transformers.AutoModel.from_pretrained(name, local_files_only=True, trust_remote_code=False)
     if getattr(model, "pooler", None) is not None:
         model.pooler = None

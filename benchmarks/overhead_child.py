@@ -43,13 +43,15 @@ HEADERS = {
 
 
 class InstantModel:
-    """Logits [B, 2] that cost nothing."""
+    """Logits [B, 2] that cost nothing. Like an archive's model it takes packed ids; a checkout that knows none pads."""
 
     device = torch.device("cpu")
+    takes_packed = True
 
     def __call__(self, ids: np.ndarray, segments: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, ...]:
         """See handler.packing.Model."""
-        return (np.zeros((len(ids), 2), dtype=np.float32),)
+        rows = len(ids) if ids.ndim == 2 else len(mask) - 1
+        return (np.zeros((rows, 2), dtype=np.float32),)
 
 
 def batches(tokenizer: Tokenizer, rows: int, tokens: int) -> Iterator[list[bytes]]:

@@ -47,35 +47,14 @@ def require_encoder(result: dict[str, Any]) -> None:
         raise ValueError(f"a result of kind {result['kind']} has no engines to compare")
 
 
-def current(kind: str, folder: Path = RESULTS) -> list[dict[str, Any]]:
-    """The results of a kind that count, the newest first: all but those of which a newer one of the same machine, with
-    the same settings of the machine, has every figure."""
-    found = [result for result in (load(path) for path in sorted(folder.glob("*.json"))) if result["kind"] == kind]
-    found.sort(key=lambda result: result["date"], reverse=True)
-    kept: list[dict[str, Any]] = []
-    for result in found:
-        if not any(_place(newer) == _place(result) and _figures(newer) >= _figures(result) for newer in kept):
-            kept.append(result)
-    return kept
+def newest(kind: str, folder: Path = RESULTS) -> list[dict[str, Any]]:
+    """The results of a kind, the newest first. Raises ValueError for a file that is none."""
+    found = [result for result in map(load, sorted(folder.glob("*.json"))) if result["kind"] == kind]
+    return sorted(found, key=lambda result: result["date"], reverse=True)
 
 
 MACHINE = ("kind", "gpu", "processor", "processor_model", "threads")
 """What two results of one machine have in common."""
-_FIGURE = (
-    "model", "data_type", "workload", "lengths", "kind", "engine", "server", "offered", "connections", "batch",
-    "tokens",
-)  # fmt: skip
-
-
-def _place(result: dict[str, Any]) -> tuple[str, ...]:
-    settings = result.get("settings", {})
-    return (*(str(result["device"].get(name, "")) for name in MACHINE), settings.get("clock", "wall"))
-
-
-def _figures(result: dict[str, Any]) -> set[tuple[Any, ...]]:
-    data = result.get("settings", {}).get("data")
-    rows = [row for row in result["rows"] if not row.get("refused")]
-    return {(data, *(row.get(name) for name in _FIGURE)) for row in rows}
 
 
 def key(row: dict[str, Any], fields: Iterable[str]) -> tuple[Any, ...]:

@@ -52,12 +52,6 @@ def print_all(result: dict[str, Any]) -> None:
         print(table.text())
 
 
-def place(result: dict[str, Any]) -> str:
-    """The device that a result is from, and how much of it was used."""
-    device = result["device"]
-    return f"{device.get('gpu') or device['processor']}, {_threads(result)}"
-
-
 def _threads(result: dict[str, Any]) -> str:
     clock = ", processor time" if result.get("settings", {}).get("clock") == "cpu" else ""
     return f"threads: {result['device']['threads']}{clock}"
@@ -70,7 +64,7 @@ def device_line(result: dict[str, Any]) -> str:
     name = device.get("gpu") or f"{device['processor']} ({device.get('processor_model', '')}; {sets})"
     commit = result["commit"] + (" (modified)" if result["modified"] else "")
     settings = result.get("settings", {})
-    load = f"load average {device['load_average']} at the end"
+    load = f"load average {device['load_average']}"
     if "others" in settings:
         load = f"other processes took {settings['others']:.2f} cores meanwhile"
     where = f"{name}, {_threads(result)}, {load}"
@@ -162,6 +156,82 @@ def _accuracy(result: dict[str, Any]) -> list[Table]:
     return [Table(title, [name.replace("_", " ") for name in rows[0]], lines)]
 
 
+TYPE_COLUMNS = {
+    "type": ["data_type"],
+    "tickets: accuracy / macro F1": ["ticket_routing_accuracy", "ticket_routing_macro_f1"],
+    "other labels than fp32": ["ticket_routing_other_than_fp32"],
+    "questions: EM / F1": ["document_qa_exact_match", "document_qa_f1"],
+    "other answers than fp32": ["document_qa_other_than_fp32"],
+    "MiniLM, worst token / pooled": ["token", "pooled"],
+    "on dev messages": ["dev_token", "dev_pooled"],
+    "matrices in 16 bits": ["ticket_routing_kept", "document_qa_kept", "minilm_kept"],
+}
+"""Of the table of types: a heading and the row's facts under it."""
+
+
+def _types(result: dict[str, Any]) -> list[Table]:
+    """A table for each device, and one of what two devices decide otherwise from one archive."""
+    found = []
+    for device in dict.fromkeys(row["device"] for row in result["rows"]):
+        rows = [row for row in result["rows"] if row["device"] == device]
+        lines = [[_facts_of(row, names) for names in TYPE_COLUMNS.values()] for row in rows]
+        found.append(Table(f"what a type costs, {device}", list(TYPE_COLUMNS), lines))
+    names = list(result["settings"]["inputs"])
+    header = ["one archive on two devices", *(f"{n}: {what}" for n in names for what in ("others", "scores apart"))]
+    lines = [
+        [row["data_type"], *(_facts_of(row, [f"{n}_{what}"]) for n in names for what in ("decisions", "scores"))]
+        for row in result["both"]
+    ]
+    notes = [f"refused: {name}: {facts['refused']}" for name, facts in result["archives"].items() if "refused" in facts]
+    found = [*found, Table("cpu and cuda", header, lines)] if lines else found
+    return [*found[:-1], Table(found[-1].title, found[-1].header, found[-1].lines, notes)]
+
+
+def _unbuilt(result: dict[str, Any]) -> list[Table]:
+    """A line for each model and variant."""
+    names = [name for name in dict.fromkeys(name for row in result["rows"] for name in row) if name not in _VARIANT]
+    lines = [
+        [row["model"], row["variant"], _facts_of(row, ["token"]), _facts_of(row, ["pooled"])]
+        + [f"{row[name]:.1f}" if name in row else "-" for name in names]
+        for row in result["rows"]
+    ]
+    return [
+        Table("emulated, cosines on the gate's inputs", ["model", "", "worst token", "worst pooled", *names], lines)
+    ]
+
+
+_VARIANT = ("model", "variant", "token", "pooled")
+
+
+def _sparse(result: dict[str, Any]) -> list[Table]:
+    """A line for each model, type and number of rows: each product dense / 2:4, and a layer's four together."""
+    groups: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
+    for row in result["rows"]:
+        groups.setdefault((row["model"], row["data_type"], row["rows"]), []).append(row)
+    names = list(dict.fromkeys(row["name"] for row in result["rows"]))
+    lines, reasons = [], []
+    for (model, data_type, rows), found in groups.items():
+        cells = {row["name"]: " / ".join(f"{row[k]:.1f}" if k in row else "-" for k in _SPARSE) for row in found}
+        whole = all(key in row for row in found for key in _SPARSE)
+        sums = [sum(row[key] for row in found) for key in _SPARSE] if whole else []
+        lines.append(
+            [model, data_type, f"{rows:,}", *(cells[n] for n in names), f"{sums[1] / sums[0]:.2f}" if sums else "-"]
+        )
+        reasons += [f"{data_type}, {who}: {why}" for row in found for who, why in row.get("refused", {}).items()]
+    header = ["BERT", "type", "rows", *names, "2:4 over dense, a layer's products"]
+    return [Table("products, us, dense / 2:4", header, lines, [f"refused: {why}" for why in dict.fromkeys(reasons)])]
+
+
+_SPARSE = ("dense_us", "sparse_us")
+
+
+def _facts_of(row: dict[str, Any], names: Sequence[str]) -> str:
+    """A row's facts in a cell: percentages with a digit, cosines with four."""
+    digits = 1 if names[0].endswith(("accuracy", "match")) else 4
+    values = [row[name] for name in names if name in row]
+    return " / ".join(f"{value:.{digits}f}" if isinstance(value, float) else str(value) for value in values) or "-"
+
+
 def _serving(result: dict[str, Any]) -> list[Table]:
     """One line for each server and offered rate."""
     loops = result["kind"] == "loops"
@@ -181,6 +251,8 @@ def _serving(result: dict[str, Any]) -> list[Table]:
     engines = ", ".join(f"{name} {rate:.0f}" for name, rate in result["engine_rate"].items())
     notes = [f"the engine alone, sequences/s: {engines}"] if engines else []
     notes += [f"not loaded: {name}: {reason}" for name, reason in result.get("refused", {}).items()]
+    if len(result["settings"]["archives"]) > 1 and "different_answers" in result:
+        notes.append(f"requests that the archives do not all answer alike, scores apart: {result['different_answers']}")
     if "at_p95" in result:
         rates = {name: "none" if rate is None else f"{rate:.1f}" for name, rate in result["at_p95"].items()}
         found = ", ".join(f"{name} {rate}" for name, rate in rates.items())
@@ -190,45 +262,12 @@ def _serving(result: dict[str, Any]) -> list[Table]:
     return [Table(title, header, lines, notes)]
 
 
-def _soak(result: dict[str, Any]) -> list[Table]:
-    """One line for each run."""
-    header = ["minutes", "connections", "requests", "answers", "p50 ms", "p95 ms", "p99 ms"]
-    header += ["workers MiB, first, last", "growth", "Java's growth", "killed"]
-    lines = []
-    for row in result["rows"]:
-        answers = ", ".join(f"{status}: {count}" for status, count in row["answers"].items())
-        growth = [f"{100 * row[name]:+.1f} %" for name in ("worker_growth", "java_growth")]
-        latencies = [str(row["milliseconds"][p]) for p in ("50", "95", "99")]
-        counts = [f"{row['minutes']:g}", str(row["connections"]), str(row["requests"])]
-        lines.append([*counts, answers, *latencies, _soak_memory(row), *growth, str(len(row.get("killed", ())))])
-    return [Table("soak: closed loop, mixed lengths, both samples", header, lines)]
-
-
-def _soak_memory(row: dict[str, Any]) -> str:
-    """Of all workers together, or of each process's lives where workers were killed."""
-    if "lives" not in row:
-        return f"{row['worker_mib'][0]}, {row['worker_mib'][-1]}"
-    medians: dict[str, list[float]] = {}
-    for life in row["lives"]:
-        medians.setdefault(life["process"], []).append(life["median_mib"])
-    return "; ".join(f"{name} {own[0]:.0f}, {own[-1]:.0f}" for name, own in medians.items() if name != "java")
-
-
-def _handler(result: dict[str, Any]) -> list[Table]:
-    """One line for each batch size."""
-    header = ["batch", "tokens", "microseconds a request", "stages"]
-    lines = []
-    for row in result["rows"]:
-        stages = ", ".join(f"{name} {value:.1f}" for name, value in row["stages"].items())
-        lines.append([str(row["batch"]), str(row["tokens"]), f"{row['microseconds']:.1f}", stages])
-    return [Table("the handler's own time, without the model", header, lines)]
-
-
 _KINDS: dict[str, Callable[[dict[str, Any]], list[Table]]] = {
     "encoder": _encoder,
     "accuracy": _accuracy,
+    "types": _types,
+    "sparse": _sparse,
+    "unbuilt": _unbuilt,
     "serving": _serving,
     "loops": _serving,
-    "soak": _soak,
-    "handler": _handler,
 }

@@ -19,6 +19,7 @@ import torch
 import yaml
 from tqdm import tqdm
 
+from builder import adapted
 from builder.checkpoint import Checkpoint, load
 from builder.compile import OLDEST_TORCH, ROOT
 from builder.errors import BuildError
@@ -63,12 +64,14 @@ def build(
     gate's verdict. Raises BuildError; then no archive was written.
     """
     check_type(config, [library.facts.device for library in libraries], calibrate)
+    config, others = adapted.split(names := config)
     report("reading the checkpoint")
     checkpoint = load(config)
     for note in [*checkpoint.remarks, checkpoint.note]:
         if note is not None:
             tqdm.write(f"note: {checkpoint.source}: {note}", file=sys.stderr)
     config = _wide_enough(config, checkpoint)
+    checkpoints = adapted.read(others, checkpoint)
     name = archive_name(config.name, checkpoint.source)
     if config.encoder != "fused":
         libraries = []
@@ -76,15 +79,34 @@ def build(
     with staging(output, name) as temporary:
         stage = temporary / "stage"
         stage.mkdir()
-        facts = write_files(stage, name, config, checkpoint, libraries, report, calibrate)
         if gemm_config is not None:
             shutil.copyfile(gemm_config, stage / GEMM_CONFIG)
-        report("proving it equal to the checkpoint in a fresh process")
-        verdict = prove(stage, config, calibrate)
-        facts = facts.model_copy(update={"parity": asdict(verdict)})
+        facts, verdict = _proven(stage, name, config, checkpoint, libraries, report, calibrate)
+
+        def staged(folder: Path, own: SetupConfig, found: Checkpoint) -> ArchiveFacts:
+            return _proven(folder, name, _wide_enough(own, found), found, libraries, report, calibrate)[0]
+
+        adapted.add(stage, facts, others, checkpoints, staged)
+        facts = facts.model_copy(update={"adapters": list(names.adapters)})
         facts.save(stage / "archive.json")
         report("packing")
         return pack(stage, facts, output), verdict
+
+
+def _proven(
+    stage: Path,
+    name: str,
+    config: SetupConfig,
+    checkpoint: Checkpoint,
+    libraries: Sequence[LibraryFile],
+    report: Report,
+    calibrate: Path | None,
+) -> tuple[ArchiveFacts, Verdict | CosineVerdict]:
+    """Write an archive's files into a folder and prove them; what they are, and how the proof went."""
+    facts = write_files(stage, name, config, checkpoint, libraries, report, calibrate)
+    report("proving it equal to the checkpoint in a fresh process")
+    verdict = prove(stage, config, calibrate)
+    return facts.model_copy(update={"parity": asdict(verdict)}), verdict
 
 
 def write_files(
@@ -255,7 +277,8 @@ def _stage_model(
 
         ops.load(libraries[0].path)
         module, chosen = RECIPES[config.scheme].make(checkpoint, config.compute, facts.pooling, calibrate, config.keep)
-        facts = facts.model_copy(update={"quantisation": chosen})
+        model = facts.model.model_copy(update={"packed": module.takes_packed})
+        facts = facts.model_copy(update={"model": model, "quantisation": chosen})
     length = min(16, facts.max_positions)
     inputs = example_inputs(checkpoint.config.vocab_size, max(2, min(config.batch_size, 4)), length)
     WRITERS[config.format](module, inputs, stage / facts.model.file)

@@ -19,8 +19,7 @@ from builder.families import Family, family_of, max_positions, most_positions, s
 from builder.families.disk import as_loaded
 from builder.families.hub import native, shown_as
 from builder.files import first_line, read_json
-from builder.foreign import refuse_foreign_files
-from builder.naming import hub_name
+from builder.locate import own_folder
 from builder.proteins import is_protein
 from builder.quantisation.stored import Stored, read_stored
 from builder.quiet import quiet
@@ -28,7 +27,6 @@ from builder.sentence_transformers import folder as sentences
 from builder.sentence_transformers import outputs as several
 from builder.sentence_transformers.model import SentenceModel, Source, read_cross_encoder, read_embedding
 from builder.sizes import check_sizes
-from builder.tokenizers import TOKENIZER_FILES
 from handler.config import SetupConfig
 from handler.original import CLASSES, class_of
 
@@ -302,8 +300,8 @@ def load(config: SetupConfig) -> Checkpoint:
 
     Raises BuildError when it cannot be found or read, or is of a kind this product does not serve.
     """
-    root, source, revision = _own(config.model_name, config.revision)
-    adapter = find_adapter(root, source, lambda name: _own(name, None)[0])
+    root, source, revision = own_folder(config.model_name, config.revision)
+    adapter = find_adapter(root, source, lambda name: own_folder(name, None)[0])
     folder = sentences.transformer_folder(root, source)
     if config.adapter is not None:
         adapter = chosen_adapter(config.adapter, folder, source)
@@ -357,56 +355,6 @@ def _read_config(folder: Path, source: str, adapter: Adapter | None) -> tuple[An
         return config, translated is not None
     except Exception as error:  # transformers raises what a value makes it raise
         raise BuildError(f"{source}: no usable config.json ({first_line(error)})") from error
-
-
-def _own(name: str, revision: str | None) -> tuple[Path, str, str | None]:
-    """See :func:`_locate`; raises BuildError for a folder whose files are not its own."""
-    folder, source, found = _locate(name, revision)
-    refuse_foreign_files(folder, source)
-    return folder, source, found
-
-
-def _locate(name: str, revision: str | None) -> tuple[Path, str, str | None]:
-    """The folder, the name that goes into the archive, and the revision."""
-    try:
-        folder = Path(name).expanduser()
-        if folder.is_dir():
-            folder = folder.resolve()
-            return (folder, *(hub_name(folder) or (folder.name, revision)))
-        is_file = folder.is_file()
-    except (OSError, ValueError, RuntimeError) as error:
-        raise BuildError(f"{name!r} is no folder's name ({first_line(error)})") from error
-    if is_file:
-        raise BuildError(
-            f"{name!r} is a file; give the folder that holds it, with config.json and the tokenizer's files"
-        )
-    if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
-        raise BuildError(f"no folder {name!r}; give a local Hugging Face folder or a hub name such as org/model")
-    folder = _download(name, revision)
-    return folder, name, revision or (hub_name(folder) or (name, None))[1]
-
-
-def _download(name: str, revision: str | None) -> Path:
-    """A hub model's folder in the cache, fetched where the hub can be reached."""
-    import huggingface_hub
-    from huggingface_hub.errors import HFValidationError
-
-    patterns = ["config.json", "adapter_config.json", "adapter_model.*", *TOKENIZER_FILES, *several.FILES]
-    try:
-        files = huggingface_hub.list_repo_files(name, revision=revision)
-        patterns += sentences.hub_files(files)
-        wanted = "*.safetensors*" if any(f.endswith(".safetensors") for f in files) else "pytorch_model*.bin*"
-        return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=[*patterns, wanted]))
-    except HFValidationError as error:
-        raise BuildError(f"{name!r} is neither a local folder nor a hub name ({first_line(error)})") from error
-    except Exception as error:  # the hub's own errors, and those of the two libraries below it
-        try:
-            return Path(huggingface_hub.snapshot_download(name, revision=revision, local_files_only=True))
-        except Exception:
-            raise BuildError(
-                f"{name!r} is neither a local folder nor a model the hub gives ({first_line(error)}), "
-                "and the hub's cache here does not have it"
-            ) from error
 
 
 def _task(root: Path, config: Any, source: str) -> str:

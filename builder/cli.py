@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
 import sys
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ from handler.schemes import SCHEMES, Compute
 from handler.spellings import DATA_TYPES, KINDS, OLDER, TASKS, Encoder, ModelFormat, modern
 
 _STEPS = 5
+_STEPS_OF_ADAPTER = 3
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m builder") -> int:
@@ -56,18 +58,37 @@ def _parser(prog: str = "python -m builder") -> argparse.ArgumentParser:
     parser = _Parser(prog=prog, description=__doc__)
     commands: Any = parser.add_subparsers(required=True, metavar="COMMAND")
 
+    _add_compile(commands)
+    _add_archive(commands)
+    tune_command.add_parser(commands)
+    signing.add_parsers(commands)
+    native_command.add_parsers(commands)
+    inspecting = commands.add_parser("inspect", help="print what an archive holds")
+    inspecting.add_argument("archive", type=Path)
+    inspecting.add_argument("--json", action="store_true", help="as JSON")
+    inspecting.set_defaults(run=_inspect)
+    return parser
+
+
+def _add_compile(commands: Any) -> None:
     compiling = commands.add_parser("compile", help="compile the kernels and print the library's path")
     compiling.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     compiling.add_argument("--targets", nargs="+", metavar="CC", help="CUDA compute capabilities, such as 90a")
     compiling.add_argument("--sanitize", action="store_true", help="with AddressSanitizer and UBSan (CPU only)")
     compiling.set_defaults(run=_compile)
 
+
+def _add_archive(commands: Any) -> None:
     archiving = commands.add_parser("archive", help="compile, load, pack, trace, prove and archive a checkpoint")
     archiving.add_argument("config", nargs="?", type=Path, help="a setup config; the options below override its keys")
     archiving.add_argument("--model", dest="model_name", help="a local Hugging Face folder or a hub name")
     archiving.add_argument("--revision", help="the hub's branch, tag or commit")
     archiving.add_argument(
-        "--adapter", metavar="DIR", help="a PEFT adapter to merge: a folder, or one's name within the model's"
+        "--adapter",
+        action="append",
+        metavar="[NAME=]DIR",
+        help="a PEFT adapter to merge: a folder, or one's name within the model's; several with names, of which each "
+        "request chooses one",
     )
     archiving.add_argument("--name", help="the archive's name (default: the checkpoint's)")
     archiving.add_argument("--task", choices=TASKS, help="default: read off the checkpoint")
@@ -79,6 +100,13 @@ def _parser(prog: str = "python -m builder") -> argparse.ArgumentParser:
     )
     archiving.add_argument("--compute", choices=get_args(Compute), help="the compute type (default: fp32)")
     archiving.add_argument("--scheme", choices=tuple(SCHEMES), help="of quantisation (default: none)")
+    archiving.add_argument(
+        "--int8-mode",
+        type=int,
+        choices=(1, 2),
+        help="FasterTransformer's word: 1 is --scheme int8; 2 is refused with its figures",
+    )
+    archiving.add_argument("--sparse24", action="store_true", help="2:4 sparse weights: not built; says why")
     archiving.add_argument("--mode", choices=TASKS, help="the same as --task")
     archiving.add_argument(
         "--kind",
@@ -105,16 +133,6 @@ def _parser(prog: str = "python -m builder") -> argparse.ArgumentParser:
     archiving.add_argument("--gemm-config", type=Path, help="a gemm_config.json for the CUDA library, made by tune")
     archiving.set_defaults(run=_archive)
 
-    tune_command.add_parser(commands)
-    signing.add_parsers(commands)
-    native_command.add_parsers(commands)
-
-    inspecting = commands.add_parser("inspect", help="print what an archive holds")
-    inspecting.add_argument("archive", type=Path)
-    inspecting.add_argument("--json", action="store_true", help="as JSON")
-    inspecting.set_defaults(run=_inspect)
-    return parser
-
 
 def _compile(options: argparse.Namespace) -> None:
     from builder.compile import CUDA_TARGETS, compile_cpu, compile_cuda
@@ -126,15 +144,32 @@ def _compile(options: argparse.Namespace) -> None:
 
 
 _OVERRIDES = (
-    "model_name", "revision", "adapter", "name", "task", "encoder", "format", "compute", "scheme", *OLDER, "max_length",
+    "model_name", "revision", "name", "task", "encoder", "format", "compute", "scheme", *OLDER, "max_length",
     "batch_size",
 )  # fmt: skip
+
+
+def chosen_adapters(given: Sequence[str]) -> dict[str, Any]:
+    """The config's keys for ``--adapter``: one folder, or several as NAME=DIR. Raises ValueError."""
+    if not given:
+        return {}
+    named = [re.match(r"([A-Za-z0-9][A-Za-z0-9._-]*)=(.+)", each) for each in given]
+    if len(given) == 1 and (named[0] is None or Path(given[0]).is_dir()):
+        return {"adapter": given[0], "adapters": {}}
+    names = [match[1] for match in named if match is not None]
+    if len(names) < len(given):
+        nameless = given[named.index(None)]
+        raise ValueError(f"--adapter {nameless}: of several each needs a name, as in --adapter NAME=DIR")
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ValueError(f"--adapter {twice}: two have this name")
+    return {"adapter": None, "adapters": {match[1]: match[2] for match in named if match is not None}}
 
 
 def _setup_config(options: argparse.Namespace) -> SetupConfig:
     try:
         # In the newer words before they meet those of the file, which they replace.
         given = modern({key: getattr(options, key) for key in _OVERRIDES if getattr(options, key) is not None})
+        given |= chosen_adapters(options.adapter or [])
     except ValueError as error:
         raise BuildError(str(error)) from error
     if options.config is None and "model_name" not in given:
@@ -157,21 +192,33 @@ def _has_gpu() -> bool:
 def _archive(options: argparse.Namespace) -> None:
     from tqdm import tqdm
 
+    from builder import adapted
     from builder.archive import LibraryFile, build, check_type
     from builder.checkpoint import load
     from builder.compile import CUDA_TARGETS, compile_cpu, compile_cuda, cpu_targets
     from builder.inspection import read_facts
     from builder.naming import archive_name, check_output
+    from builder.quantisation import unbuilt
 
+    if options.sparse24:
+        raise BuildError(unbuilt.SPARSE24)
+    if options.int8_mode and (options.scheme, options.data_type) == (None, None):
+        options.scheme = "int8"
     config = _setup_config(options)
+    if options.int8_mode and config.scheme != "int8":
+        raise BuildError(f"--int8-mode {options.int8_mode} contradicts scheme {config.scheme}; leave one of them out")
     if options.gemm_config is not None and not options.gemm_config.is_file():
         raise BuildError(f"{options.gemm_config} not found; python -m builder tune makes one")
     check_type(config, [options.device], options.calibrate)
     # What the user can mend is said before the compiler takes its minutes.
-    check_output(options.output, archive_name(config.name, load(config).source))
+    checkpoint = load(adapted.split(config)[0])
+    check_output(options.output, archive_name(config.name, checkpoint.source))
+    if options.int8_mode == 2:
+        unbuilt.refuse_mode_two(checkpoint, options.calibrate)
     wanted = options.device == "auto" and "cuda" in SCHEMES[config.scheme].devices
     cuda = options.device == "cuda" or (wanted and _has_gpu() and shutil.which("nvcc") is not None)
-    with tqdm(total=_STEPS + 1, bar_format="{n}/{total} {bar:20} {elapsed} {desc}", file=sys.stderr) as bar:
+    steps = _STEPS + 1 + _STEPS_OF_ADAPTER * max(0, len(config.adapters) - 1)
+    with tqdm(total=steps, bar_format="{n}/{total} {bar:20} {elapsed} {desc}", file=sys.stderr) as bar:
 
         def report(step: str) -> None:
             bar.set_description_str(step)

@@ -1,6 +1,8 @@
 """The heads behind the packed encoder, made of a transformers model's modules as the family table names them.
 
 Each is called with the encoder's output and the mask, [B, S, H] or, where the encoder has pooled, [B, H], and [B, S].
+Those that are ``pointwise`` make each token's row of that token's alone and read no mask, so that they also take the
+[T, H] of packed tokens.
 """
 
 from __future__ import annotations
@@ -30,6 +32,8 @@ _POOLINGS = {"first": "first", "cls": "first", "bos": "first", "mean": "mean", "
 class _UpcastHead(nn.Module):
     """A head computed in fp32, whatever the encoder's type: it costs nothing and rounds nothing."""
 
+    pointwise = True
+
     def __init__(self, *layers: nn.Module) -> None:
         super().__init__()
         self.layers = nn.Sequential(*layers).float()
@@ -54,6 +58,8 @@ class _LateHead(nn.Module):
 
 class _VocabularyHead(nn.Module):
     """The fill-mask head in the encoder's type: its decoder is as large as the word table."""
+
+    pointwise = True
 
     def __init__(self, dtype: torch.dtype, *layers: nn.Module) -> None:
         super().__init__()

@@ -40,6 +40,8 @@ def describe(path: Path) -> Iterator[str]:
     yield f"task        {facts.task}" + (f", {facts.problem_type}" if facts.problem_type else "")
     if facts.labels:
         yield f"labels      {', '.join(facts.labels)}"
+    if facts.adapters:
+        yield f"adapters    {', '.join(facts.adapters)}; default: {facts.adapters[0]}"
     if facts.pooling:
         yield f"pooling     {facts.pooling}{', normalised' if facts.normalize else ''}"
     if named := [name for name, text in facts.prompts.items() if text]:

@@ -44,8 +44,14 @@ def archive(given: Mapping[str, str]) -> int:
 
 
 def options(given: Mapping[str, str], names: Sequence[str]) -> list[str]:
-    """The builder's options for the variables that are set; one word each, whatever it begins with."""
-    return [f"{_OPTIONS[name]}={given[name]}" for name in names if given.get(name)]
+    """The builder's options for the variables that are set; one word each, whatever it begins with. Of ADAPTER, one for
+    each of several words that are all NAME=folder."""
+    return [f"{_OPTIONS[name]}={value}" for name in names if given.get(name) for value in _values(name, given[name])]
+
+
+def _values(name: str, given: str) -> list[str]:
+    several = given.split() if name == "ADAPTER" else []
+    return several if len(several) > 1 and all("=" in word for word in several) else [given]
 
 
 def served_names(given: Mapping[str, str]) -> list[str]:

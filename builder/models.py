@@ -38,6 +38,12 @@ class PackedModel(nn.Module):
         self.splits = splits
         self.marks_prompts = marks_prompts
 
+    @property
+    def takes_packed(self) -> bool:
+        """Whether ``forward`` takes packed ids as well, as ``efft::encode`` does: nothing behind the encoder asks where
+        a text begins, and the mask marks nothing."""
+        return not self.marks_prompts and (self.encoder.output != "hidden" or getattr(self.head, "pointwise", False))
+
     def forward(self, ids: Tensor, segments: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
         """See the module's docstring."""
         return self.answer(self.encoder(ids, segments, (mask > 0).long() if self.marks_prompts else mask), mask)

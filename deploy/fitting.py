@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import requests
-import yaml
 
 from builder.serving import default_workers, gpus, processor
 from deploy.server import Server, ServerError
 from handler.archive import ArchiveError, ArchiveFacts
-from handler.threads import available_cores
+from handler.config import ConfigError
+from handler.threads import available_cores, read_server_settings
 from handler.transfer import WAIT
 
 _PATIENCE = 400.0
@@ -39,7 +39,7 @@ def fit(server: Server, models: Sequence[str]) -> list[str]:
         archive = server.store / f"{name}.mar"
         try:
             facts, settings = read(archive)
-        except (ArchiveError, KeyError, OSError, zipfile.BadZipFile):
+        except (ArchiveError, ConfigError, KeyError, OSError, zipfile.BadZipFile):
             continue  # another's archive, which TorchServe serves as well
         line = offer(facts, archive)
         if line is None:
@@ -54,11 +54,12 @@ def fit(server: Server, models: Sequence[str]) -> list[str]:
 
 
 def read(archive: Path) -> tuple[ArchiveFacts, dict[str, Any]]:
-    """What an archive says of itself and of its server. Raises ArchiveError, KeyError, OSError or BadZipFile for one
-    that is none of ours. (Not by the builder, which needs more packages than a server has.)"""
+    """What an archive says of itself and of its server, not by the builder: that needs more packages than a server has.
+
+    Raises ArchiveError, ConfigError, KeyError, OSError or BadZipFile for one that is none of ours.
+    """
     with zipfile.ZipFile(archive) as packed:
-        settings = yaml.safe_load(packed.read("model-config.yaml")) or {}
-        return ArchiveFacts.parse(packed.read("archive.json")), settings
+        return ArchiveFacts.parse(packed.read("archive.json")), read_server_settings(archive)
 
 
 def offer(facts: ArchiveFacts, archive: Path) -> str | None:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -54,6 +54,8 @@ class ModelFacts(_Open):
     format: ModelFormat
     file: str = Field(pattern=NAME_PATTERN)
     devices: list[Literal["cpu", "cuda"]]
+    packed: bool = False
+    """Whether the file also takes packed ids and offsets in place of a padded batch."""
 
 
 class LibraryFacts(_Open):
@@ -144,6 +146,9 @@ class ArchiveFacts(_Open):
     multi_vector: MultiVectorFacts | None = None
     outputs: list[Output] = []
     """What a hybrid embedding model gives, in the order of its outputs."""
+    adapters: list[Annotated[str, Field(pattern=NAME_PATTERN)]] = []
+    """Names that a request may choose from, the default first, whose model is ``model``; of each other one
+    ``adapters/NAME`` holds the model and an archive.json of its own. Empty: there is nothing to choose."""
     truncation_side: Literal["left", "right"] = "right"
     """Which end of a text is cut off."""
     sizes: Sizes

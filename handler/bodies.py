@@ -12,6 +12,7 @@ import re
 import zlib
 from collections.abc import Iterator, Mapping
 from email.message import Message
+from functools import lru_cache
 from typing import Any, Final
 from urllib.parse import parse_qsl, quote, quote_plus
 
@@ -20,6 +21,7 @@ from handler.errors import RequestError
 FORM: Final = "application/x-www-form-urlencoded"
 RAW_FORM: Final = "application/vnd.efft.form"
 """What a proxy before TorchServe may call a form, so that the server leaves its bytes alone."""
+_NO_JSON: Final = (FORM, RAW_FORM, "text/plain")
 _NOT_WHOLE: Final = (
     "the body was sent as a form, which curl -d does by itself, and is no form of this task's fields; "
     "add -H 'Content-Type: application/json' (or text/plain)"
@@ -33,6 +35,7 @@ _BOMS: Final = (
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
+_BOM_STARTS: Final = {mark[:1] for mark, _ in _BOMS}
 _ENCODERS: Final = ((quote_plus, ""), (quote, ""), (quote, "/"), (quote_plus, "*"), (quote, "!*'()"), (quote, " "))
 """How Python, curl's --data-urlencode and JavaScript encode a form: what a space becomes, and what is left as it is."""
 _CHARSETS: Final = re.compile(
@@ -49,7 +52,8 @@ class Headers:
     """
 
     def __init__(self, headers: Mapping[str, Any] | None = None, type: str | None = None) -> None:
-        self._values = {name.lower(): value for name, value in (headers or {}).items() if isinstance(value, str)}
+        given = headers.items() if headers else ()
+        self._values = {name.lower(): value for name, value in given if isinstance(value, str)}
         whole = self._values.get("content-type", "")
         # The server cuts a body's own type before the charset; the request's has it.
         stated = whole if type is None or media_type(whole) == media_type(type) else type
@@ -80,12 +84,22 @@ class Headers:
         return name
 
     @property
+    def plain(self) -> bool:
+        """Whether nothing is said of compression, a charset or a form, nor that the body is no JSON."""
+        if self.type in _NO_JSON or self._values.get("content-encoding"):
+            return False
+        return "charset" not in self._stated.lower()
+
+    @property
     def codings(self) -> list[str]:
         """What the body was compressed with, in the order it was applied."""
-        names = (name.strip().lower() for name in self.get("content-encoding").split(","))
+        if not (stated := self.get("content-encoding")):
+            return []
+        names = (name.strip().lower() for name in stated.split(","))
         return [name for name in names if name and name != "identity"]
 
 
+@lru_cache(256)
 def media_type(value: str) -> str:
     """A content type without its parameters, in lower case."""
     return value.partition(";")[0].strip().lower()
@@ -142,7 +156,7 @@ def text_of(raw: bytes, headers: Headers) -> str:
     Raises RequestError (invalid_encoding) with the place of the first byte that does not fit.
     """
     charset = headers.charset
-    if charset is None or charset.startswith("utf"):
+    if raw[:1] in _BOM_STARTS and (charset is None or charset.startswith("utf")):
         for mark, name in _BOMS:
             if raw.startswith(mark) and (len(raw) > len(mark) or name == "utf-8"):
                 return _decoded(raw[len(mark) :], name)

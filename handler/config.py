@@ -134,6 +134,9 @@ class SetupConfig(_Strict):
     adapter: Annotated[str, Field(min_length=1)] | None = None
     """A PEFT adapter that is merged into the checkpoint: its folder, or the name of one within the checkpoint's. One
     that lies beside the weights, or names its base, is merged without being named."""
+    adapters: dict[Annotated[str, Field(pattern=NAME_PATTERN)], Annotated[str, Field(min_length=1)]] = {}
+    """Several adapters over one base, each by the name that requests choose it by; the first one answers requests that
+    choose none. Each is merged, and what its weights share with the others' is in memory once."""
     name: str | None = Field(default=None, pattern=NAME_PATTERN)
     """The archive's name; None: the last part of ``model_name``."""
     task: Task | None = None
@@ -247,6 +250,10 @@ class SetupConfig(_Strict):
     def _consistent(self) -> SetupConfig:
         if self.format == "transformers" and self.encoder == "fused":
             raise ValueError("format transformers holds the stock encoder, not encoder fused")
+        if self.adapters and self.adapter is not None:
+            raise ValueError("adapter names one adapter and adapters several; say one of the two")
+        if self.adapters and (self.format == "transformers" or self.captum_explanation):
+            raise ValueError("adapters to choose from need a traced model (kind ths or thsext) without explanations")
         if self.compute not in (allowed := SCHEMES[self.scheme].compute):
             raise ValueError(f"scheme {self.scheme} computes in {' or '.join(allowed)}, not {self.compute}")
         if self.FasterTransformer and self.encoder != "fused":

@@ -27,11 +27,13 @@ from handler.columns import to_columns
 from handler.config import ConfigError, SetupConfig
 from handler.decode import Decoder
 from handler.errors import RequestError, internal_error, is_panic
+from handler.heap import Trimmer
 from handler.metrics import Metrics
 from handler.packing import Arrays, Model, Packer
-from handler.runtime import load_model, pick_device, set_threads
+from handler.runtime import load_adapters, load_model, pick_device, set_threads
 from handler.schemas import Answer, Request
 from handler.tasks import TASKS
+from handler.tasks.adapted import Adapted, unknown
 from handler.tasks.base import Job, Task
 from handler.threads import Placement, ThreadSettings, gpu_threads, place
 from handler.tokenizer import Tokenizer
@@ -51,10 +53,10 @@ def most_cells(task: Task[Any], facts: ArchiveFacts, device: torch.device, pass_
     """Most cells of a pass, pads included, where its pads cost nothing but the memory of their ids.
 
     So a list of texts of any lengths is one pass on a GPU. On a CPU passes are small for the sake of the cache, and of
-    tasks with outputs for every token the pads take memory too.
+    tasks with outputs for every token the pads take memory too. Where ids are packed there are none.
     """
     free = facts.encoder == "fused" and device.type == "cuda" and not task.per_token
-    return 4 * pass_tokens if free else None
+    return 4 * pass_tokens if free or facts.model.packed else None
 
 
 class Engine:
@@ -64,13 +66,23 @@ class Engine:
     :meth:`open` and :meth:`load` make the archive's. :attr:`metrics` counts tokens, passes and times.
     """
 
-    def __init__(self, facts: ArchiveFacts, config: SetupConfig, tokenizer: Tokenizer, model: Model) -> None:
+    def __init__(
+        self,
+        facts: ArchiveFacts,
+        config: SetupConfig,
+        tokenizer: Tokenizer,
+        model: Model,
+        adapters: Mapping[str, tuple[ArchiveFacts, Model]] | None = None,
+    ) -> None:
+        adapters = adapters or {}
         self.facts = facts
         self.config = config
         self.model = model
         self.metrics = Metrics()
         self.placement = Placement(torch.get_num_threads())
-        self.task = TASKS[facts.task](facts, config, tokenizer)
+        self.adapters = dict(adapters)
+        """What the archive's adapters beyond the first are served with."""
+        self.task = _task(facts, config, tokenizer, adapters)
         self.pass_tokens = self.task.pass_tokens(config.max_batch_tokens or default_pass_tokens(model.device))
         """Most tokens of one pass."""
         self._decoder = Decoder(self.task.request, config.limits)
@@ -78,13 +90,16 @@ class Engine:
             model,
             pad_id=facts.pad_id,
             max_tokens=self.pass_tokens,
-            keep=self.task.keep,
+            keep=None if self.task.keeps_all else self.task.keep,
             packed=facts.encoder == "fused",
             metrics=self.metrics,
             vocabulary=getattr(model, "vocabulary", None),
             most_cells=most_cells(self.task, facts, model.device, self.pass_tokens),
+            per_token=self.task.per_token,
+            adapters={name: own for name, (_, own) in adapters.items()},
         )
         self._unpacked: tempfile.TemporaryDirectory[str] | None = None
+        self._heap = Trimmer()
 
     @classmethod
     def open(cls, path: Path | str, *, device: str | None = None, threads: int = 0) -> Engine:
@@ -135,15 +150,21 @@ class Engine:
         placement = place(threads)
         set_threads(placement)
         model = load_model(folder, facts, config, gpu)
+        adapters = load_adapters(folder, facts, model)
         length = min(facts.max_positions, config.max_length or facts.max_positions)
         try:
             most = config.limits.max_tokens
             tokenizer = Tokenizer(path, length, facts.uses_segments, most, facts.truncation_side)
         except Exception as error:  # the library raises Exception itself
             raise ArchiveError(f"tokenizer.json cannot be read ({error}); build the archive again") from error
-        engine = cls(facts, config, tokenizer, model)
+        engine = cls(facts, config, tokenizer, model, adapters)
         engine.placement = placement
         return engine
+
+    @property
+    def models(self) -> list[Model]:
+        """The archive's, and those of its adapters beyond the first."""
+        return [self.model, *(own for _, own in self.adapters.values())]
 
     @property
     def lost(self) -> bool:
@@ -242,6 +263,9 @@ class Engine:
     def _encode(self, requests: list[Request]) -> list[Job[Any] | RequestError]:
         if not requests:
             return []
+        if not self.facts.adapters and any(request.adapter is not None for request in requests):
+            plain = iter(self._encode([request for request in requests if request.adapter is None]))
+            return [next(plain) if request.adapter is None else unknown([]) for request in requests]
         try:
             return self.task.encode(requests)
         except BaseException as error:
@@ -262,16 +286,17 @@ class Engine:
             if isinstance(job, RequestError):
                 results.append(job)
                 continue
-            own = list(islice(outputs, len(job.sequences)))
-            failure = next((output for output in own if isinstance(output, RequestError)), None)
+            own = [next(outputs)] if len(job.sequences) == 1 else list(islice(outputs, len(job.sequences)))
+            failure = _first_error(own)
             if failure is None:
                 kept.append(len(results))
                 whole.append(job)
                 arrays.append(own)
             results.append(failure or _UNFINISHED)
-        self.metrics.add("truncations", sum(job.dropped > 0 for job in whole))
+        self.metrics.add("truncations", sum([job.dropped > 0 for job in whole]))
         for index, answer in zip(kept, self._finished(whole, arrays), strict=True):
             results[index] = answer
+        self._heap.tick()
         return results
 
     def _finished(self, jobs: list[Job[Any]], outputs: list[Any]) -> list[dict[str, Any] | RequestError]:
@@ -285,6 +310,27 @@ class Engine:
 
 
 _UNFINISHED: dict[str, Any] = {}
+
+
+def _first_error(outputs: Many[Arrays | RequestError]) -> RequestError | None:
+    for output in outputs:
+        if isinstance(output, RequestError):
+            return output
+    return None
+
+
+def _task(
+    facts: ArchiveFacts,
+    config: SetupConfig,
+    tokenizer: Tokenizer,
+    adapters: Mapping[str, tuple[ArchiveFacts, Model]],
+) -> Task[Any]:
+    """The archive's task; where it has adapters to choose from, that of all of them."""
+    first = TASKS[facts.task](facts, config, tokenizer)
+    if not facts.adapters:
+        return first
+    others = {name: TASKS[own.task](own, config, tokenizer) for name, (own, _) in adapters.items()}
+    return Adapted({facts.adapters[0]: first, **others})
 
 
 def choose_gpu(folder: Path, device: str | None) -> int | None:

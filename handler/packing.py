@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from collections.abc import Sequence as Many
-from itertools import chain, repeat
-from typing import Protocol, TypeAlias
+from itertools import accumulate, chain, repeat
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -24,7 +24,9 @@ Keep: TypeAlias = "Callable[[Sequence, Arrays], Arrays]"
 class Model(Protocol):
     """ids, segments, mask: int64 [B, S] -> fp32 arrays that start with B (and S, for outputs per token).
 
-    It may have a ``vocabulary``, the rows of its word table; without it ids are not checked before a pass.
+    Or, where it has ``takes_packed`` and that is true, what :func:`join` makes: ids and segments [T] and offsets
+    [B + 1] -> arrays that start with B, or T for outputs per token. It may have a ``vocabulary``, the rows of its word
+    table; without it ids are not checked before a pass.
     """
 
     device: torch.device
@@ -55,11 +57,21 @@ def plan_passes(lengths: Many[int], max_tokens: int, most_cells: int | None = No
     return passes
 
 
+def grouped(names: Many[Hashable]) -> dict[Any, list[int]]:
+    """The places of each name, by name, in order."""
+    places: dict[Any, list[int]] = {}
+    for place, name in enumerate(names):
+        places.setdefault(name, []).append(place)
+    return places
+
+
 class Packer:
     """Runs a model over sequences of many requests under a token budget.
 
-    ``keep`` takes what the task needs out of a row's outputs. ``packed``: the model computes no pads.
+    ``keep`` takes what the task needs out of a row's outputs; None: all of it. ``packed``: the model computes no pads.
     ``vocabulary``: rows of the model's word table, None where that is not known. ``most_cells``: see plan_passes.
+    ``per_token``: the outputs have a row per token, which matters where the model takes packed ids.
+    ``adapters``: the models of sequences that name an adapter; a pass is of one of them.
 
     A pass that fails is split in two and tried again until what made it fail stands alone, so that an input costs no
     other input its answer. Alone it fails as overloaded where memory ran out, else as internal. Splitting takes at
@@ -73,13 +85,18 @@ class Packer:
         *,
         pad_id: int,
         max_tokens: int,
-        keep: Keep,
+        keep: Keep | None,
         packed: bool,
         metrics: Metrics,
         vocabulary: int | None = None,
         most_cells: int | None = None,
+        per_token: bool = False,
+        adapters: Mapping[str, Model] | None = None,
     ) -> None:
         self._model = model
+        self._adapters = adapters or {}
+        self._joins: bool = getattr(model, "takes_packed", False)
+        self._per_token = per_token
         self._most_cells = most_cells
         self._pad_id = pad_id
         self._max_tokens = max_tokens
@@ -98,22 +115,37 @@ class Packer:
         """
         lengths = [len(sequence.ids) for sequence in sequences]
         results: list[Arrays | RequestError] = [_late()] * len(sequences)
-        for indices in reversed(plan_passes(lengths, self._max_tokens, self._most_cells)):
+        for indices in self._passes(sequences, lengths):
             outputs = self._run_pass([sequences[index] for index in indices], deadline)
             for index, output in zip(indices, outputs, strict=True):
                 results[index] = output
         return results
+
+    def _passes(self, sequences: Many[Sequence], lengths: list[int]) -> list[list[int]]:
+        """Places of each pass, short sequences first."""
+        if not self._adapters:
+            return plan_passes(lengths, self._max_tokens, self._most_cells)[::-1]
+        passes = []
+        for places in grouped([sequence.adapter for sequence in sequences]).values():
+            planned = plan_passes([lengths[place] for place in places], self._max_tokens, self._most_cells)
+            passes += [[places[index] for index in indices] for indices in planned]
+        return sorted(passes, key=lambda indices: max(lengths[index] for index in indices))
+
+    def _model_of(self, sequences: Many[Sequence]) -> Model:
+        """Of the sequences of one pass."""
+        adapter = sequences[0].adapter
+        return self._model if adapter is None else self._adapters.get(adapter, self._model)
 
     def _run_pass(self, sequences: Many[Sequence], deadline: float) -> list[Arrays | RequestError]:
         if self.lost or time.monotonic() > deadline:
             return [_lost() if self.lost else _late()] * len(sequences)
         failure: RequestError | None
         try:
-            ids, segments, mask = collate(sequences, self._pad_id)
-            if self._vocabulary is not None and ids.max() >= self._vocabulary:
+            inputs = join(sequences) if self._joins else collate(sequences, self._pad_id)
+            if self._vocabulary is not None and inputs[0].max() >= self._vocabulary:
                 return self._without_unknown(sequences, deadline, self._vocabulary)
-            outputs = self._model(ids, segments, mask)
-            self._count(ids, sequences)
+            outputs = self._model_of(sequences)(*inputs)
+            self._count(sequences)
             return self._rows(outputs, sequences)
         except Exception as error:
             failure = self._failure(error, alone=len(sequences) == 1)
@@ -161,23 +193,35 @@ class Packer:
         return False
 
     def _rows(self, outputs: Arrays, sequences: Many[Sequence]) -> list[Arrays | RequestError]:
-        whole = sum(output.size for output in outputs) <= _SMALL and finite(outputs)  # one check is cheaper than many
-        return [self._row(outputs, i, sequence, checked=whole) for i, sequence in enumerate(sequences)]
+        whole = sum([output.size for output in outputs]) <= _SMALL and finite(outputs)  # one check is cheaper than many
+        if whole and self._keep is None and all(len(output) == len(sequences) for output in outputs):
+            return list(zip(*outputs, strict=True))
+        places: Iterable[int | slice] = range(len(sequences))
+        if self._joins and self._per_token:
+            ends = accumulate(len(sequence.ids) for sequence in sequences)
+            places = (slice(end - len(s.ids), end) for end, s in zip(ends, sequences, strict=True))
+        return [
+            self._row(outputs, place, sequence, checked=whole)
+            for place, sequence in zip(places, sequences, strict=True)
+        ]
 
-    def _row(self, outputs: Arrays, index: int, sequence: Sequence, *, checked: bool) -> Arrays | RequestError:
+    def _row(self, outputs: Arrays, place: int | slice, sequence: Sequence, *, checked: bool) -> Arrays | RequestError:
         try:
-            row = self._keep(sequence, tuple(output[index] for output in outputs))
+            row = tuple(output[place] for output in outputs)
+            if self._keep is not None:
+                row = self._keep(sequence, row)
         except Exception as error:
             return internal_error(error)
         return row if checked or finite(row) else internal_error(FloatingPointError())
 
-    def _count(self, ids: np.ndarray, sequences: Many[Sequence]) -> None:
-        tokens = sum(len(sequence.ids) for sequence in sequences)
+    def _count(self, sequences: Many[Sequence]) -> None:
+        lengths = [len(sequence.ids) for sequence in sequences]
+        tokens, cells = sum(lengths), len(lengths) * max(lengths)
         self._metrics.add("tokens", tokens)
-        self._metrics.add("padding_avoided" if self._packed else "padding", ids.size - tokens)
+        self._metrics.add("padding_avoided" if self._packed else "padding", cells - tokens)
         self._metrics.add("passes", 1)
         self._metrics.observe("pass_tokens", tokens)
-        self._metrics.observe("padding_share", 1 - tokens / ids.size)
+        self._metrics.observe("padding_share", 1 - tokens / cells)
 
 
 def _late() -> RequestError:
@@ -201,16 +245,35 @@ def collate(sequences: Many[Sequence], pad_id: int) -> tuple[np.ndarray, np.ndar
     ids = np.full(mask.shape, pad_id, dtype=np.int64)
     segments = np.zeros(mask.shape, dtype=np.int64)
     # All rows in one go: the valid places, row by row, are the tokens in their order.
-    ids[valid] = np.fromiter(chain.from_iterable(sequence.ids for sequence in sequences), np.int64, count)
+    ids[valid] = _flat_ids(sequences, count)
     if any(sequence.segments is not None for sequence in sequences):
-        parts = (sequence.segments or repeat(0, len(sequence.ids)) for sequence in sequences)
-        segments[valid] = np.fromiter(chain.from_iterable(parts), np.int64, count)
+        segments[valid] = _flat_segments(sequences, count)
     for row, sequence in enumerate(sequences):
         if sequence.prompt:
             mask[row, : sequence.prompt] = 2
         if sequence.unseen:
             mask[row, sizes[row] - sequence.unseen : sizes[row]] = 3
     return ids, segments, mask
+
+
+def join(sequences: Many[Sequence]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """ids and segments: int64 [T], one sequence behind the other; offsets: int64 [B + 1], the place of each one's first
+    token, then T. There are no marks: a model that needs them takes no packed ids."""
+    offsets = np.zeros(len(sequences) + 1, dtype=np.int64)
+    np.cumsum([len(sequence.ids) for sequence in sequences], out=offsets[1:])
+    count = int(offsets[-1])
+    plain = all(sequence.segments is None for sequence in sequences)
+    segments = np.zeros(count, dtype=np.int64) if plain else _flat_segments(sequences, count)
+    return _flat_ids(sequences, count), segments, offsets
+
+
+def _flat_ids(sequences: Many[Sequence], count: int) -> np.ndarray:
+    return np.fromiter(chain.from_iterable(sequence.ids for sequence in sequences), np.int64, count)
+
+
+def _flat_segments(sequences: Many[Sequence], count: int) -> np.ndarray:
+    parts = (sequence.segments or repeat(0, len(sequence.ids)) for sequence in sequences)
+    return np.fromiter(chain.from_iterable(parts), np.int64, count)
 
 
 def finite(arrays: Arrays) -> bool:

@@ -25,6 +25,7 @@ from handler.explain import Explainer
 from handler.html import page
 from handler.packing import Model
 from handler.schemas import Request
+from handler.tasks.adapted import unknown
 from handler.tokenizer import Tokenizer
 from handler.warm_up import warm_up
 
@@ -90,7 +91,10 @@ class Predictor:
         the canary gets no answer."""
         longest = self.task.tokenizer.max_length
         try:
-            seconds = warm_up(self.model, self.facts.pad_id, longest, self.config.batch_size, self.engine.pass_tokens)
+            seconds = sum(
+                warm_up(model, self.facts.pad_id, longest, self.config.batch_size, self.engine.pass_tokens)
+                for model in self.engine.models
+            )
         except RuntimeError as error:
             reason = (str(error).strip().splitlines() or ["no reason given"])[-1]
             raise ArchiveError(f"the model does not run on {self.model.device} ({reason}); build it again") from error
@@ -102,7 +106,7 @@ class Predictor:
     def describe(self) -> dict[str, Any]:
         """What is served, how much it has done, and the outcome of a canary request made now."""
         health = self._check_canary()
-        said = {"name", "task", "family", "encoder", "model", "compute", "scheme", "parity"}
+        said = {"name", "task", "family", "encoder", "model", "compute", "scheme", "parity", "adapters"}
         return {
             **self.facts.model_dump(mode="json", include=said),
             "mode": self.facts.kind,  # what version 0.1.0 called it, for whoever reads it
@@ -163,6 +167,8 @@ class Predictor:
         if isinstance(item, RequestError):
             return item
         try:
+            if item.adapter is not None:
+                raise unknown([])  # an archive with adapters explains nothing
             if self.explainer is None:
                 raise RequestError("unsupported", "this predictor has no explanations")
             return self.explainer.explain(item, deadline)
@@ -225,6 +231,8 @@ class Predictor:
         if call.options.get("format") == "raw":
             return self._reply(call, answers, raw=True)
         present = self.task.present
+        if len(answers) == 1 and not isinstance(answers[0], RequestError):  # nearly every request, and cheaper alone
+            return Reply(200, "OK", call.wrap([present(answers[0], call.items[0], arrays=arrays)]))
         shown = [
             answer if isinstance(answer, RequestError) else present(answer, item, arrays=arrays)
             for answer, item in zip(answers, call.items, strict=True)

@@ -40,12 +40,32 @@ _ENCODER: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=
 
 def loads(text: str) -> Any:
     """The value of a JSON text. Raises ValueError (JSONDecodeError with the place) and RecursionError."""
-    if orjson is not None and not _LONG_NUMBER.search(text) and text.count("[") + text.count("{") < _DEEP:
+    if orjson is not None and text.count("[") + text.count("{") < _DEEP:
         try:
-            return orjson.loads(text)
+            value = orjson.loads(text)
         except ValueError:
             pass  # the standard library may know better, and says better why not
+        else:
+            if _only_texts(value) or not _LONG_NUMBER.search(text):
+                return value
     return _DECODER.decode(text)
+
+
+def object_of_texts(raw: bytes | bytearray) -> dict[str, str] | None:
+    """The value of a body in UTF-8 that begins with an object and is one of texts alone; None for any other, and for
+    what is no JSON: :func:`loads` says what."""
+    if orjson is None or raw[:1] != b"{" or raw.count(b"[") + raw.count(b"{") >= _DEEP:
+        return None
+    try:
+        value = orjson.loads(raw)
+    except ValueError:
+        return None
+    return value if _only_texts(value) else None
+
+
+def _only_texts(value: Any) -> bool:
+    """Whether it is an object without numbers, as most requests are: then the text need not be searched for any."""
+    return type(value) is dict and all(type(inner) is str for inner in value.values())
 
 
 def dumps(value: Any) -> bytes:

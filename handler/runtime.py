@@ -16,13 +16,16 @@ from handler import gemm_config
 from handler.archive import ArchiveError, ArchiveFacts
 from handler.config import SetupConfig
 from handler.formats import load_module
+from handler.formats.weights import share
 from handler.packing import Arrays, Model
 from handler.threads import Placement
-from handler.transfer import to_device, to_host
+from handler.transfer import Staging
 
 logger = logging.getLogger(__name__)
 
 CPU_LIBRARY = "libefft_cpu.so"
+ADAPTERS = "adapters"
+"""The folder within an archive that holds those beyond the first."""
 SAFE_TORCH = "2.10"
 """The oldest torch that loads any archive, whatever it says itself: in earlier ones a crafted file corrupts memory even
 where only weights are unpickled (CVE-2026-24747)."""
@@ -35,19 +38,26 @@ _loaded: dict[str, str] = {}
 class TracedModel:
     """A traced or exported model on a device.
 
-    ids, segments, mask: int64 [B, S] in numpy; the outputs are fp32 arrays as the task defines them.
+    ids, segments, mask: int64 [B, S] in numpy, or packed where the module ``takes_packed`` ids; the outputs are fp32
+    arrays as the task defines them. See handler.packing.Model.
     """
 
-    def __init__(self, module: Any, device: torch.device) -> None:
+    def __init__(self, module: Any, device: torch.device, *, takes_packed: bool = False) -> None:
         self.module = module
         self.device = device
+        self.takes_packed = takes_packed
+        self._staging = Staging(device)
         self.vocabulary = word_rows(module)
 
     def __call__(self, ids: np.ndarray, segments: np.ndarray, mask: np.ndarray) -> Arrays:
         """See the class."""
         with torch.inference_mode():
-            inputs = to_device((ids, segments, mask), self.device)
-            return to_host(self.module(*inputs), self.device)
+            inputs = self._staging.to_device((ids, segments, mask))
+            if ids.ndim == 1:
+                # As the operator wants offsets (kernels/torch/schema.cpp): a column, as wide as the longest sequence.
+                longest = int((mask[1:] - mask[:-1]).max())
+                inputs[2] = inputs[2].as_strided((len(mask), longest), (1, 0))
+            return self._staging.to_host(self.module(*inputs))
 
 
 def word_rows(module: Any) -> int | None:
@@ -73,9 +83,28 @@ def load_model(folder: Path, facts: ArchiveFacts, config: SetupConfig, gpu: int 
         if device.type == "cuda":
             with torch.cuda.device(device):
                 gemm_config.use(folder)
-    model = TracedModel(load_module(folder, facts, device), device)
+    model = TracedModel(load_module(folder, facts, device), device, takes_packed=facts.model.packed)
     logger.info("%s runs on %s", facts.name, _place(facts, device))
     return model
+
+
+def load_adapters(folder: Path, facts: ArchiveFacts, first: Model) -> dict[str, tuple[ArchiveFacts, Model]]:
+    """What each further adapter of an archive is served with, by name, on the device of the ``first`` one's model, with
+    which they share the tensors that are equal. Raises ArchiveError in one line that says what to do."""
+    found: dict[str, tuple[ArchiveFacts, Model]] = {}
+    for name in facts.adapters[1:]:
+        own = ArchiveFacts.load(folder / ADAPTERS / name / "archive.json")
+        if _kind(own) != _kind(facts) or not isinstance(first, TracedModel):
+            raise ArchiveError(f"adapter {name} is of another kind than the archive; build the archive again")
+        module = load_module(folder / ADAPTERS / name, own, first.device)
+        share(module, first.module)
+        found[name] = own, TracedModel(module, first.device, takes_packed=own.model.packed)
+    return found
+
+
+def _kind(facts: ArchiveFacts) -> tuple[object, ...]:
+    """What the archive's packer and task take to be one for all adapters."""
+    return facts.task, facts.encoder, facts.model.packed
 
 
 def _place(facts: ArchiveFacts, device: torch.device) -> str:

@@ -18,6 +18,8 @@ class Request(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     truncation: Truncation | None = None
+    adapter: str | None = None
+    """Of an archive of several adapters the one that answers; None: the first one."""
     read_together: ClassVar[tuple[str, str] | None] = None
     """The field whose text is read once for each text of the other field."""
 

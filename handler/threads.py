@@ -15,6 +15,7 @@ import math
 import os
 import socket
 import time
+import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from handler.config import ConfigError, SetupConfig, first_problem
 
 logger = logging.getLogger(__name__)
 
+_SETTINGS = "model-config.yaml"
 _TOPOLOGY = Path("/sys/devices/system/cpu")
 _PATIENCE = 10.0
 """Seconds to wait while another worker is choosing its cores."""
@@ -63,17 +65,33 @@ class ThreadSettings(BaseModel):
             raise ConfigError(f"model-config.yaml: handler.{first_problem(error)}") from error
 
 
-def read_server_settings(folder: Path) -> dict[str, Any]:
-    """An extracted archive's ``model-config.yaml``; empty where there is none or nothing to read it with."""
+def read_server_settings(archive: Path) -> dict[str, Any]:
+    """The ``model-config.yaml`` of an archive, packed or extracted; empty where there is none or nothing to read it
+    with.
+
+    Raises ConfigError in one line, and OSError or BadZipFile for a packed archive that cannot be read.
+    """
     try:
         import yaml
-
-        settings = yaml.safe_load((folder / "model-config.yaml").read_text(encoding="utf-8"))
-    except (ImportError, FileNotFoundError):
+    except ImportError:
         return {}
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ConfigError(f"model-config.yaml: {' '.join(str(error).split())}") from error
+    try:
+        settings = yaml.safe_load(_server_settings_text(archive))
+    except (ValueError, yaml.YAMLError) as error:
+        raise ConfigError(f"{_SETTINGS}: {' '.join(str(error).split())}") from error
     return settings if isinstance(settings, dict) else {}
+
+
+def _server_settings_text(archive: Path) -> str:
+    if archive.is_dir():
+        try:
+            return (archive / _SETTINGS).read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return ""
+        except OSError as error:
+            raise ConfigError(f"{_SETTINGS}: {error}") from error
+    with zipfile.ZipFile(archive) as packed:
+        return packed.read(_SETTINGS).decode() if _SETTINGS in packed.namelist() else ""
 
 
 def gpu_threads(workers: int) -> int:

@@ -32,7 +32,7 @@ class Sequence:
 
     ``offsets``, likewise: each token's characters [start, end) of its own text. Use these, not the encoding's.
     ``prompt``: so many tokens at the beginning that pooling leaves out. ``unseen``: so many at the end that no token
-    attends to.
+    attends to. ``adapter``: the one whose weights the row is for, where an archive has several.
     """
 
     ids: list[int]
@@ -41,6 +41,7 @@ class Sequence:
     offsets: list[tuple[int, int]] | None = None
     prompt: int = 0
     unseen: int = 0
+    adapter: str | None = None
 
 
 @dataclass(slots=True)

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from handler.packing import Model, out_of_memory
+from handler.packing import Model, join, out_of_memory
+from handler.tokenizer import Sequence
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +26,14 @@ def shapes(max_length: int, batch_size: int, max_tokens: int) -> Iterator[tuple[
         yield max(1, min(rows, max_tokens // length)), length
 
 
+def inputs_of(model: Model, token_id: int, rows: int, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A pass of equal rows in the form that the model takes best."""
+    if getattr(model, "takes_packed", False):
+        return join([Sequence([token_id] * length)] * rows)
+    ids = np.full((rows, length), token_id, dtype=np.int64)
+    return ids, np.zeros_like(ids), np.ones_like(ids)
+
+
 def warm_up(model: Model, token_id: int, max_length: int, batch_size: int, max_tokens: int) -> float:
     """Run the model over representative shapes; returns the seconds it took.
 
@@ -34,10 +43,10 @@ def warm_up(model: Model, token_id: int, max_length: int, batch_size: int, max_t
     for shape in dict.fromkeys(shapes(max_length, batch_size, max_tokens)):
         if time.monotonic() - start > SECONDS:
             break
-        ids = np.full(shape, token_id, dtype=np.int64)
+        inputs = inputs_of(model, token_id, *shape)
         try:
             for _ in range(_RUNS):
-                model(ids, np.zeros_like(ids), np.ones_like(ids))
+                model(*inputs)
         except Exception as error:
             if not out_of_memory(error):
                 raise

@@ -71,6 +71,8 @@ class WordCache:
         added = {token.content for token in backend.get_added_tokens_decoder().values()}
         alternatives = "|".join(re.escape(content) for content in sorted(added))
         self._added = re.compile(alternatives, re.IGNORECASE) if added else None
+        # Most texts hold none of the characters that these begin with, which takes a tenth of the time to see.
+        self._openers = {case for content in added for case in (content[:1].lower(), content[:1].upper())}
         # Where the special tokens stand is read off one text whose own tokens are known.
         marker = self._words["a"]
         self._single = _around(backend.encode("a"), [marker])
@@ -108,7 +110,7 @@ class WordCache:
         return ids, [*start, *[0] * len(a), *middle, *[1] * len(b), *end]
 
     def _ids(self, text: str) -> list[int] | None:
-        if not _PLAIN.fullmatch(text) or (self._added is not None and self._added.search(text)):
+        if not (text.isascii() and (text.isprintable() or _PLAIN.fullmatch(text))) or self._has_added(text):
             return None
         if self._lowercase:
             text = text.lower()
@@ -117,6 +119,11 @@ class WordCache:
             return list(chain.from_iterable(map(self._words.__getitem__, text.split())))
         except KeyError:
             return None
+
+    def _has_added(self, text: str) -> bool:
+        if self._added is None or not any(opener in text for opener in self._openers):
+            return False
+        return self._added.search(text) is not None
 
 
 def _around(encoding: tokenizers.Encoding, parts: list[list[int]]) -> list[tuple[list[int], list[int]]]:

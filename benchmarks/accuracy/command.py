@@ -23,22 +23,41 @@ _TASKS = {
     "conll": "token_classification",
     "labels": "sequence_classification",
 }
+EIGHT_BITS = {"int8", "fp8"}
+"""The types that only the fused encoder has."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The subcommand's options."""
-    parser.add_argument("--task", choices=READERS, required=True, help="the file's format and the measure")
-    parser.add_argument("--data", type=Path, required=True, help="such as dev-v1.1.json, MRPC's dev.tsv, eng.testb")
-    what = parser.add_mutually_exclusive_group(required=True)
+    parser.add_argument(
+        "--task",
+        choices=(*READERS, "samples"),
+        required=True,
+        help="the file's format and the measure; samples: both sample models, their encoder's cosines, in every type",
+    )
+    parser.add_argument("--data", type=Path, help="such as dev-v1.1.json, MRPC's dev.tsv, eng.testb")
+    what = parser.add_mutually_exclusive_group()
     what.add_argument("--model", help="a checkpoint's folder; archives of every kind and type are built from it")
     what.add_argument("--archive", type=Path, nargs="+", help="archives (.mar) as they are")
     parser.add_argument("--kinds", nargs="+", choices=("ori", "ths", "thsext"), default=["ori", "ths", "thsext"])
-    parser.add_argument("--types", nargs="+", choices=("fp32", "bf16", "fp16", "int8"), default=["fp32", "bf16"])
+    parser.add_argument(
+        "--types",
+        nargs="+",
+        choices=("fp32", "fp16", "bf16", "int8", "fp8"),
+        help="default: fp32 and bf16; of samples all",
+    )
     parser.add_argument("--batch", type=int, default=32, help="requests that reach the handler together")
     parser.add_argument("--limit", type=int, help="only the first so many examples")
     parser.add_argument("--max-length", type=int, default=384, help="longest sequence in tokens")
     parser.add_argument("--threads", type=int, default=machine.threads_available())
     parser.add_argument("--output", type=Path, default=results.RESULTS, help="folder for the JSON")
+    parser.add_argument(
+        "--devices", nargs="+", choices=("cpu", "cuda"), default=["cpu"], help="of samples: one, or both to compare"
+    )
+    parser.add_argument(
+        "--store", type=Path, help="of samples: folder whose archives are used, and where others are kept"
+    )
+    parser.add_argument("--jobs", type=int, default=1, help="of samples: archives that are built at a time")
 
 
 @dataclass
@@ -54,9 +73,17 @@ class Candidate:
 
 def run(options: argparse.Namespace) -> None:
     """Measure, print the table, write the JSON."""
+    if options.task == "samples":
+        from benchmarks.accuracy import samples
+
+        samples.run(options)
+        return
+    if options.data is None or not (options.model or options.archive):
+        raise ValueError(f"--task {options.task} needs --data and one of --model and --archive")
+    options.types = options.types or ["fp32", "bf16"]
     examples = READERS[options.task](options.data)[: options.limit]
-    if options.model and options.types == ["int8"] and "thsext" not in options.kinds:
-        raise ValueError("only archives of kind thsext come in int8")
+    if options.model and set(options.types) <= EIGHT_BITS and "thsext" not in options.kinds:
+        raise ValueError(f"only archives of kind thsext come in {' and '.join(options.types)}")
     if not examples:
         raise ValueError(f"{options.data.name} holds no example")
     with tempfile.TemporaryDirectory() as folder:
@@ -84,7 +111,7 @@ def _candidates(options: argparse.Namespace, examples: list[Example], folder: Pa
         return [Candidate(p.facts.kind, p.facts.data_type, p) for p in predictors]
     found = []
     for data_type in options.types:
-        for kind in [k for k in options.kinds if data_type != "int8" or k == "thsext"]:  # the others have no 8 bits
+        for kind in [k for k in options.kinds if data_type not in EIGHT_BITS or k == "thsext"]:
             archive = archives.build(_config(options, examples, kind, data_type), folder)
             found.append(Candidate(kind, data_type, archives.load(archive, folder / archive.stem)))
     return found
@@ -128,7 +155,7 @@ def answer(candidates: list[Candidate], examples: list[Example], batch: int) -> 
 def score(candidate: Candidate, baseline: Candidate, examples: list[Example], task: str) -> dict[str, Any]:
     """A result row: the measures, mean milliseconds per example, predictions that differ from the first candidate's."""
     labels = candidate.predictor.facts.labels
-    decisions = [[_decision(a) for a in c.answers] for c in (candidate, baseline)]
+    decisions = [[decision(a) for a in c.answers] for c in (candidate, baseline)]
     return {
         "kind": candidate.kind,
         "data_type": candidate.data_type,
@@ -138,7 +165,7 @@ def score(candidate: Candidate, baseline: Candidate, examples: list[Example], ta
     }
 
 
-def _decision(answer: dict[str, Any]) -> Any:
+def decision(answer: dict[str, Any]) -> Any:
     """What an answer decides, without its scores."""
     if "entities" in answer:
         return [(entity["label"], entity["start"], entity["end"]) for entity in answer["entities"]]

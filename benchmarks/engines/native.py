@@ -15,7 +15,7 @@ from benchmarks import libraries
 from benchmarks.engines.base import Engine, register
 from benchmarks.models import DTYPES, Source
 from benchmarks.workloads import Batch, make_batch, make_workload
-from builder.encoder import PackedEncoder, pack, prepare
+from builder.encoder import PackedEncoder, pack, prepare, tensors_of
 from builder.families import family_of, spec_of
 from builder.formats.torchscript import example_inputs, save_torchscript
 from builder.quantisation.calibration import spans_of
@@ -92,9 +92,9 @@ class Fused(_Module):
         self.prepare(device)
         spec = spec_of(source.config)
         dtype = DTYPES.get(data_type, torch.bfloat16 if device == "cpu" else torch.float16)
-        weights = pack(source.model.state_dict(), family_of(source.config), spec, dtype)
+        weights = pack(tensors_of(source.model), family_of(source.config), spec, dtype)
         if data_type in ("int8", "fp8"):
-            exact = pack(source.model.state_dict(), family_of(source.config), spec, torch.float32)
+            exact = pack(tensors_of(source.model), family_of(source.config), spec, torch.float32)
             arena = quantise(
                 exact.matrices, exact.vectors, spec, number=data_type, steps=_steps(source, data_type, device)
             )

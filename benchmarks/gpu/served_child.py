@@ -47,26 +47,19 @@ def tokenizer_folder(folder: Path) -> Path:
 def build(device: str, model: str, tokenizer: str, archive: str) -> dict[str, Any]:
     """The classifier's archive, by the builder's defaults but for its type: fp16 on a GPU, bf16 on a CPU."""
     from benchmarks import libraries
-    from benchmarks.serving import inputs
-    from builder.archive import LibraryFile
+    from benchmarks.serving import prepare
     from builder.archive import build as build_archive
-    from builder.compile import cpu_targets
     from handler.config import SetupConfig
 
     target = Path(archive)
     target.parent.mkdir(parents=True, exist_ok=True)
-    carried = [LibraryFile(libraries.library("cpu"), "cpu", cpu_targets())]
-    if device == "cuda":
-        major, minor = torch.cuda.get_device_capability()
-        own = "90a" if (major, minor) == (9, 0) else f"{major}{minor}"
-        carried.append(LibraryFile(libraries.library("cuda"), "cuda", [own]))
     with tempfile.TemporaryDirectory() as folder:
-        checkpoint = inputs.checkpoint(model, Path(tokenizer), Path(folder))
+        checkpoint = prepare.checkpoint(model, Path(tokenizer), Path(folder))
         compute = "fp16" if device == "cuda" else "bf16"
         config = SetupConfig.model_validate(
             {"model_name": str(checkpoint), "name": target.stem, "compute": compute, "task": "sequence_classification"}
         )
-        path, verdict = build_archive(config, carried, target.parent, lambda step: None)
+        path, verdict = build_archive(config, libraries.carried(device), target.parent, lambda step: None)
     return {"archive": path.name, "parity": verdict.line()}
 
 
@@ -107,6 +100,7 @@ class _Timed:
         self.model = model
         self.device = model.device
         self.vocabulary = getattr(model, "vocabulary", None)
+        self.takes_packed = getattr(model, "takes_packed", False)
         self.seconds = 0.0
 
     def __call__(self, *inputs: Any) -> Any:

@@ -26,10 +26,9 @@ import requests
 import torch
 import yaml
 
-from benchmarks import machine, results
-from benchmarks.accuracy.datasets import read_labels
+from benchmarks import machine, results, texts
 from benchmarks.gpu import served_child
-from benchmarks.serving import empty, inputs, load
+from benchmarks.serving import empty, load
 from deploy.server import ROOT, Server
 
 CONNECTIONS = (1, 64, 256, 512)
@@ -46,12 +45,11 @@ LIMITS = {
 """What is wanted on an H200, with 16 cores."""
 
 
-def texts(tokenizer_file: Path, number: int = 512) -> list[str]:
+def asked(tokenizer_file: Path, number: int = 512) -> list[str]:
     """The sample's tickets, cut and joined to the lengths; the same every time."""
     generator = random.Random(0)
     lengths = [generator.randint(*TOKENS) for _ in range(number)]
-    own = [example.payload["text"] for example in read_labels(ROOT / "samples" / "data" / "tickets.tsv")]
-    return inputs.texts_of_lengths(lengths, own, tokenizer_file, generator)
+    return texts.of_lengths(lengths, texts.tickets(), tokenizer_file, generator)
 
 
 def child(step: str, *arguments: object) -> dict[str, Any]:
@@ -173,7 +171,7 @@ def main() -> int:
         archive = store / "targets.mar"
         if not archive.exists():
             print(json.dumps(child("build", options.device, options.model, tokenizer, archive)), flush=True)
-        bodies = [json.dumps({"text": text}) for text in texts(tokenizer / "tokenizer.json")]
+        bodies = [json.dumps({"text": text}) for text in asked(tokenizer / "tokenizer.json")]
         plan = folder / "bodies.json"
         plan.write_text(json.dumps(bodies), encoding="utf-8")
         context = child("context", options.device)["bytes"]

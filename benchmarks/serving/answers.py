@@ -1,12 +1,14 @@
-"""Whether a server answers as the checkpoint does; one that does not gets no load."""
+"""Whether a server answers as the checkpoint does, or as the first server of its archive; else it gets no load."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import requests
 import torch
@@ -66,21 +68,67 @@ class Reference:
             raise Refused(f"{len(wrong)} of {len(found)} answers differ from transformers': {wrong[0]}")
 
 
+@dataclass
+class Agreement:
+    """Whether servers of the same archive give the same answers, one request at a time: what shares a pass moves the
+    last digits. A score may be 1e-3 off, one of another device 0.01: it rounds alike, but sums in another order."""
+
+    payloads: Sequence[dict[str, Any]]
+    device_differs: bool = False
+    answers: dict[str, list[Any]] = field(default_factory=dict)
+    """The first server's, by archive."""
+
+    def check(self, served: Served, archive: str) -> None:
+        """Ask a running server. Raises Refused where its answers are not those of the archive's first one."""
+        own = [reply(served, payload) for payload in self.payloads]
+        expected = self.answers.setdefault(archive, own)
+        allowed = 0.01 if self.device_differs else 1e-3
+        wrong = sum(apart(*pair) > allowed for pair in zip(own, expected, strict=True))
+        if wrong:
+            raise Refused(f"{wrong} of {len(own)} answers differ from those of the archive's first server")
+
+    @property
+    def different(self) -> int:
+        """How many requests the archives do not all answer alike, scores apart."""
+        columns = zip(*self.answers.values(), strict=True)
+        return sum(any(apart(column[0], other) == math.inf for other in column) for column in columns)
+
+
+def apart(one: Any, other: Any) -> float:
+    """The largest difference of two numbers at the same place of two answers; infinite where anything else differs."""
+    if isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():
+        return max((apart(one[key], other[key]) for key in one), default=0.0)
+    if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        return max((apart(a, b) for a, b in zip(one, other, strict=True)), default=0.0)
+    if isinstance(one, float) and isinstance(other, float):
+        return abs(one - other)
+    return 0.0 if one == other else math.inf
+
+
 def ask(served: Served, text: str) -> Answer:
-    """One request's answer. Raises Refused where there is none."""
+    """One text's label. Raises Refused where there is none."""
+    said = reply(served, {"text": text})
+    try:
+        return served.answer(said)
+    except (ValueError, KeyError, IndexError, TypeError) as error:
+        raise Refused(f"an answer without a label: {json.dumps(said)[:200]}") from error
+
+
+def reply(served: Served, payload: dict[str, Any]) -> Any:
+    """One request's answer, decoded. Raises Refused where there is none."""
     target = served.target
     headers = {**target.headers, "Content-Type": "application/json"}
-    body = json.dumps(served.body({"text": text}))
+    body = json.dumps(served.body(payload))
     try:
-        reply = requests.post(target.url + target.path, data=body, headers=headers, timeout=_PATIENCE)
+        found = requests.post(target.url + target.path, data=body, headers=headers, timeout=_PATIENCE)
     except requests.RequestException as error:
         raise Refused(f"no answer ({type(error).__name__})") from error
-    if reply.status_code != 200:
-        raise Refused(f"status {reply.status_code}: {reply.text[:200]}")
+    if found.status_code != 200:
+        raise Refused(f"status {found.status_code}: {found.text[:200]}")
     try:
-        return served.answer(reply.json())
-    except (ValueError, KeyError, IndexError, TypeError) as error:
-        raise Refused(f"an answer without a label: {reply.text[:200]}") from error
+        return found.json()
+    except ValueError as error:
+        raise Refused(f"no JSON: {found.text[:200]}") from error
 
 
 def difference(answer: Answer, scores: dict[str, float], tolerance: float) -> str | None:

@@ -15,13 +15,14 @@ class _Timed:
     def __init__(self, model: Any) -> None:
         self.model = model
         self.device = model.device
+        self.takes_packed = getattr(model, "takes_packed", False)
         self.sequences, self.seconds = 0, 0.0
 
     def __call__(self, ids: Any, segments: Any, mask: Any) -> Arrays:
         start = time.perf_counter()
         outputs = self.model(ids, segments, mask)
         self.seconds += time.perf_counter() - start
-        self.sequences += len(ids)
+        self.sequences += len(ids) if ids.ndim == 2 else len(mask) - 1
         return outputs
 
 

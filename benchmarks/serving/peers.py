@@ -1,4 +1,4 @@
-"""Other servers with the same model, each one command: LitServe and infinity."""
+"""Servers that are one command: this product's others than TorchServe, LitServe, infinity."""
 
 from __future__ import annotations
 
@@ -22,9 +22,6 @@ from benchmarks.serving.plain import TORCH_TYPES
 from benchmarks.serving.prepare import BATCH
 from benchmarks.serving.servers import PORTS, Answer, Served
 
-_STARTED = 180.0
-_STOPPED = 5.0
-"""Seconds: a server that still has requests to answer may want more, and is killed."""
 _VERSIONS = """
 import importlib.metadata, json
 print(json.dumps({name: importlib.metadata.version(name) for name in ("infinity-emb", "torch", "transformers")}))
@@ -36,6 +33,10 @@ class Command(Served):
 
     host, port = "127.0.0.1", PORTS[0]
     path: str
+    health = "/health"
+    started = 180.0
+    stopped = 5.0
+    """Seconds: a server that still has requests to answer may want more, and is killed."""
 
     def __init__(self, command: list[str], threads: int, log: Path) -> None:
         self.command = command
@@ -54,7 +55,7 @@ class Command(Served):
             self.process = psutil.Popen(
                 self.command, cwd=ROOT, env=self.environment, stdout=output, stderr=subprocess.STDOUT
             )
-        deadline = time.monotonic() + _STARTED
+        deadline = time.monotonic() + self.started
         while time.monotonic() < deadline and self.process.poll() is None:
             if self._healthy():
                 return self
@@ -69,10 +70,10 @@ class Command(Served):
         family = self._family()
         if self.process.poll() is None:
             self.process.terminate()
-        _, alive = psutil.wait_procs(family, timeout=_STOPPED)
+        _, alive = psutil.wait_procs(family, timeout=self.stopped)
         for survivor in alive:
             survivor.kill()
-        psutil.wait_procs(alive, timeout=_STOPPED)  # the next server wants the port
+        psutil.wait_procs(alive, timeout=self.stopped)  # the next server wants the port
 
     @property
     def target(self) -> Target:
@@ -95,9 +96,41 @@ class Command(Served):
 
     def _healthy(self) -> bool:
         try:
-            return requests.get(f"http://{self.host}:{self.port}/health", timeout=2).ok
+            return requests.get(f"http://{self.host}:{self.port}{self.health}", timeout=2).ok
         except requests.RequestException:
             return False
+
+
+class Own(Command):
+    """An archive behind uvicorn (``http``) or Ray Serve (``ray``), with the workers and threads that ``builder tune``
+    has written into it."""
+
+    path = "/predictions/model"
+    health = "/v2/health/ready"
+    started = stopped = 400.0
+
+    def __init__(self, server: str, archive: Path, folder: Path) -> None:
+        from handler.servers.http import shares  # which needs uvicorn, and this module is loaded for other servers, too
+
+        self.workers, self.own = shares(archive, None, None)
+        module, more = "http", ["--device", "cpu"]
+        if server == "ray":
+            replicas = str(self.workers)
+            module, more = "ray_serve", ["--min-replicas", replicas, "--max-replicas", replicas]
+            more += ["--threads", str(self.own["handler"]["threads"])]
+        command = [sys.executable, "-m", f"handler.servers.{module}", f"model={archive}", "--port", str(self.port)]
+        folder.mkdir(exist_ok=True)
+        super().__init__([*command, *more], 1, folder / "log.txt")
+        self.environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_TMPDIR": str(folder)}
+
+    def settings(self) -> dict[str, Any]:
+        """See Command."""
+        return {"workers": self.workers, **self.own["handler"]}
+
+    def __enter__(self) -> Own:
+        super().__enter__()
+        time.sleep(2)  # until the other processes are ready, too
+        return self
 
 
 class LitServe(Command):

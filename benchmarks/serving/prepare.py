@@ -1,17 +1,21 @@
-"""The product's archives for a run: built where the store lacks them, each given its settings or tuned."""
+"""What a run serves: a checkpoint, or a classifier of a published size, and the product's archives of it, built where
+the store lacks them, each given its settings or tuned."""
 
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from benchmarks import archives, machine
+from benchmarks.models import SIZES
 from builder.inspection import read_facts
 from builder.mar import replace_files
 from builder.tune.workers import Setting, server_settings
@@ -23,6 +27,33 @@ BATCH = {"ori": 2, "ths": 2, "thsext": 8}
 """Requests in a batch of archives that are not tuned: those that cost least processor time each (docs/cpu.md). Padded
 encoders like them small, for pads cost them time; packed ones as large as their activations fit into the cache."""
 _TUNING_SECONDS = 2.0
+_LABELS = ("no", "yes")
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
+
+
+def checkpoint(name: str, tokenizer: Path, folder: Path) -> Path:
+    """``name`` itself where it is a folder, else a classifier of that size with random weights, made in ``folder``.
+
+    ``tokenizer``: a BERT checkpoint's folder to take the tokenizer from. Random weights are right for time and
+    say nothing of accuracy. Raises ValueError where ``name`` is neither.
+    """
+    if name not in SIZES:
+        if not (Path(name) / "config.json").is_file():
+            raise ValueError(f"no model in {name}; python -m samples build makes the sample, sizes: {', '.join(SIZES)}")
+        return Path(name).resolve()
+    import transformers
+
+    target = folder / f"random-{name}"
+    target.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(0)
+    transformers.utils.logging.disable_progress_bar()
+    # Labels with names of their own are written down, and by them infinity tells a classifier from a reranker.
+    config = transformers.BertConfig(**SIZES[name], id2label=dict(enumerate(_LABELS)))
+    transformers.BertForSequenceClassification(config).save_pretrained(target)
+    for file in _TOKENIZER_FILES:
+        if (tokenizer / file).is_file():
+            shutil.copyfile(tokenizer / file, target / file)
+    return target.resolve()
 
 
 def archive(server: str, model: Path, longest: int, threads: int, store: Path) -> Path:

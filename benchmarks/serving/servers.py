@@ -65,9 +65,11 @@ class Served(ABC):
 class TorchServe(Served):
     """One archive on a TorchServe of its own."""
 
-    def __init__(self, archive: Path, folder: Path) -> None:
+    def __init__(self, archive: Path, folder: Path, cpu: bool = False) -> None:
+        """``cpu``: leave the machine's GPUs alone."""
         self.name = archive.stem
-        self.server = Server(folder, archive.parent, ports=PORTS, grpc_ports=(17070, 17071))
+        settings = {"number_of_gpu": "0"} if cpu else {}
+        self.server = Server(folder, archive.parent, ports=PORTS, grpc_ports=(17070, 17071), settings=settings)
 
     def __enter__(self) -> TorchServe:
         try:

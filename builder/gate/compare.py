@@ -8,7 +8,9 @@ not hang on one unlucky number.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -70,10 +72,28 @@ def _numbers(outputs: tuple[Tensor, ...], keep: list[Tensor | None]) -> Tensor:
     return torch.cat([part.reshape(-1).double() for part in parts])
 
 
-def on_tensors(model: ServedModel) -> Model:
-    """A served model as the gate calls it."""
+def on_tensors(model: ServedModel, checkpoint: Checkpoint) -> Model:
+    """A served model as the gate calls it, with padded batches, whichever form of them it is served with."""
+    if getattr(model, "takes_packed", False):
+        return partial(_packed, model, per_token(checkpoint))
 
     def run(ids: Tensor, segments: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
         return tuple(torch.from_numpy(output) for output in model(ids.numpy(), segments.numpy(), mask.numpy()))
 
     return run
+
+
+def _packed(
+    model: ServedModel, each: tuple[bool, ...], ids: Tensor, segments: Tensor, mask: Tensor
+) -> tuple[Tensor, ...]:
+    valid = mask.numpy() != 0
+    offsets = np.concatenate([[0], valid.sum(1).cumsum()])
+    made = model(ids.numpy()[valid], segments.numpy()[valid], offsets)
+    outputs = []
+    for output, per_row in zip(made, each, strict=True):
+        padded = output
+        if per_row:
+            padded = np.zeros((*valid.shape, *output.shape[1:]), dtype=output.dtype)
+            padded[valid] = output
+        outputs.append(torch.from_numpy(padded))
+    return tuple(outputs)

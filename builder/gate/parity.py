@@ -95,7 +95,7 @@ def _on_gpu(
     recipe = RECIPES[config.scheme]
     if recipe.judged_by == "cosine":
         return recipe.judge(checkpoint, model, config.compute, pooling, calibrate, facts.quantisation)
-    return compare(checkpoint, on_tensors(model), config.compute, pooling, f"cuda:{device}")
+    return compare(checkpoint, on_tensors(model, checkpoint), config.compute, pooling, f"cuda:{device}")
 
 
 def gpu_of(facts: ArchiveFacts) -> int | None:

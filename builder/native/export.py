@@ -45,6 +45,8 @@ def export_native(archive: Path, target: Path) -> Graph:
     facts = read_facts(archive)
     if facts.encoder != "fused":
         raise BuildError(f"{archive.name} holds a stock encoder; only fused ones (kind thsext) run without torch")
+    if facts.adapters:
+        raise BuildError(f"{archive.name} has several adapters; build an archive of the one that is wanted")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise BuildError(f"{target} exists; name a folder that does not")
     try:

@@ -20,6 +20,7 @@ from builder.checkpoint import Checkpoint
 from builder.encoder import encode, pack, prepare, tensors_of
 from builder.errors import BuildError
 from builder.families import EncoderSpec, spec_of
+from builder.gate.compare import on_tensors
 from builder.gate.probes import Inputs, probes
 from builder.gate.verdict import HEAD_ERROR, POOLED_COSINE, TOKEN_COSINE, CosineVerdict
 from builder.models import DTYPES, PackedModel, assemble, encoder_of, output_of
@@ -119,9 +120,9 @@ def quantised_model(
     """The checkpoint in 8 bits, as many matrices in bf16 as the cosines ask for, and what was chosen.
 
     Matrices named in ``keep`` (``builder.quantisation.keep``) stay bf16 whatever the cosines say; where the checkpoint
-    brings its own scales, these are used and no other matrix is kept. Tables and the arithmetic between the
-    products are of the type ``compute``, and so is fill-mask's head; other heads are fp32. Whether the cosines hold is
-    for :func:`judge` to say: where not even 16 bits do, every matrix has 16. Raises BuildError for odd weights,
+    brings its own scales, these are used, and what it has left alone stays bf16 too. Tables and the arithmetic between
+    the products are of the type ``compute``, and so is fill-mask's head; other heads are fp32. Whether the cosines hold
+    is for :func:`judge` to say: where not even 16 bits do, every matrix has 16. Raises BuildError for odd weights,
     unreadable texts, or names that no matrix has.
     """
     spec, output = spec_of(checkpoint.config), output_of(checkpoint, pooling)
@@ -143,13 +144,13 @@ def quantised_model(
 
     every = [slot.name for slot in rounder.slots]
     reached = of_engine if scheme == "int8" else of_emulation
-    if rounder.given:
-        # What the checkpoint's makers left alone stays so; whether theirs holds is for the gate to say.
-        kept: Collection[str] = {*always, *(name for name in every if name not in rounder.given)}
+    if rounder.given:  # what the checkpoint's makers left alone stays so
+        always_kept: Collection[str] = {*always, *(name for name in every if name not in rounder.given)}
     else:
+        always_kept = always
         if scheme == "int8" and calibrate is not None:
             rounder.fix(few_own_steps(rounder, behind(spec, "attention", "activation"), reached, always))
-        kept = fewest_kept(every, reached, _MARGIN, always)
+    kept = fewest_kept(every, reached, _MARGIN, always_kept)
     facts = {
         "calibrated_on": chosen.source,
         "matrices": len(every),
@@ -266,8 +267,8 @@ def judge(
     for _, batch in inputs:
         with torch.inference_mode():
             expected = reference.answer(hidden(batch, output), batch[2])
-        many = tuple(tensor.repeat(_copies(batch, device), 1).numpy() for tensor in batch)
-        actual = [torch.from_numpy(answer)[: len(batch[0])] for answer in model(*many)]
+        ids, segments, mask = (tensor.repeat(_copies(batch, device), 1) for tensor in batch)
+        actual = [answer[: len(batch[0])] for answer in on_tensors(model, checkpoint)(ids, segments, mask)]
         for ours, theirs in zip(actual, expected, strict=True):
             squares += torch.stack([(ours - theirs).double().square().sum(), theirs.double().square().sum()])
     head_error = float((squares[0] / squares[1]).sqrt())

@@ -56,7 +56,7 @@ def _judge_plain(
 ) -> Verdict:
     from builder.gate.compare import compare, on_tensors
 
-    return compare(checkpoint, on_tensors(model), compute, pooling)
+    return compare(checkpoint, on_tensors(model, checkpoint), compute, pooling)
 
 
 def _eight_bits(scheme: str) -> Recipe:

@@ -60,6 +60,8 @@ class SpladeHead(nn.Module):
 class TokenLayers(nn.Module):
     """Layers over every token's vector: [B, S, H] to [B, S, D], in fp32 at least."""
 
+    pointwise = True  # see builder.heads
+
     def __init__(self, layers: Sequence[nn.Module]) -> None:
         super().__init__()
         self.layers = nn.Sequential(*copy.deepcopy(list(layers)))

@@ -166,10 +166,7 @@ def tune(
         bodies = make_requests(mix, folder, facts, min(facts.max_positions, config.max_length or facts.max_positions))
         settings = yaml.safe_load((folder / _SETTINGS).read_text(encoding="utf-8")) or {}
         start = Setting(1, 1, settings.get("batchSize", config.batch_size), max(1, settings.get("maxBatchDelay", 1)))
-        size = archive.stat().st_size
-        most = int(available_memory() // (_MEMORY_BASE + _MEMORY_PER_WORKER * size))
-        if count:
-            most = min(most, count * int(torch.cuda.mem_get_info()[0] // (_CONTEXT + 2 * size)))
+        most = _most_workers(archive.stat().st_size, count)
         busy = os.getloadavg()[0]
         if busy > BUSY * available_cores():
             report(f"although the machine is busy (load average {busy:.1f}): the figures say little")
@@ -187,6 +184,12 @@ def tune(
     changed = {_SETTINGS: yaml.safe_dump(content, sort_keys=True).encode()}
     unsigned = replace_files(archive, changed, facts.model_copy(update={"tuned": tuned}))
     return replace(result, unsigned=unsigned)
+
+
+def _most_workers(size: int, gpus: int) -> int:
+    """How many of an archive of so many bytes memory has room for; on GPUs theirs, too."""
+    most = int(available_memory() // (_MEMORY_BASE + _MEMORY_PER_WORKER * size))
+    return min(most, gpus * int(torch.cuda.mem_get_info()[0] // (_CONTEXT + 2 * size))) if gpus else most
 
 
 class _Bench:

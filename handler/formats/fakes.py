@@ -21,7 +21,8 @@ def register() -> None:
 
 def _encode(ids: Tensor, segments: Tensor, mask: Tensor, weights: list[Tensor], spec: str, output: str) -> Tensor:
     hidden = next(int(word.partition("=")[2]) for word in spec.split(" ") if word.startswith("hidden="))
-    return weights[0].new_empty((*ids.shape, hidden) if output == "hidden" else (ids.shape[0], hidden))
+    sequences = ids.shape[0] if ids.dim() == 2 else mask.shape[0] - 1  # packed: see kernels/torch/schema.cpp
+    return weights[0].new_empty((*ids.shape, hidden) if output == "hidden" else (sequences, hidden))
 
 
 def _prepare_weights(weights: list[Tensor], spec: str) -> list[Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from handler.archive import ArchiveError, ArchiveFacts
 
@@ -30,3 +31,20 @@ def prepare(module: Any, facts: ArchiveFacts) -> None:
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[0]
         raise ArchiveError(f"the encoder's weights cannot be prepared ({reason}); build the archive again") from error
+
+
+def share(module: Any, first: Any) -> None:
+    """Let a loaded module hold the tensors of another one wherever it has equal ones of the same names."""
+    there = _tensors(first)
+    for name, tensor in _tensors(module).items():
+        twin = there.get(name)
+        if twin is not None and _alike(tensor, twin) and torch.equal(tensor, twin):
+            tensor.data = twin.data
+
+
+def _tensors(module: Any) -> dict[str, Tensor]:
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    return (one.shape, one.dtype, one.device) == (other.shape, other.dtype, other.device)

@@ -8,7 +8,6 @@ import logging
 import os
 import signal
 import sys
-import tempfile
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -117,7 +116,10 @@ def worker() -> FastAPI:
 def shares(archive: Path, workers: int | None, threads: int | None) -> tuple[int, dict[str, Any]]:
     """How many processes, and each one's settings as Engine.load takes them: as told, else as ``builder tune`` wrote
     into the archive, else one for the machine. Raises ArchiveError or ConfigError."""
-    tuned = _settings(archive)
+    try:
+        tuned = read_server_settings(archive)
+    except (OSError, zipfile.BadZipFile) as error:
+        raise ArchiveError(f"{archive.name} cannot be read ({error})") from error
     block: Any = tuned.get("handler")
     block = block if isinstance(block, dict) else {}
     if workers is None:
@@ -126,19 +128,6 @@ def shares(archive: Path, workers: int | None, threads: int | None) -> tuple[int
         raise ConfigError("workers and threads must be at least 1")
     threads = threads or int(block.get("threads") or 0) or max(1, available_cores() // workers)
     return workers, {"maxWorkers": workers, "handler": {"threads": threads, "pin": bool(block.get("pin"))}}
-
-
-def _settings(archive: Path) -> dict[str, Any]:
-    """An archive's ``model-config.yaml``; see read_server_settings."""
-    if archive.is_dir():
-        return read_server_settings(archive)
-    try:
-        with zipfile.ZipFile(archive) as packed, tempfile.TemporaryDirectory() as scratch:
-            if "model-config.yaml" in packed.namelist():
-                packed.extract("model-config.yaml", scratch)
-            return read_server_settings(Path(scratch))
-    except (OSError, zipfile.BadZipFile) as error:
-        raise ArchiveError(f"{archive.name} cannot be read ({error})") from error
 
 
 if __name__ == "__main__":

@@ -285,7 +285,10 @@ class Walk {
     const int64_t batch = call_.batch.batch, length = call_.batch.length;
     member_.phase(batch, [&](int64_t b) {
       const int64_t begin = tokens_.cu_seqlens[b], end = tokens_.cu_seqlens[b + 1];
-      if (call_.output == Output::hidden) return pad(stream, b * length, (b + 1) * length, begin, end);
+      if (call_.output == Output::hidden) {
+        if (call_.batch.packed()) return pad(stream, begin, end, begin, end);
+        return pad(stream, b * length, (b + 1) * length, begin, end);
+      }
       if (begin == end) return write_zeros(b);
       if (call_.output == Output::mean) return mean(stream, b, begin, end);
       write(stream, b, b);
@@ -329,10 +332,10 @@ class Walk {
 void encode(const Call& call) {
   const Batch& batch = call.batch;
   if (batch.batch == 0) return;
-  std::vector<int32_t> integers(batch.batch + 1 + 2 * batch.batch * batch.length);
+  std::vector<int32_t> integers(batch.batch + 1 + 2 * batch.cells());
   int32_t* rows = integers.data() + batch.batch + 1;
-  int32_t* positions = rows + batch.batch * batch.length;
-  const Tokens tokens = unpad(batch.mask, batch.batch, batch.length, integers.data(), rows);
+  int32_t* positions = rows + batch.cells();
+  const Tokens tokens = tokens_of(batch, integers.data(), rows);
   positions_of(call.encoder.spec, batch, tokens, positions);
   check_indices(batch, call.tables, tokens, positions);
   const Embedded embedded{positions, word_factors(call.encoder.spec, batch, tokens)};

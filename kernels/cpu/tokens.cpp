@@ -1,6 +1,7 @@
 // Which tokens are valid, where they lie, and whether their ids exist.
 #include <algorithm>
 #include <limits>
+#include <numeric>
 #include <stdexcept>
 #include <string>
 
@@ -22,13 +23,41 @@ Tokens unpad(const int64_t* mask, int64_t batch, int64_t length, int32_t* cu_seq
   return {cu_seqlens, rows, count, longest};
 }
 
+namespace {
+
+Tokens packed_tokens(const Batch& batch, int32_t* cu_seqlens, int32_t* rows) {
+  int64_t longest = 0, end = 0;
+  for (int64_t b = 0; b <= batch.batch; ++b) {
+    const int64_t offset = batch.offsets[b * batch.stride];
+    const bool last = b == batch.batch;
+    if (offset < end || offset > (b == 0 ? 0 : end + batch.length) || (last && offset != batch.tokens)) {
+      throw std::runtime_error("mask: of a packed batch its first column must ascend from 0 to " +
+                               std::to_string(batch.tokens) + " by at most " + std::to_string(batch.length) + ", got " +
+                               std::to_string(offset) + " behind " + std::to_string(end));
+    }
+    longest = std::max(longest, offset - end);
+    cu_seqlens[b] = static_cast<int32_t>(offset);
+    end = offset;
+  }
+  std::iota(rows, rows + batch.tokens, 0);
+  return {cu_seqlens, rows, batch.tokens, longest};
+}
+
+}  // namespace
+
+Tokens tokens_of(const Batch& batch, int32_t* cu_seqlens, int32_t* rows) {
+  if (batch.packed()) return packed_tokens(batch, cu_seqlens, rows);
+  return unpad(batch.mask, batch.batch, batch.length, cu_seqlens, rows);
+}
+
 void positions_of(const EncoderSpec& spec, const Batch& batch, const Tokens& tokens, int32_t* positions) {
   const auto set = [positions](int64_t token, int64_t row) {
     // No table has so many rows; check_indices says so.
     positions[token] = static_cast<int32_t>(std::min<int64_t>(row, std::numeric_limits<int32_t>::max()));
   };
   for (int64_t b = 0; b < batch.batch; ++b) {
-    const int64_t begin = tokens.cu_seqlens[b], end = tokens.cu_seqlens[b + 1], row = b * batch.length;
+    const int64_t begin = tokens.cu_seqlens[b], end = tokens.cu_seqlens[b + 1];
+    const int64_t row = batch.packed() ? begin : b * batch.length;
     int64_t rank = 0, column = 0;  // of ids that are not the pad id, before `column`
     for (int64_t t = begin; t < end; ++t) {
       const int64_t slot = tokens.rows[t] - row;

@@ -48,11 +48,36 @@ inline void check_vector(const char* name, const Tensor& tensor, int64_t size) {
   check_shape(name, tensor, {size});
 }
 
-// ids, segments and mask: int64, one common shape [B, S].
+// What the shapes of ids and mask say: see efft::encode in schema.cpp.
+struct InputSizes {
+  bool packed;
+  int64_t batch, length;  // packed: the length of the longest sequence
+  int64_t cells;          // of ids
+};
+
+inline InputSizes sizes_of(const Tensor& ids, const Tensor& mask) {
+  if (ids.dim() == 1) return {true, mask.size(0) - 1, mask.size(1), ids.size(0)};
+  return {false, ids.size(0), ids.size(1), ids.numel()};
+}
+
+// ids and segments int64 [T], mask int64 [B + 1, S]. What the first column of mask holds is for the engines to check.
+inline void check_packed_inputs(const Tensor& ids, const Tensor& segments, const Tensor& mask) {
+  check_shape("segments", segments, {ids.size(0)});
+  check_shape("mask", mask, {kAnySize, kAnySize});
+  STD_TORCH_CHECK(mask.size(0) > 0, "mask: of packed ids it has a row more than there are sequences, got none");
+  constexpr int64_t kMost = int64_t{1} << 31;
+  const bool fits = mask.size(0) < kMost && mask.size(1) < kMost && (mask.size(0) - 1) * mask.size(1) < kMost;
+  STD_TORCH_CHECK(fits && ids.size(0) < kMost, "ids: more than 2^31 tokens in one batch");
+  STD_TORCH_CHECK(ids.size(0) <= (mask.size(0) - 1) * mask.size(1), "ids: expected at most ", mask.size(0) - 1,
+                  " sequences of ", mask.size(1), ", got ", ids.size(0), " tokens");
+}
+
+// ids, segments and mask: int64, one common shape [B, S], or packed.
 inline void check_inputs(const Tensor& ids, const Tensor& segments, const Tensor& mask) {
   check_type("ids", ids, ScalarType::Long);
   check_type("segments", segments, ScalarType::Long);
   check_type("mask", mask, ScalarType::Long);
+  if (ids.dim() == 1) return check_packed_inputs(ids, segments, mask);
   check_shape("ids", ids, {kAnySize, kAnySize});
   check_shape("segments", segments, {ids.size(0), ids.size(1)});
   check_shape("mask", mask, {ids.size(0), ids.size(1)});
@@ -118,9 +143,10 @@ inline void check_call(const Tensor& ids, const Tensor& segments, const Tensor& 
 }
 
 // The result's sizes.
-inline std::vector<int64_t> result_sizes(const Tensor& ids, const EncoderSpec& spec, Output output) {
-  if (output == Output::hidden) return {ids.size(0), ids.size(1), spec.hidden};
-  return {ids.size(0), spec.hidden};
+inline std::vector<int64_t> result_sizes(const InputSizes& inputs, const EncoderSpec& spec, Output output) {
+  if (output != Output::hidden) return {inputs.batch, spec.hidden};
+  if (inputs.packed) return {inputs.cells, spec.hidden};
+  return {inputs.batch, inputs.length, spec.hidden};
 }
 
 // The arguments of efft::encoder, the operator of archives built by 0.1.0.

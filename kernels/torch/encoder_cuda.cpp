@@ -65,7 +65,11 @@ void check_runs(const EncoderSpec& spec) {
 Tensor run_encoder(const Tensor& ids_in, const Tensor& segments_in, const Tensor& mask_in, const Weights& weights,
                    const std::shared_ptr<const Lowered>& encoder, const std::string& output) {
   const Output wanted = output_of(output);
-  check_runs(encoder->spec);
+  static thread_local std::shared_ptr<const Lowered> runs;  // the last one looked at: nearly always the same
+  if (runs != encoder) {
+    check_runs(encoder->spec);
+    runs = encoder;
+  }
   check_call(ids_in, segments_in, mask_in, weights, *encoder);
   check_cuda("ids", ids_in);
   const DeviceGuard guard(ids_in.get_device_index());
@@ -75,11 +79,12 @@ Tensor run_encoder(const Tensor& ids_in, const Tensor& segments_in, const Tensor
     if (!prepared) check_matrices(weights.matrices, *encoder);
     check_type("matrices", weights.matrices, weights.word.scalar_type());
   }
-  const Tensor ids = dense(ids_in), segments = dense(segments_in), mask = dense(mask_in);
+  const InputSizes sizes = sizes_of(ids_in, mask_in);
+  const Tensor ids = dense(ids_in), segments = dense(segments_in), mask = sizes.packed ? mask_in : dense(mask_in);
   const Tensor word = dense(weights.word), position = dense(weights.position);
   const Tensor segment = dense(weights.segment), vectors = dense(weights.vectors);
   const Tensor matrices = dense(weights.matrices);
-  const Tensor result = empty(word, result_sizes(ids, encoder->spec, wanted), word.scalar_type());
+  const Tensor result = empty(word, result_sizes(sizes, encoder->spec, wanted), word.scalar_type());
   if (ids.numel() == 0) return torch::stable::fill_(result, 0);
 
   const Type type = type_of(word);
@@ -101,8 +106,13 @@ Tensor run_encoder(const Tensor& ids_in, const Tensor& segments_in, const Tensor
                     wanted,
                     tables ? data<const char>(matrices) + position_tables_at(*encoder) : nullptr,
                     eight.eight};
-  const Call call{data<const int64_t>(ids), data<const int64_t>(segments), data<const int64_t>(mask),
-                  result.data_ptr(),        static_cast<int>(ids.size(0)), static_cast<int>(ids.size(1))};
+  Call call{data<const int64_t>(ids), data<const int64_t>(segments), data<const int64_t>(mask),
+            result.data_ptr(),        static_cast<int>(sizes.batch), static_cast<int>(sizes.length)};
+  if (sizes.packed) {
+    call.offsets = data<const int64_t>(mask);
+    call.stride = mask.stride(0);
+    call.tokens = static_cast<int>(sizes.cells);
+  }
   const auto allocate = [&word](size_t bytes) -> std::shared_ptr<void> {
     auto tensor = std::make_shared<Tensor>(empty(word, {static_cast<int64_t>(bytes)}, ScalarType::Byte));
     void* memory = tensor->data_ptr();

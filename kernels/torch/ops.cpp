@@ -56,21 +56,15 @@ Tensor run(const Tensor& ids, const Tensor& segments, const Tensor& mask, const 
            const Lowered& encoder, const std::string& output) {
   const Output wanted = output_of(output);
   check_call(ids, segments, mask, weights, encoder);
-  const Tensor i = contiguous(ids), s = contiguous(segments), m = contiguous(mask);
+  const InputSizes sizes = sizes_of(ids, mask);
+  const Tensor i = contiguous(ids), s = contiguous(segments), m = sizes.packed ? mask : contiguous(mask);
   const Tensor word = contiguous(weights.word), position = contiguous(weights.position);
   const Tensor segment = contiguous(weights.segment), vectors = contiguous(weights.vectors);
   cpu::Workspace packed;
   const cpu::Prepared matrices = prepared_of(weights.matrices, encoder, packed);
-  Tensor out = new_empty(word, result_sizes(ids, encoder.spec, wanted));
-  cpu::encode({encoder,
-               {integers(i), integers(s), integers(m), ids.size(0), ids.size(1)},
-               tables_of(encoder.spec, word, position, segment),
-               matrices,
-               floats(vectors),
-               wanted,
-               out.data_ptr(),
-               type_of(word),
-               threads()});
+  Tensor out = new_empty(word, result_sizes(sizes, encoder.spec, wanted));
+  cpu::encode({encoder, batch_of(i, s, m, sizes), tables_of(encoder.spec, word, position, segment), matrices,
+               floats(vectors), wanted, out.data_ptr(), type_of(word), threads()});
   return out;
 }
 

@@ -173,8 +173,8 @@ def test_prepared_blocks_stay_and_foreign_bytes_are_refused() -> None:
         prepare(SHAPE.spec, _packed(weights, arena, torch.float32))
 
 
-def _digests(**variables: str) -> str:
-    command = [sys.executable, "-m", "tests.gpu.eight_bit_worker"]
+def _worker(*arguments: str, **variables: str) -> str:
+    command = [sys.executable, "-m", "tests.gpu.eight_bit_worker", *arguments]
     environment = {**os.environ, **variables}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -183,6 +183,25 @@ def _digests(**variables: str) -> str:
 
 def test_forced_at_any_size_the_bits_are_those_of_serial_launches() -> None:
     """And no bit depends on whether kernels may start before their predecessor ends."""
-    eight = _digests(EFFT_CUDA_PATH="eight")
-    assert eight == _digests(EFFT_CUDA_PATH="eight", EFFT_CUDA_SERIAL="1")
-    assert eight != _digests(), "the variable is without effect"
+    eight = _worker(EFFT_CUDA_PATH="eight")
+    assert eight == _worker(EFFT_CUDA_PATH="eight", EFFT_CUDA_SERIAL="1")
+    assert eight != _worker(), "the variable is without effect"
+
+
+@pytest.mark.parametrize(("path", "kernels"), [("eight", "eight_bit_kernel"), ("sm_89", "eight_bit_portable_kernel")])
+def test_a_forced_path_has_the_kernels_of_its_chip(path: str, kernels: str) -> None:
+    assert _worker("kernels", EFFT_CUDA_PATH=path).splitlines() == [f"int8 {kernels}", f"fp8 {kernels}"]
+    if path == "sm_89":  # the chips before have integers alone
+        assert _worker("kernels", EFFT_CUDA_PATH="sm_80").splitlines() == [f"int8 {kernels}", "fp8"]
+
+
+@pytest.mark.parametrize(("path", "operands"), [("sm_80", "int8 or u8"), ("sm_89", "int8 or u8 or fp8 or e4m3")])
+def test_the_kernels_of_other_chips_err_as_their_rounding_does(path: str, operands: str) -> None:
+    """The tests of encoders and of products above, in a process that takes the device for such a chip."""
+    chosen = f"(encoder_errs or (products and columns96)) and ({operands})"
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-n", "0", __file__, "-k", chosen]
+    environment = {**os.environ, "EFFT_CUDA_PATH": path}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-3000:]
+    wanted = {"sm_80": 22, "sm_89": 44}[path]
+    assert f"{wanted} passed" in done.stdout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -18,17 +19,19 @@ CASES = [
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def cpu_library() -> Path:
     """See tests/conftest.py; loaded already."""
     from builder.compile import compile_cpu
 
-    return compile_cpu()
+    return Path(os.environ.get("EFFT_CPU_LIBRARY") or compile_cpu())
 
 
 @pytest.fixture(scope="module")
 def cuda_native() -> Path:
-    """The C library for this GPU."""
+    """The C library for this GPU; ``$EFFT_NATIVE_CUDA_LIBRARY`` may name one built elsewhere."""
+    if named := os.environ.get("EFFT_NATIVE_CUDA_LIBRARY"):
+        return Path(named)
     major, minor = torch.cuda.get_device_capability()
     return compile_native("cuda", targets=("90a" if (major, minor) == (9, 0) else f"{major}{minor}",))
 

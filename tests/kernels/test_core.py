@@ -14,7 +14,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from builder.families import EncoderSpec
 from builder.slots import matrices, slots
 from tests.kernels import reference
-from tests.kernels.batches import ragged
+from tests.kernels.batches import joined, ragged
 from tests.kernels.families import FAMILIES, SMALL
 from tests.kernels.reference import Shape
 from tests.kernels.test_encoder import SHAPES, run, tensors
@@ -295,11 +295,12 @@ def test_many_specs_in_turn(efft: SimpleNamespace, generator: torch.Generator) -
     assert torch.equal(run(efft, batch, weights, shape), before)
 
 
+@pytest.mark.parametrize("form", [lambda padded: padded, joined], ids=["padded", "packed"])
 @pytest.mark.parametrize("output", ["hidden", "first", "mean"])
-def test_fakes_have_the_operators_types_and_shapes(efft: SimpleNamespace, generator, dtype, output: str) -> None:
+def test_fakes_have_the_operators_types_and_shapes(efft: SimpleNamespace, generator, dtype, output, form) -> None:
     shape = SHAPES["projection"]
     weights = reference.random_weights(shape, generator).to(dtype)
-    batch = ragged([5, 3], generator)
+    batch = form(ragged([5, 3], generator))
     real = efft.prepare_weights(tensors(weights), shape.spec.text())
     answer = efft.encode(*batch, real, shape.spec.text(), output)
     old = efft.prepare(weights.matrices, shape.layers, shape.hidden, shape.width, shape.intermediate, weights.vectors)

@@ -1,13 +1,18 @@
-"""Predictors around fakes, and a checkpoint too small to wait for, shared by several tests."""
+"""Predictors around fakes, an application around them, a checkpoint too small to wait for: shared by several tests."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from handler.predictor import Predictor
 from tests.unit.handler_fakes import VOCABULARY, PooledLogits, TokenOutputs, predictor, save_tokenizer
+
+if TYPE_CHECKING:
+    from starlette.testclient import TestClient
 
 
 @pytest.fixture(scope="session")
@@ -32,3 +37,20 @@ def checkpoint(tmp_path: Path) -> Path:
     transformers.BertForSequenceClassification(config).save_pretrained(folder)
     save_tokenizer(folder / "tokenizer.json")
     return folder
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Predictor]:
+    """What :func:`app` serves, by name."""
+    from tests.unit.server_fakes import predictors
+
+    return predictors(tmp_path_factory.mktemp("models"), limits={"max_inputs": 8, "max_body_bytes": 20_000})
+
+
+@pytest.fixture(scope="module")
+def app(models: dict[str, Predictor]) -> Iterator[TestClient]:
+    """A client of the application around fakes."""
+    from tests.unit.server_fakes import client
+
+    with client(models) as opened:
+        yield opened

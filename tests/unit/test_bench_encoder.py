@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 
-from benchmarks import compare, encoder, measuring, results, table
+from benchmarks import compare, encoder, measuring, results, table, timing
 from benchmarks.deviation import deviation
 from benchmarks.engines import ENGINES, Loop
 from benchmarks.floor import Ceilings, operations
@@ -102,6 +102,38 @@ def test_an_engine_that_is_not_installed_is_absent_with_the_reason(
     assert group.absent[0]["reason"] == "no_such_package not installed"
 
 
+def test_no_engine_is_begun_behind_the_runs_time(source: Source) -> None:
+    group = Group(source, "fp32", Setting("cpu", 2))
+    group.build(["ori", "ths"], limit=time.monotonic() - 1)
+    assert group.engines == {}
+    assert {entry["reason"] for entry in group.absent} == {"the run's time was over"}
+
+
+def test_what_was_measured_is_kept_when_a_run_is_ended(
+    tmp_path: Path, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by an interrupt in the second type."""
+    monkeypatch.setattr(timing, "MAX_ROUNDS", 4)
+    monkeypatch.setattr(encoder, "load_source", lambda name: source)
+    ceilings = iter([Ceilings({"fp32": 1e11, "bf16": 1e11}, 1e10)] * (encoder.VISITS + 1))
+
+    def measured(*_: Any) -> Ceilings:
+        if (found := next(ceilings, None)) is None:
+            raise KeyboardInterrupt
+        return found
+
+    monkeypatch.setattr(encoder, "measure", measured)
+    parser = ArgumentParser()
+    encoder.add_arguments(parser)
+    arguments = "--models tiny --workloads 1x8 --types fp32 bf16 --engines ths --minutes 60 --no-memory --output"
+    with pytest.raises(KeyboardInterrupt):
+        encoder.run(parser.parse_args([*arguments.split(), str(tmp_path)]))
+    (path,) = tmp_path.glob("encoder-cpu-*.json")
+    rows = results.load(path)["rows"]
+    assert [(row["data_type"], row["rounds"]) for row in rows if "rounds" in row] == [("fp32", 4)]
+    assert all(row["floor_ms"] for row in rows)
+
+
 def test_one_sequence_has_no_loop(source: Source) -> None:
     group = Group(source, "fp32", Setting("cpu", 2))
     group.build(["ori", "ori+loop"])
@@ -172,7 +204,7 @@ def test_long_calls_get_the_fewest_rounds_and_the_rest_is_dealt_out(
     for minutes, spare in ((100, 40), (50, 10)):  # 60 are promised; a fifth is dealt out in any case
         now = time.monotonic()
         group = Recorder(source, "fp32", Setting("cpu", 2))
-        encoder._measure([group], [], {"tiny": workloads}, now + minutes, now + 200, False)
+        encoder._measure([group], [], {"tiny": workloads}, now + minutes, now + 200, False, lambda: None)
         assert group.limit == pytest.approx(now + 200 - 12)
         assert [least for of, _, least in calls if of is workloads[1]] == [1, 1, 2, 2, 2, 3, 3, 3]
         last = {of.name: seconds for of, seconds, _ in calls}
@@ -228,6 +260,7 @@ def test_a_run_writes_a_result_that_the_table_and_compare_read(
     tmp_path: Path, source: Source, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(encoder, "load_source", lambda name: source)
+    monkeypatch.setattr(timing, "MAX_ROUNDS", 12)
     rates = iter(range(1, 100))
     monkeypatch.setattr(encoder, "measure", lambda *_: Ceilings({"fp32": 1e11 + next(rates)}, 1e10))
     parser = ArgumentParser()
@@ -252,7 +285,7 @@ def test_a_run_writes_a_result_that_the_table_and_compare_read(
     for row in rows:
         del row["calls_ms"]
     path.with_name("older.json").write_text(json.dumps({**result, "rows": rows}))
-    assert results.current("encoder", tmp_path)[0]["date"] == result["date"]
+    assert results.newest("encoder", tmp_path)[0]["date"] == result["date"]
     compare.run(Namespace(first=path, second=path, over="ths"))
     said = capsys.readouterr().out
     for statistic in compare.STATISTICS:

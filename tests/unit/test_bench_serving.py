@@ -3,9 +3,12 @@ from __future__ import annotations
 import json
 import shutil
 import threading
+import time
 import zipfile
+from collections import Counter
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,8 +17,8 @@ import pytest
 import tokenizers
 import yaml
 
-from benchmarks import table
-from benchmarks.serving import empty, empty_handler, inputs, search
+from benchmarks import table, texts
+from benchmarks.serving import empty, empty_handler, prepare, search
 from benchmarks.serving.command import named
 from benchmarks.serving.engine import engine_rate
 from benchmarks.serving.load import Target, arrivals, burst, closed, exercise, offer, summarise
@@ -190,6 +193,7 @@ def test_a_sweep_stops_when_the_server_falls_behind(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("benchmarks.serving.runs.offer", _answered(20))
     rows = list(sweep(Idle(), accepted, [{"text": "a"}], [40, 10, 20, 80], seconds=2))
     assert [row["offered"] for row in rows] == [10, 20, 40]
+    assert list(sweep(Idle(), accepted, [{"text": "a"}], [10], 2, until=time.monotonic() + 3)) == []
 
 
 def test_the_search_closes_in_on_the_greatest_rate_within_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,26 +233,41 @@ def test_the_engines_rate_counts_the_models_time_alone(classifier: Predictor, mo
 
 def test_texts_have_the_lengths_that_are_drawn(tmp_path: Path) -> None:
     file = save_tokenizer(tmp_path / "tokenizer.json")
-    texts = ["the cat sat on a mat", "who is it", "two"]
-    assert inputs.texts_of("data", texts, file, 24) == texts
-    drawn = inputs.texts_of("uniform", texts, file, 24)
-    assert drawn == inputs.texts_of("uniform", texts, file, 24)
+    own = ["the cat sat on a mat", "who is it", "two"]
+    assert texts.mixed("data", own, file, 24) == own
+    drawn = texts.mixed("uniform", own, file, 24)
+    assert drawn == texts.mixed("uniform", own, file, 24)
     tokenizer = tokenizers.Tokenizer.from_file(str(file))
     lengths = [len(tokenizer.encode(text)) for text in drawn]
-    assert sorted(lengths) == sorted(DISTRIBUTIONS["uniform"](inputs.TEXTS, 24))
-    assert inputs.mean_tokens(drawn, file) == pytest.approx(sum(lengths) / len(lengths))
+    assert sorted(lengths) == sorted(DISTRIBUTIONS["uniform"](texts.TEXTS, 24))
+    assert texts.mean_tokens(drawn, file) == pytest.approx(sum(lengths) / len(lengths))
+
+
+def test_texts_of_words_have_few_to_many_of_them_the_earlier_ones_more_often() -> None:
+    drawn = list(islice(texts.of_words({"late": 9, "early": 3, "##no": 1, "mid": 5}, 2, 4), 300))
+    assert drawn == list(islice(texts.of_words({"late": 9, "early": 3, "##no": 1, "mid": 5}, 2, 4), 300))
+    assert {len(text.split()) for text in drawn} == {2, 3, 4}
+    counts = Counter(word for text in drawn for word in text.split())
+    assert counts["early"] > counts["mid"] > counts["late"] > 0
+
+
+def test_questions_are_asked_of_the_samples_documents() -> None:
+    asked = texts.payloads("question_answering", [])
+    assert len(asked) > 20
+    assert all(payload.keys() == {"question", "context"} for payload in asked)
+    assert texts.payloads("embedding", ["a"]) == [{"text": "a"}]
 
 
 def test_a_size_becomes_a_checkpoint_and_a_folder_stays_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = {"num_hidden_layers": 1, "hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8}
-    monkeypatch.setitem(inputs.SIZES, "small", {**small, "vocab_size": 60})
+    monkeypatch.setitem(prepare.SIZES, "small", {**small, "vocab_size": 60})
     save_tokenizer(tmp_path / "tokenizer.json")
-    made = inputs.checkpoint("small", tmp_path, tmp_path)
+    made = prepare.checkpoint("small", tmp_path, tmp_path)
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {file.name for file in made.iterdir()}
     assert json.loads((made / "config.json").read_text())["id2label"] == {"0": "no", "1": "yes"}
-    assert inputs.checkpoint(str(made), tmp_path, tmp_path) == made
+    assert prepare.checkpoint(str(made), tmp_path, tmp_path) == made
     with pytest.raises(ValueError, match="no model in nowhere"):
-        inputs.checkpoint("nowhere", tmp_path, tmp_path)
+        prepare.checkpoint("nowhere", tmp_path, tmp_path)
 
 
 def test_servers_are_named_with_their_type() -> None:

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 import threading
-from argparse import Namespace
+import time
+from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -13,7 +17,8 @@ import transformers
 
 from benchmarks import table
 from benchmarks.serving import command
-from benchmarks.serving.answers import ASKED, Reference, difference
+from benchmarks.serving.answers import ASKED, Agreement, Reference, apart, difference
+from benchmarks.serving.command import Candidate
 from benchmarks.serving.load import Refused, Target, summarise
 from benchmarks.serving.peers import Infinity
 from benchmarks.serving.servers import Answer, Served
@@ -132,9 +137,13 @@ def test_a_refused_server_gets_no_load_and_the_table_says_why(served: There, mon
     monkeypatch.setattr("benchmarks.serving.runs.exercise", loaded.append)
     monkeypatch.setattr("benchmarks.serving.runs.offer", offered)
     wrong = There(Target("http://127.0.0.1:1", "/", {}))
-    options = Namespace(rates=[1.0], p95=None, connections=None, seconds=1.0)
-    reference = Reference(["good"], [{"good": 0.9, "bad": 0.1}])
-    measured = command._measure({"plain": wrong, "litserve:bf16": served}, options, {}, reference, ["good"])
+    options = Namespace(rates=[1.0], p95=None, connections=None, seconds=1.0, rounds=2)
+    check = partial(Reference(["good"], [{"good": 0.9, "bad": 0.1}]).check, tolerance=0.01)
+    payloads = [{"text": "good"}]
+    candidates = [Candidate("plain", wrong, check, payloads), Candidate("litserve:bf16", served, check, payloads)]
+    measured: dict[str, Any] = {"rows": [], "refused": {}, "engine_rate": {}}
+    saved = [len(measured["rows"]) for _ in command.measure(candidates, options, math.inf, measured)]
+    assert saved == [0, 1, 2]  # behind the refusal, and behind every row
     assert set(measured["refused"]) == {"plain"}
     assert {row["server"] for row in measured["rows"]} == {"litserve:bf16"}
     assert wrong.target not in loaded
@@ -142,6 +151,73 @@ def test_a_refused_server_gets_no_load_and_the_table_says_why(served: There, mon
     result = {"kind": "serving", "settings": {"data": "a.tsv", "data_type": "fp32"}, **measured}
     (drawn,) = table.of(result)
     assert drawn.notes == [f"not loaded: plain: {measured['refused']['plain']}"]
+
+
+def test_a_search_gives_the_median_of_its_rounds_and_ends_with_the_runs_time(
+    served: There, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates = iter((10.0, 30.0, 20.0))
+
+    def found(*_: Any) -> Iterator[dict[str, Any]]:
+        yield {"offered": 9.0, "achieved": next(rates), "failed": 0, "p95": 80.0}
+
+    monkeypatch.setattr(command, "find", found)
+    options = Namespace(rates=None, p95=100.0, connections=None, seconds=1.0, rounds=3)
+    candidate = Candidate("thsext:fp32", served, lambda _: None, [{"text": "good"}])
+    measured: dict[str, Any] = {"rows": [], "refused": {}}
+    assert len(list(command.measure([candidate], options, math.inf, measured))) == 6
+    assert measured["at_p95"] == {"thsext:fp32": 20.0}
+    assert [row["round"] for row in measured["rows"]] == [0, 1, 2]
+    monkeypatch.undo()
+    monkeypatch.setattr("benchmarks.serving.runs.exercise", lambda target: None)
+    options = Namespace(rates=[5.0], p95=None, connections=[1], seconds=60.0, rounds=1)
+    assert list(command.measure([candidate], options, time.monotonic() + 30, measured)) == []
+
+
+def test_servers_of_one_archive_must_answer_alike_and_archives_may_differ(served: There) -> None:
+    agreement = Agreement([{"text": "good day"}, {"text": "bad day"}])
+    agreement.check(served, "one")
+    agreement.check(served, "one")
+    agreement.answers["two"] = [agreement.answers["one"][0], {"label": "other", "score": 0.9}]
+    assert agreement.different == 1
+    with pytest.raises(Refused, match="1 of 2 answers differ"):
+        agreement.check(served, "two")
+    agreement.answers["two"] = [{**answer, "score": 0.895} for answer in agreement.answers["one"]]
+    with pytest.raises(Refused, match="2 of 2"):
+        agreement.check(served, "two")
+    agreement.device_differs = True
+    agreement.check(served, "two")
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [
+        ({"label": "a", "score": 0.25}, {"label": "a", "score": 0.5}, 0.25),
+        ({"label": "a", "score": 0.25}, {"label": "b", "score": 0.25}, math.inf),
+        ({"label": "a"}, {"label": "a", "score": 0.25}, math.inf),
+        ([{"start": 1, "score": 0.5}], [{"start": 1, "score": 0.5}], 0.0),
+        ([{"start": 1, "score": 0.5}], [{"start": 2, "score": 0.5}], math.inf),
+        ([], [0.5], math.inf),
+    ],
+)
+def test_scores_are_apart_by_numbers_and_all_else_by_infinity(one: Any, other: Any, expected: float) -> None:
+    assert apart(one, other) == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--servers triton", "no server 'triton' of archives; there are torchserve, torchserve-cpu, http, ray"),
+        ("--prepare", "--prepare needs --store, and no --archives"),
+        ("", "--archives: two of them have the same name"),
+    ],
+)
+def test_archives_that_cannot_be_measured_are_refused_at_once(arguments: str, message: str, tmp_path: Path) -> None:
+    parser = ArgumentParser()
+    command.add_arguments(parser)
+    given = ["--archives", str(tmp_path / "a.mar"), str(tmp_path / "b" / "a.mar"), *arguments.split()]
+    with pytest.raises(ValueError, match=re.escape(message)):
+        command.run(parser.parse_args(given))
 
 
 def test_infinity_answers_with_the_best_of_all_labels(tmp_path: Path) -> None:

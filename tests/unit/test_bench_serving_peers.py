@@ -51,7 +51,7 @@ def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Script:
 def test_a_servers_processor_time_is_that_of_its_children_too_and_none_outlives_it(
     script: Script, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("benchmarks.serving.peers._STOPPED", 0.5)
+    monkeypatch.setattr(Script, "stopped", 0.5)
     with script:
         family = script.process.children(recursive=True)
         deadline = time.monotonic() + 30

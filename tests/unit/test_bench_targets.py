@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from benchmarks import texts
 from benchmarks.gpu import served_child, targets
-from benchmarks.serving import empty, inputs
+from benchmarks.serving import empty
 from tests.unit.handler_fakes import PooledLogits, save_archive
 
 
@@ -60,5 +61,5 @@ def test_a_request_in_process_has_a_share_of_its_own(tmp_path: Path) -> None:
 def test_without_the_samples_package_a_tokenizer_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     folder = served_child.tokenizer_folder(tmp_path / "own")
-    mean = inputs.mean_tokens(targets.texts(folder / "tokenizer.json", 100), folder / "tokenizer.json")
+    mean = texts.mean_tokens(targets.asked(folder / "tokenizer.json", 100), folder / "tokenizer.json")
     assert 30 < mean < 45

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from builder.compile import ROOT
 from builder.errors import BuildError
 from builder.inspection import describe, read_facts
 from handler.config import SetupConfig
+from tests import fresh
 from tests.checkpoints import make_checkpoint
 
 
@@ -51,9 +50,8 @@ def test_the_same_input_gives_the_same_bytes(tmp_path: Path, cpu_library: Path) 
     make_checkpoint(tmp_path / "checkpoint", "roberta", "question_answering")
     archives = []
     for _ in range(2):  # in processes of their own, as users build: torch.jit numbers types within a process
-        command = [sys.executable, "-m", "builder", "archive", "--model", str(tmp_path / "checkpoint")]
-        command += ["--output", str(tmp_path / "store"), "--device", "cpu"]
-        subprocess.run(command, check=True, capture_output=True, cwd=ROOT)
+        options = ["--model", str(tmp_path / "checkpoint"), "--output", str(tmp_path / "store"), "--device", "cpu"]
+        assert fresh.run("builder", "archive", *options).returncode == 0
         archives.append((tmp_path / "store" / "checkpoint.mar").read_bytes())
     assert archives[0] == archives[1]
     assert str(ROOT).encode() not in archives[0], "a path of the building machine"

@@ -190,7 +190,10 @@ def test_the_winner_is_written_into_the_archive(archive: Path, capsys: pytest.Ca
     assert [path.name for path in archive.parent.iterdir()] == ["fake.mar"]
 
 
-def test_a_limit_is_kept_in_the_archive(archive: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_limit_is_kept_in_the_archive(
+    archive: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("builder.tune.workers.available_cores", lambda: 1)  # a process for each measurement: few
     arguments = ["--for", "p95", "--within", "60000", "--seconds", "0.02", "--mix", "short", "--no-pin"]
     assert main(["tune", str(archive), *arguments]) == 0
     tuned = read_facts(archive).tuned

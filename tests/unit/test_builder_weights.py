@@ -16,6 +16,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification
 from builder.checkpoint import load
 from builder.errors import BuildError
 from handler.config import SetupConfig
+from tests.adapters import make_adapter
 from tests.checkpoints import make_checkpoint
 
 State = dict[str, torch.Tensor]
@@ -141,19 +142,8 @@ def test_weights_of_other_heads_are_told(tmp_path: Path, sound: Path) -> None:
     assert load(SetupConfig(model_name=str(sound))).unused == []
 
 
-def _adapter(base: Path, target: Path, **keys: object) -> torch.nn.Module:
-    """A LoRA adapter with a head of four labels, as PEFT saves it; returns the adapted model."""
-    torch.manual_seed(3)
-    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=4, ignore_mismatched_sizes=True)
-    settings = LoraConfig(task_type="SEQ_CLS", r=4, target_modules=["query", "value"], init_lora_weights=False)
-    adapted = get_peft_model(model, settings)
-    adapted.peft_config["default"].base_model_name_or_path = str(keys.get("names", base))
-    adapted.save_pretrained(target)
-    return adapted.merge_and_unload()
-
-
 def test_an_adapter_that_points_at_its_base_is_merged(tmp_path: Path, sound: Path) -> None:
-    expected = _adapter(sound, tmp_path / "adapter").state_dict()
+    expected = make_adapter(sound, tmp_path / "adapter").state_dict()
     checkpoint = load(SetupConfig(model_name=str(tmp_path / "adapter")))
     assert (checkpoint.task, checkpoint.config.num_labels) == ("sequence_classification", 4)
     assert checkpoint.tokenizer_folder == sound.resolve()
@@ -169,7 +159,7 @@ def test_an_adapter_that_points_at_its_base_is_merged(tmp_path: Path, sound: Pat
 def test_an_adapter_beside_its_base_is_merged(tmp_path: Path, sound: Path) -> None:
     folder = tmp_path / "checkpoint"
     shutil.copytree(sound, folder)
-    expected = _adapter(sound, folder, names="somebody/elsewhere").state_dict()
+    expected = make_adapter(sound, folder, names="somebody/elsewhere").state_dict()
     merged = state_of(folder)
     for name, tensor in merged.items():
         torch.testing.assert_close(tensor, expected[name])
@@ -194,7 +184,7 @@ def test_an_adapter_that_cannot_be_merged(
         raise ConnectionError("no network in tests")
 
     monkeypatch.setattr(huggingface_hub, "list_repo_files", unreachable)
-    _adapter(sound, tmp_path / "adapter")
+    make_adapter(sound, tmp_path / "adapter")
     break_it(tmp_path / "adapter")
     with pytest.raises(BuildError, match=message):
         state_of(tmp_path / "adapter")
@@ -203,7 +193,7 @@ def test_an_adapter_that_cannot_be_merged(
 def test_an_adapter_is_chosen_by_its_folder_or_its_name(tmp_path: Path, sound: Path) -> None:
     folder = tmp_path / "checkpoint"
     shutil.copytree(sound, folder)
-    expected = _adapter(sound, folder / "tickets", names="somebody/elsewhere").state_dict()
+    expected = make_adapter(sound, folder / "tickets", names="somebody/elsewhere").state_dict()
     unmerged = load(SetupConfig(model_name=str(folder)))
     assert unmerged.adapter is None
     for named in ("tickets", str(folder / "tickets")):
@@ -238,7 +228,7 @@ def test_a_chosen_adapter_that_cannot_be(
 ) -> None:
     folder = tmp_path / "checkpoint"
     shutil.copytree(sound, folder)
-    _adapter(sound, folder / "tickets", names="somebody/elsewhere")
+    make_adapter(sound, folder / "tickets", names="somebody/elsewhere")
     prepare(folder)
     with pytest.raises(BuildError, match=rf"^[^\n]*{message}[^\n]*$"):
         load(SetupConfig(model_name=str(folder), adapter=named))

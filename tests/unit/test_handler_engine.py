@@ -41,6 +41,15 @@ def engine(folder: Path) -> Engine:
     return Engine.open(folder, threads=torch.get_num_threads())
 
 
+def test_an_adapter_of_an_archive_that_has_none_is_refused_alone(engine: Engine) -> None:
+    first, second, third = engine.answer([TEXT, {"text": TEXT, "adapter": "tickets"}, TEXT])
+    assert isinstance(second, RequestError)
+    assert (second.type, second.field) == ("invalid_request", "adapter")
+    assert second.message == "this archive has no such adapter; it has none to choose from"
+    assert isinstance(first, ClassificationAnswer)
+    assert first == third
+
+
 def test_it_opens_an_archive_and_leaves_nothing_behind(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: Engine
 ) -> None:

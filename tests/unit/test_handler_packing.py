@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from handler.errors import RequestError
 from handler.metrics import Metrics
-from handler.packing import Arrays, Keep, Model, Packer, collate, out_of_memory, plan_passes
+from handler.packing import Arrays, Keep, Model, Packer, collate, join, out_of_memory, plan_passes
 from handler.tokenizer import Sequence
 
 
@@ -249,3 +250,84 @@ def test_an_error_that_the_device_survives_is_an_inputs(monkeypatch: pytest.Monk
     results = own.run([Sequence([index, 2]) for index in range(1, 17)])
     assert [i for i, result in enumerate(results) if isinstance(result, RequestError)] == [8]
     assert not own.lost
+
+
+def test_a_pass_is_of_one_adapter_and_all_come_back_in_order() -> None:
+    models = {name: Limited(1000) for name in ("first", "second", "third")}
+    packer = Packer(
+        models["first"], pad_id=99, max_tokens=16, keep=whole, packed=True, metrics=Metrics(), adapters=models
+    )
+    given = sequences(3, 5, 4, 2, 7, 6)
+    for sequence, name in zip(given, ["second", None, "third", "second", None, "second"], strict=True):
+        sequence.adapter = name
+    outputs = packer.run(given)
+    assert [output[0].item() for output in outputs if not isinstance(output, RequestError)] == [6, 15, 10, 3, 28, 21]
+    assert {name: model.shapes for name, model in models.items()} == {
+        "first": [(2, 7)], "second": [(1, 2), (2, 6)], "third": [(1, 4)],
+    }  # fmt: skip
+
+
+def test_one_adapter_that_fails_costs_the_others_nothing() -> None:
+    models = {"first": Limited(1000), "second": Limited(0, ValueError("damaged"))}
+    packer = Packer(
+        models["first"], pad_id=99, max_tokens=64, keep=whole, packed=True, metrics=Metrics(), adapters=models
+    )
+    given = sequences(3, 4)
+    given[1].adapter = "second"
+    good, bad = packer.run(given)
+    assert isinstance(bad, RequestError)
+    assert bad.type == "internal"
+    assert not isinstance(good, RequestError)
+
+
+class Joining(Limited):
+    """Takes packed ids: sums a sequence's, and gives its tokens' own back."""
+
+    takes_packed = True
+
+    def __call__(self, ids: np.ndarray, segments: np.ndarray, mask: np.ndarray) -> Arrays:
+        if ids.size > self.cells:
+            raise self.error
+        self.shapes.append((len(mask) - 1, len(ids)))
+        return (ids.astype(np.float32) + 100 * segments,)
+
+
+def joining(model: Model, max_tokens: int, **options: Any) -> Packer:
+    given = {"pad_id": 99, "keep": whole, "packed": True, "metrics": Metrics(), "per_token": True, **options}
+    return Packer(model, max_tokens=max_tokens, **given)
+
+
+def test_join_has_no_pads() -> None:
+    ids, segments, offsets = join([Sequence([5, 6, 7], [0, 0, 1]), Sequence([8]), Sequence([9, 9])])
+    assert (ids.tolist(), segments.tolist()) == ([5, 6, 7, 8, 9, 9], [0, 0, 1, 0, 0, 0])
+    assert offsets.tolist() == [0, 3, 4, 6]
+    assert {array.dtype for array in (ids, segments, offsets)} == {np.dtype(np.int64)}
+    assert not join([Sequence([1, 2])])[1].any()
+
+
+def test_each_packed_sequence_gets_its_own_tokens() -> None:
+    own = joining(Joining(100), max_tokens=100)
+    many = [*sequences(4, 1, 3), Sequence([7, 8], [0, 1])]
+    assert [result[0].tolist() for result in own.run(many)] == [[1, 2, 3, 4], [1], [1, 2, 3], [7, 108]]
+    assert own._metrics.totals["tokens"] == 10
+    assert own._metrics.totals["padding_avoided"] == 6
+
+
+def test_of_packed_passes_only_tokens_count() -> None:
+    model = Joining(100)
+    joining(model, max_tokens=16, most_cells=64).run(sequences(10, 1, 1, 1, 1, 1))
+    assert sorted(tokens for _, tokens in model.shapes) == [15]
+
+
+def test_a_packed_pass_is_split_as_any_other() -> None:
+    model = Joining(8)
+    results = joining(model, max_tokens=100).run(sequences(4, 9, 3, 4))
+    assert isinstance(results[1], RequestError)
+    assert [len(results[place][0]) for place in (0, 2, 3)] == [4, 3, 4]
+
+
+def test_ids_unknown_to_the_model_are_kept_from_packed_passes_too() -> None:
+    own = joining(Joining(100), max_tokens=100, vocabulary=50)
+    good, bad = own.run([Sequence([1, 2]), Sequence([3, 50])])
+    assert isinstance(bad, RequestError)
+    assert good[0].tolist() == [1, 2]

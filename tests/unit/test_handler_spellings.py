@@ -12,6 +12,7 @@ import pytest
 from builder import cli, make
 from builder.archive import LibraryFile, write_files
 from builder.checkpoint import load
+from builder.errors import BuildError
 from builder.inspection import read_facts
 from builder.mar import replace_files, rewrite
 from handler.archive import ArchiveFacts
@@ -74,7 +75,7 @@ def test_older_spellings_give_the_same_archive(tmp_path: Path, cpu_library: Path
         written.append(write_files(stage, "one", config, load(config), [library], lambda step: None).content())
     assert written[0] == written[1] == written[2]
     facts = json.loads(written[0])
-    assert facts["model"] == {"format": "torchscript", "file": "model.pt", "devices": ["cpu"]}
+    assert facts["model"] == {"format": "torchscript", "file": "model.pt", "devices": ["cpu"], "packed": True}
     assert (facts["encoder"], facts["compute"], facts["scheme"], facts["format"]) == ("fused", "bf16", "none", 2)
     assert not {"mode", "kind", "data_type"} & facts.keys()
 
@@ -128,6 +129,35 @@ def test_options_win_over_the_file_in_either_spelling(
     options = cli._parser().parse_args(["archive", str(tmp_path / "a.json"), *arguments])
     config = cli._setup_config(options)
     assert (config.kind, config.data_type) == (kind, data_type)
+
+
+def _configured(*arguments: str) -> SetupConfig:
+    return cli._setup_config(cli._parser().parse_args(["archive", "--model=m", *arguments]))
+
+
+def test_one_adapter_is_merged_and_several_have_names(tmp_path: Path) -> None:
+    assert _configured("--adapter", "folder").adapter == "folder"
+    (tmp_path / "r=8").mkdir()
+    odd = _configured("--adapter", str(tmp_path / "r=8"))
+    assert (odd.adapter, odd.adapters) == (str(tmp_path / "r=8"), {})
+    several = _configured("--adapter", "b=two", "--adapter", "a=some/one=1")
+    assert several.adapter is None
+    assert list(several.adapters.items()) == [("b", "two"), ("a", "some/one=1")]
+    assert _configured(*make.options({"ADAPTER": "b=two a=one"}, ("ADAPTER",))).adapters == {"b": "two", "a": "one"}
+    assert _configured(*make.options({"ADAPTER": "my adapter"}, ("ADAPTER",))).adapter == "my adapter"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--adapter", "a=one", "--adapter", "two"], "--adapter two: of several each needs a name"),
+        (["--adapter", "a=one", "--adapter", "a=two"], "--adapter a: two have this name"),
+        (["--adapter", "a=one", "--adapter", "b=two", "--kind", "ori"], "adapters to choose from need a traced model"),
+    ],
+)
+def test_adapters_that_cannot_be_are_refused(arguments: list[str], message: str) -> None:
+    with pytest.raises(BuildError, match=message):
+        _configured(*arguments)
 
 
 def test_make_takes_both() -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import uuid
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,18 @@ def test_server_settings_are_read_from_the_archive(tmp_path: Path) -> None:
     (tmp_path / "model-config.yaml").write_text("handler: {threads\n")
     with pytest.raises(ConfigError, match=r"^model-config.yaml: [^\n]+$"):
         read_server_settings(tmp_path)
+
+
+def test_server_settings_are_read_from_a_packed_archive(tmp_path: Path) -> None:
+    packed = tmp_path / "fake.mar"
+    for content, expected in ({}, {}), ({"model-config.yaml": "maxWorkers: 3\n"}, {"maxWorkers": 3}):
+        with zipfile.ZipFile(packed, "w") as written:
+            for name, text in content.items():
+                written.writestr(name, text)
+        assert read_server_settings(packed) == expected
+    packed.write_bytes(b"no zip")
+    with pytest.raises(zipfile.BadZipFile):
+        read_server_settings(packed)
 
 
 def test_a_predictor_takes_its_threads_from_the_server_settings(tmp_path: Path, threads_kept: None) -> None:

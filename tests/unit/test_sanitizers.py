@@ -1,6 +1,6 @@
 """What the GPU check makes of compute-sanitizer's reports."""
 
-from benchmarks.gpu.sanitizers import judge
+from tests.gpu.sanitizers import judge
 
 HAZARD = """========= Error: Race reported between Read access at {0}+0xa10
 =========     and Write access at {1}+0x3ac0 [504 hazards]

@@ -26,23 +26,12 @@ from handler.servers.model import Card
 from handler.servers.routes import health, routes
 from handler.servers.running import Running
 from tests.unit.handler_fakes import VOCABULARY, TokenOutputs, save_archive
-from tests.unit.server_fakes import client, predictors
+from tests.unit.server_fakes import client
 from tests.unit.test_handler_engine import pack
 
 TEXT = "the cat sat on a mat"
 CLS, SEP = VOCABULARY["[CLS]"], VOCABULARY["[SEP]"]
 JSON = {"content-type": "application/json"}
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Predictor]:
-    return predictors(tmp_path_factory.mktemp("models"), limits={"max_inputs": 8, "max_body_bytes": 20_000})
-
-
-@pytest.fixture(scope="module")
-def app(models: dict[str, Predictor]) -> Iterator[TestClient]:
-    with client(models) as opened:
-        yield opened
 
 
 # What TorchServe's addresses take and give.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import struct
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -15,22 +14,10 @@ from starlette.testclient import TestClient
 from handler.canary import close
 from handler.predictor import Predictor
 from tests.unit.handler_fakes import MAX_LENGTH, VOCABULARY
-from tests.unit.server_fakes import client, predictors
 
 TEXT = "the cat sat on a mat"
 CLS, SEP = VOCABULARY["[CLS]"], VOCABULARY["[SEP]"]
 JSON = {"content-type": "application/json"}
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Predictor]:
-    return predictors(tmp_path_factory.mktemp("models"), limits={"max_inputs": 8, "max_body_bytes": 20_000})
-
-
-@pytest.fixture(scope="module")
-def app(models: dict[str, Predictor]) -> Iterator[TestClient]:
-    with client(models) as opened:
-        yield opened
 
 
 def vector(models: dict[str, Predictor], text: str, **options: Any) -> list[float]:

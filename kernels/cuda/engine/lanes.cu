@@ -87,9 +87,10 @@ struct Entry {
   uint64_t patience = 64;       // calls until it is asked again
 };
 
-// Before anything is known of the mask. A batch of one is taken to have no pads.
-Bucket padded_bucket(const Call& call) {
+// Before anything is known of the mask. A batch of one is taken to have no pads, a packed one has none.
+Bucket first_bucket(const Call& call) {
   const int64_t batch = call.batch, length = call.length;
+  if (call.packed()) return bucket_for(batch, length, call.tokens, true);
   return bucket_for(batch, length, batch * length, batch == 1);
 }
 
@@ -126,8 +127,8 @@ class Lane {
 
 void Lane::run(const Request& request, const Allocate& allocate, cudaStream_t stream) {
   const auto& [model, call] = request;
-  Bucket bucket = padded_bucket(call);
-  const bool counts = worth_counting(DeviceInfo::current(), model, bucket);
+  Bucket bucket = first_bucket(call);
+  const bool counts = !call.packed() && worth_counting(DeviceInfo::current(), model, bucket);
   if (counts) bucket = start_and_count(request, bucket, allocate, stream);
   Entry& known = entry(entries_, model, bucket);
   const Layout& layout = *known.layout;
@@ -148,6 +149,7 @@ Bucket Lane::start_and_count(const Request& request, Bucket padded, const Alloca
   enqueue_front(model, call, padded, front, memory_.get(), count_.expect(), stream);
   Bucket tight = bucket_for(padded.batch, padded.length, std::max(count_.wait(stream), 1), true);
   tight.attended = padded.attended;
+  tight.counted = true;
   if (reserve(entry(entries_, model, tight).layout->bytes(), allocate)) {
     // Again, by the same kernels: a call's bits must not depend on the calls before it.
     enqueue_front(model, call, padded, front, memory_.get(), {}, stream);
@@ -281,7 +283,7 @@ bool is_capturing(cudaStream_t stream) {
 // The caller's graph will run at its own times, on its own streams: it gets a workspace of its own.
 void run_captured(const Request& request, const Allocate& allocate, cudaStream_t stream) {
   const auto& [model, call] = request;
-  const Bucket bucket = padded_bucket(call);
+  const Bucket bucket = first_bucket(call);
   const Layout layout(DeviceInfo::current(), model, bucket);
   const auto memory = allocate(layout.bytes());
   enqueue_front(model, call, bucket, layout, memory.get(), {}, stream);

@@ -46,8 +46,9 @@ struct Bucket {
   int tokens;
   bool tight;             // tokens is close to the number of valid tokens; else only to that of padded ones
   bool attended = false;  // enqueue_front does the first layer's attention, too
+  bool counted = false;   // the front ran before this bucket was known: no graph of it has one
 
-  auto key() const { return std::make_tuple(batch, length, tokens, tight, attended); }
+  auto key() const { return std::make_tuple(batch, length, tokens, tight, attended, counted); }
 };
 
 // The smallest bucket for a call of `batch` sequences, `length` columns and at most `tokens` valid tokens. Sizes grow

@@ -92,6 +92,8 @@ Path path_for(const DeviceInfo& device, const Model& model, const Bucket& bucket
     return *forced;
   }
   if (small && bucket.tokens <= kSmallTokens) return Path::small;
+  // Few rows: own kernels start while their predecessors end, and add biases.
+  if (hopper && model.spec().gated && bucket.tokens <= kFewTokens) return Path::hopper;
   // cuBLASLt's products are the faster ones, unless most of their rows are padding.
   return hopper && !bucket.tight ? Path::hopper : Path::library;
 }

@@ -76,7 +76,7 @@ __global__ void __launch_bounds__(kWarp* kRowWarps)
   const int begin = cu_seqlens[b], end = cu_seqlens[b + 1];
   int dropped = 0;
   for (int t = begin + static_cast<int>(threadIdx.x); t < end; t += kWarp) {
-    dropped += call->ids[rows[t]] == dropout_token;
+    dropped += call->ids[call->place(t, rows[t])] == dropout_token;
   }
   dropped = __reduce_add_sync(0xffffffffu, dropped);
   if (threadIdx.x != 0) return;

@@ -45,6 +45,26 @@ __device__ __forceinline__ void tell(const TokenReport& report, int tokens) {
   *static_cast<volatile uint64_t*>(report.word) = uint64_t{report.serial} << 32 | static_cast<uint32_t>(tokens);
 }
 
+// Of a packed call there is nothing to count. What offsets that do not ascend would name stays within the call.
+__device__ __forceinline__ void place_packed(const Call& call, int batch_capacity, const Unpadded& out) {
+  const int lane = threadIdx.x, warp = threadIdx.y;
+  const auto offset = [&call](int b) {
+    const int64_t said = call.offsets[b * call.stride];
+    return static_cast<int>(min(max(said, int64_t{0}), static_cast<int64_t>(call.tokens)));
+  };
+  for (int b = warp; b < call.batch; b += kUnpadWarps) {
+    const int begin = offset(b), end = offset(b + 1);
+    if (lane == 0) out.cu_seqlens[b] = begin;
+    for (int t = begin + lane; t < end; t += kWarp) {
+      out.rows[t] = b * call.length + min(t - begin, call.length - 1);
+      if (out.slots != nullptr) out.slots[t] = t;
+    }
+  }
+  for (int b = call.batch + warp * kWarp + lane; b <= batch_capacity; b += kUnpadWarps * kWarp) {
+    out.cu_seqlens[b] = call.tokens;
+  }
+}
+
 // One block: a warp counts a row, warp 0 scans 32 counts, each warp places its row's tokens. A batch of 32 x 384 is
 // 98 KB of mask, so a second block would wait longer for the first than it saves.
 __global__ void unpad_kernel(Call call, int batch_capacity, Unpadded out, TokenReport report) {
@@ -57,6 +77,7 @@ __global__ void unpad_kernel(Call call, int batch_capacity, Unpadded out, TokenR
     starts[kUnpadWarps] = 0;
     if (out.call != nullptr) *out.call = call;
   }
+  if (call.packed()) return place_packed(call, batch_capacity, out);
   for (int group = 0; group < batch; group += kUnpadWarps) {
     const int b = group + warp;
     const int64_t* row = call.mask + static_cast<int64_t>(b) * length;

@@ -54,7 +54,7 @@ struct PaddedRows {
   const Call* call;
   static constexpr bool kHasPads = true;  // rows without a source, which are zero
 
-  __device__ int count() const { return call->batch * call->length; }
+  __device__ int count() const { return call->places(); }
   __device__ int source(int row) const { return slots[row]; }
   __device__ T* target(const AddNorm<T>&) const { return static_cast<T*>(call->out); }
 };
@@ -314,7 +314,8 @@ cudaError_t add_norm(const AddNorm<T>& a, const int* tokens, int capacity, int w
                                  detail::add_norm_aligned(a), stream, order);
 }
 
-// The same into the padded shape: call->out [batch, length, width], zeros on pads; a.out is not used, a.sum must be
+// The same into the call's own shape: call->out [batch, length, width], zeros on pads, or of a packed call [tokens,
+// width]; a.out is not used, a.sum must be
 // nullptr. slots and call as unpad wrote them, under the condition above. capacity bounds batch * length.
 template <typename T>
 cudaError_t add_norm_padded(const AddNorm<T>& a, const int* slots, const Call* call, int capacity, int width,

@@ -57,9 +57,10 @@ __global__ void __launch_bounds__(kWarp* kRowWarps)
   const int row = rows[token];
   const int length = call->length;
   const int sequence = row / length;
-  const int64_t position = position_of(norm, call->ids + static_cast<int64_t>(sequence) * length,
-                                       row - sequence * length, token - cu_seqlens[sequence]);
-  const int64_t id = call->ids[row], segment = tables.segment == nullptr ? 0 : call->segments[row];
+  const int begin = cu_seqlens[sequence], place = call->place(token, row);
+  const int64_t* const ids = call->ids + (call->packed() ? begin : static_cast<int64_t>(sequence) * length);
+  const int64_t position = position_of(norm, ids, row - sequence * length, token - begin);
+  const int64_t id = call->ids[place], segment = tables.segment == nullptr ? 0 : call->segments[place];
   const bool inside = id >= 0 && id < tables.words &&
                       (tables.segment == nullptr || (segment >= 0 && segment < tables.segments)) &&
                       (tables.position == nullptr || (position >= 0 && position < tables.positions));

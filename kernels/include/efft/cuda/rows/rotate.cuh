@@ -21,7 +21,7 @@ struct Rotation {
 namespace detail {
 
 constexpr int kRotateThreads = 256;
-constexpr int kRotateHeads = 4;  // of one thread, for one reading of the angles
+constexpr int kRotateHeads = 2;  // of one thread, for one reading of the angles
 
 // (a, b) turned by each pair's angle.
 template <int PAIRS>
@@ -96,18 +96,26 @@ __device__ __forceinline__ void load_angles(const float2* from, float2 (&to)[PAI
   }
 }
 
+// Angles and biases are older than the predecessor: they are on their way while it ends.
 template <typename T, int PAIRS, bool INTERLEAVED>
 __global__ void __launch_bounds__(kRotateThreads) rotate_kernel(const Rotation<T> r, const int* tokens) {
-  wait_for_predecessor();
-  release_successor();
   const int packs = r.pairs / PAIRS, groups = (r.heads + kRotateHeads - 1) / kRotateHeads;
   const int64_t index = static_cast<int64_t>(blockIdx.x) * kRotateThreads + threadIdx.x;
-  const int token = static_cast<int>(index / (packs * groups));
-  if (token >= *tokens) return;
-  const int within = static_cast<int>(index % (packs * groups));
+  const int token = static_cast<int>(index / (packs * groups)), within = static_cast<int>(index % (packs * groups));
   const int pair = within % packs * PAIRS, first = within / packs * kRotateHeads;
+  const bool exists = token < *tokens;
   float2 angles[PAIRS];
-  load_angles(r.angles + static_cast<int64_t>(token) * r.pairs + pair, angles);
+  RotatedPart<T, PAIRS, INTERLEAVED> biases[kRotateHeads] = {};
+  if (exists) {
+    load_angles(r.angles + static_cast<int64_t>(token) * r.pairs + pair, angles);
+#pragma unroll
+    for (int h = 0; h < kRotateHeads; ++h) {
+      if (r.bias != nullptr && first + h < r.heads) biases[h].add(r.bias + (first + h) * r.head_size, pair, r.pairs);
+    }
+  }
+  wait_for_predecessor();
+  release_successor();
+  if (!exists) return;
   T* const head = r.qkv + static_cast<int64_t>(token) * r.width + first * r.head_size;
   RotatedPart<T, PAIRS, INTERLEAVED> parts[kRotateHeads];
 #pragma unroll
@@ -117,7 +125,8 @@ __global__ void __launch_bounds__(kRotateThreads) rotate_kernel(const Rotation<T
 #pragma unroll
   for (int h = 0; h < kRotateHeads; ++h) {
     if (first + h >= r.heads) return;
-    if (r.bias != nullptr) parts[h].add(r.bias + (first + h) * r.head_size, pair, r.pairs);
+#pragma unroll
+    for (int i = 0; i < PAIRS; ++i) parts[h].a[i] += biases[h].a[i], parts[h].b[i] += biases[h].b[i];
     turn(parts[h].a, parts[h].b, angles);
     parts[h].store(head + h * r.head_size, pair, r.pairs);
   }

@@ -19,8 +19,10 @@ struct TokenReport {
 
 // Results of unpad. cu_seqlens int32 [batch_capacity + 1]: first packed index of each sequence; entries behind the last
 // sequence hold the number of tokens, so that cu_seqlens[batch_capacity] is that number for any batch.
-// rows int32 [batch * length]: index in the flattened mask of each packed token, -1 behind the last.
-// slots int32 [batch * length] or nullptr: the inverse, the packed index of each position, -1 on pads.
+// rows int32 [batch * length]: index in the flattened mask of each packed token, -1 behind the last. Of a packed call
+// what it would be if the call were padded to its length; nothing behind the last.
+// slots int32 [batch * length] or nullptr: the inverse, the packed index of each position, -1 on pads. Of a packed call
+// [tokens], each its own.
 // call: a copy of the call (nullptr: not wanted).
 struct Unpadded {
   int* cu_seqlens;
@@ -29,8 +31,8 @@ struct Unpadded {
   Call* call;
 };
 
-// batch * length must fit an int. Waits for all that precedes it on the stream; a successor launched with
-// Order::kOverlap starts at once.
+// batch * length must fit an int. A packed call's offsets must ascend from 0 to its tokens by at most its length. Waits
+// for all that precedes it on the stream; a successor launched with Order::kOverlap starts at once.
 cudaError_t unpad(const Call& call, int batch_capacity, const Unpadded& out, const TokenReport& report,
                   cudaStream_t stream);
 

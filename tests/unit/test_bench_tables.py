@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import re
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,8 @@ import pytest
 
 pytest.importorskip("matplotlib", reason="make bench installs matplotlib")
 
-from benchmarks import ratios, report, standing, table
+from benchmarks import figures, ratios, results, summary, table
 from benchmarks.encoder import choose_workloads, of_model
-from benchmarks.report import chart, plots
 
 FACTS = {
     "date": "2026-01-02T03:04:05+00:00",
@@ -47,72 +45,27 @@ SERVING = {
 }  # fmt: skip
 
 
-def write(folder: Path, *found: dict[str, Any]) -> str:
+def kept(folder: Path, *found: dict[str, Any]) -> Path:
+    """A folder with these results."""
     for index, result in enumerate(found):
         (folder / f"{index}.json").write_text(json.dumps(result))
-    report.run(Namespace(results=folder, output=folder / "out", figures=folder / "figures"))
-    return (folder / "out" / "index.html").read_text(encoding="utf-8")
+    return folder
 
 
-def test_the_page_has_every_plot_it_refers_to_and_nothing_from_elsewhere(tmp_path: Path) -> None:
-    html = write(tmp_path, ENCODER, SERVING)
-    files = re.findall(r'<img src="([^"]+)"', html)
-    narrow = re.findall(r'<source media="[^"]+" srcset="([^"]+)"', html)
-    assert len(files) == len(narrow) == 4
-    for name in files + narrow:
-        assert (tmp_path / "out" / name).read_bytes().startswith(b"\x89PNG")
-    assert "http" not in html
-    assert "<script" not in html
-    assert all(alt for alt in re.findall(r'alt="([^"]*)"', html))
-
-
-def test_what_comes_from_results_is_escaped(tmp_path: Path) -> None:
-    assert "&lt;Chip&gt; &amp; Co" in write(tmp_path, ENCODER)
-
-
-def test_a_newer_result_replaces_only_what_it_covers_on_the_same_machine(tmp_path: Path) -> None:
-    def at(year: int, commit: str, **changes: Any) -> dict[str, Any]:
-        return {**ENCODER, "date": f"{year}-01-01T00:00:00+00:00", "commit": commit, **changes}
-
-    faster = {**ENCODER["device"], "processor": "Other"}
-    one = {**ENCODER["device"], "threads": 1}
-    html = write(
-        tmp_path,
-        at(2020, "replaced"),
-        at(2021, "elsewhere", device=faster),
-        at(2021, "single", device=one),
-        at(2022, "wider", rows=[*ROWS, encoder_row("packed", "1x128", "uniform", 0.0, 3.0)]),
-        at(2023, "newest"),
-    )
-    assert "commit replaced" not in html
-    for commit in ("elsewhere", "single", "wider", "newest"):
-        assert f"commit {commit}" in html
-    anchors = re.findall(r'<section id="([^"]+)"', html)
-    assert len(set(anchors)) == len(anchors) == 4
-
-
-def test_results_of_every_kind_have_a_section(tmp_path: Path) -> None:
-    row = {"kind": "ths", "data_type": "fp32", "accuracy": 90.0, "ms_per_example": 1.0, "different_predictions": 0}
-    settings = {"task": "labels", "data": "tickets.tsv", "examples": 9, "batch": 3}
-    accuracy = {"kind": "accuracy-labels", **FACTS, "settings": settings, "rows": [row]}
-    run = {
-        "minutes": 20.0, "connections": 32, "requests": 9, "answers": {"200": 9}, "same_workers": True,
-        "milliseconds": {"50": 1.0, "95": 2.0, "99": 3.0}, "worker_mib": [900, 903], "worker_growth": 0.003,
-        "java_mib": [300, 301], "java_growth": 0.001,
-    }  # fmt: skip
-    own = {"batch": 32, "tokens": 64, "microseconds": 97.5, "stages": {"decode": 3.0}}
-    others = [{"kind": "soak", **FACTS, "rows": [run]}, {"kind": "handler", **FACTS, "rows": [own]}]
-    html = write(tmp_path, ENCODER, SERVING, accuracy, *others)
-    assert html.count("<section") == 5
-    assert "97.5" in html
-    assert "+0.3 %" in html
+def drawn(folder: Path) -> list[str]:
+    """The names of the figures drawn from a folder's results."""
+    figures.run(Namespace(results=folder, output=folder / "figures"))
+    paths = sorted((folder / "figures").iterdir())
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
+    return [path.name for path in paths]
 
 
 def test_the_readme_figures_come_from_the_newest_run_that_has_them(tmp_path: Path) -> None:
     partial = {**ENCODER, "date": "2030-01-01T00:00:00+00:00", "rows": ROWS[:1] + ROWS[3:4]}
-    write(tmp_path, ENCODER, partial)
-    names = sorted(path.name for path in (tmp_path / "figures").iterdir())
-    assert names == ["encoder-latency.png", "encoder-padding.png"]
+    assert [result["date"] for result in (partial, ENCODER)] == [
+        result["date"] for result in results.newest("encoder", kept(tmp_path, ENCODER, SERVING, partial))
+    ]
+    assert drawn(tmp_path) == ["encoder-latency.png", "encoder-padding.png"]
 
 
 def test_the_chart_has_others_in_one_type_and_ours_in_narrower_ones_the_slowest_first(tmp_path: Path) -> None:
@@ -125,20 +78,18 @@ def test_the_chart_has_others_in_one_type_and_ours_in_narrower_ones_the_slowest_
         row("openvino", "fp32", 0.1, refused="wrong"), row("openvino+loop", "fp32", 0.2),
     ]  # fmt: skip
     cpu = {**ENCODER, "rows": rows}
-    shown = chart.bars([cpu], "8x128", "fp32")
+    shown = figures.bars([cpu], "8x128", "fp32")
     assert [(label, ours) for label, _, ours in shown] == [
         ("TorchScript, fp32", False), ("EFFT, fp32", True), ("EFFT, bf16", True),
     ]  # fmt: skip
     gpu_rows = [{**row("thsext", "fp16", 2.0), "workload": "32x384"}]
     gpu = {**ENCODER, "device": {**FACTS["device"], "kind": "cuda", "gpu": "NVIDIA H200"}, "rows": gpu_rows}
-    write(tmp_path, cpu, gpu)
-    assert (tmp_path / "figures" / "beside.png").read_bytes().startswith(b"\x89PNG")
+    assert drawn(kept(tmp_path, cpu, gpu)) == ["beside.png"]
 
 
 def test_a_type_without_the_baseline_has_no_padding_plot(tmp_path: Path) -> None:
     rows = [{**row, "data_type": "int8"} for row in ROWS if row["engine"] == "thsext"]
-    write(tmp_path, {**ENCODER, "rows": rows})
-    assert not [path for path in (tmp_path / "out").iterdir() if "padding" in path.name]
+    assert drawn(kept(tmp_path, {**ENCODER, "rows": rows})) == []
 
 
 def test_ours_is_compared_with_the_best_of_the_others() -> None:
@@ -149,10 +100,10 @@ def test_ours_is_compared_with_the_best_of_the_others() -> None:
         {**encoder_row("openvino", "1x128", "uniform", 0.0, 1.0), "refused": "wrong"},
     ]
     del rows[3]["median_ms"]
-    (found,) = standing.against_best({**ENCODER, "rows": rows})
+    (found,) = summary.against_best({**ENCODER, "rows": rows})
     assert [line[1] for line in found.lines] == ["1", "2.5 packed", "2", "0.80", "2.00"]
     with pytest.raises(ValueError, match="kind serving"):
-        standing.against_best(SERVING)
+        summary.against_best(SERVING)
 
 
 def test_ratios_are_of_the_fastest_calls_where_there_are_enough() -> None:
@@ -167,7 +118,7 @@ def test_ratios_are_of_the_fastest_calls_where_there_are_enough() -> None:
     assert ratios.over(row, None) is ratios.over(row, {"engine": "packed", "refused": "wrong"}) is None
     packed = {**encoder_row("packed", "1x128", "uniform", 0.0, 4.0), "calls_ms": [4.0] * 11}
     rows = [{**row, "calls_ms": [50.0] * 11}, packed, {**busy, "engine": "thsext"}]
-    (found,) = standing.against_best({**ENCODER, "rows": rows})
+    (found,) = summary.against_best({**ENCODER, "rows": rows})
     assert [line[1] for line in found.lines] == ["1", "4 packed", "50", "0.50", "2.00"]
     assert found.title.endswith(ratios.BASIS)
     (grid,) = table.of({**ENCODER, "rows": rows})
@@ -187,24 +138,9 @@ def test_memory_that_was_not_measured_is_named() -> None:
     assert found.notes == ["not measured within the run's time: thsext base fp32"]
 
 
-def test_the_overview_gives_the_least_and_the_greatest_ratio() -> None:
-    rows = [*ROWS, encoder_row("packed", "1x128", "uniform", 0.0, 1.0), encoder_row("thsext", "1x9", "full", 0.0, 3.0)]
-    (found,) = standing.overview([ENCODER, {**ENCODER, "rows": rows, "date": "2025-01-01"}])  # more engines, but older
-    assert found.title == "<Chip> & Co, threads: 2"
-    assert found.lines == [
-        ["base fp32", "2.00 to 2.00", "0.50 to 2.00", "2.00 to 3.00", "4", "3", "2025-01-01", "medians"]
-    ]
-
-
-def test_a_server_named_with_a_type_has_its_kinds_colour_and_dashes_of_its_own() -> None:
-    styles = [plots._style(name) for name in ("thsext", "thsext:fp32", "thsext:bf16", "thsext:int8")]
-    assert {(style["color"], style["linewidth"]) for style in styles} == {("#cf222e", 2.4)}
-    assert [style["linestyle"] for style in styles] == ["-", "-", "--", ":"]
-
-
 def test_no_result_is_said_plainly(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="run make bench"):
-        report.run(Namespace(results=tmp_path, output=tmp_path / "out", figures=tmp_path / "figures"))
+        drawn(tmp_path)
 
 
 def test_one_size_is_measured_with_every_share_of_padding() -> None:

@@ -35,7 +35,7 @@ def start(tool: str, root: Path, environment: Mapping[str, str]) -> subprocess.P
         return None
     # Without torch's caching allocator, within whose blocks memcheck sees no overrun.
     environment = {**environment, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    command = [program, "--tool", tool, sys.executable, "-m", "benchmarks.gpu.sanitized"]
+    command = [program, "--tool", tool, sys.executable, "-m", "tests.gpu.sanitized"]
     return subprocess.Popen(
         command, cwd=root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
