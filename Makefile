@@ -63,7 +63,7 @@ models: setup  ## retrain the sample models' adapters and print their dev figure
 	@for name in $(SAMPLES); do $(BIN)/python -m samples train $$name && $(BIN)/python -m samples evaluate $$name || exit 1; done
 
 test: lint  ## lint, then every test that this machine can run
-	@$(BIN)/python -m pytest -n 2
+	@$(BIN)/python -m pytest -n 2 --dist loadscope
 
 lint: setup  ## ruff, mypy, clang-format
 	@$(BIN)/ruff check .

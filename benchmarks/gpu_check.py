@@ -19,9 +19,9 @@ from typing import Any
 
 import torch
 
-from benchmarks import libraries, machine, results
+from benchmarks import floor, libraries, machine, results
 from benchmarks.floor import Ceilings
-from benchmarks.gpu import ceilings, encoders, rows
+from benchmarks.gpu import encoders, rows
 from benchmarks.gpu.encoders import WORKLOADS
 from benchmarks.gpu.engines import Engines
 from benchmarks.measuring import PLAIN, first_line
@@ -44,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.environ[variable] = str(libraries.library(device, tests))
     libraries.load("cuda")
     check = Check(options.peers, "cuda", {"library": torch.ops.efft.describe_cuda()})
+    check.output = options.output
     return run(check, options.only, options.output)
 
 
@@ -77,12 +78,14 @@ class Check:
         self.ceilings = Ceilings({}, 0.0)
         self.rows: list[dict[str, Any]] = []
         self.more = more
+        self.output = results.RESULTS
         self.facts = machine.facts(device, machine.threads_available())
 
     def rates(self, data_type: str) -> Ceilings:
         """The ceilings with those of ``data_type`` measured now."""
-        rate = ceilings.matrix_rate(data_type)
-        self.ceilings = self.ceilings.merged(Ceilings({data_type: rate}, ceilings.copy_rate()))
+        found = floor.measure((data_type,), "cuda", torch.cuda.synchronize)
+        self.ceilings = self.ceilings.merged(found)
+        rate = found.operations.get(data_type, 0.0)
         print(f"ceilings: {rate / 1e12:.0f} TFLOP/s {data_type}, {self.ceilings.bytes / 1e12:.2f} TB/s", flush=True)
         return self.ceilings
 
@@ -138,7 +141,7 @@ def _tests(check: Check) -> None:
 
 
 def _rows(check: Check) -> None:
-    outcome = rows.measure(torch.float16, ceilings.copy_rate())
+    outcome = rows.measure(torch.float16, floor.copy_rate("cuda", torch.cuda.synchronize))
     for name, figures in outcome.items():
         print(f"{name:16} {figures['microseconds']:6.2f} us  {figures['share_of_copy_rate']:.0%} of the copy rate")
     check.more["row_kernels"] = outcome
@@ -182,6 +185,13 @@ def _eight_bits(check: Check) -> None:
             check.more[f"stream_{data_type}"] = outcome
 
 
+def _devices(check: Check) -> None:
+    """One archive of each type, opened on the CPU and on the GPU: int8 must answer alike on both."""
+    command = [sys.executable, "-m", "benchmarks", "accuracy", "--task", "samples", "--devices", "cpu", "cuda"]
+    command += ["--jobs", str(max(1, machine.threads_available() // 3)), "--output", str(check.output)]
+    check.checks["devices"] = subprocess.run(command, cwd=ROOT, check=False).returncode == 0
+
+
 def _stream(check: Check) -> None:
     outcome = encoders.stream(check.engines, "fp16")
     check.judge()
@@ -198,6 +208,7 @@ _STAGES: dict[str, Callable[[Check], None]] = {
     "types": _types,
     "eight_bits": _eight_bits,
     "stream": _stream,
+    "devices": _devices,
     "tests": _tests,
 }
 

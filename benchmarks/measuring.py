@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ from benchmarks.deviation import Deviation, deviation
 from benchmarks.engines import ENGINES, LOOP, Engine, Loop
 from benchmarks.floor import Ceilings
 from benchmarks.models import Reference, Source
-from benchmarks.timing import CLOCKS, MIN_ROUNDS, Turns
+from benchmarks.timing import CLOCKS, MIN_ROUNDS, STREAM, Turns
 from benchmarks.workloads import Batch, Workload, make_batch
 
 QUANTISED = ("int8", "fp8")
@@ -57,6 +57,12 @@ class Setting:
     def reference(self, source: Source) -> Reference:
         """The model's float64 outputs."""
         return self.references.setdefault(source.name, Reference(source, self.device))
+
+    def turns(self, calls: Mapping[str, Callable[[], Any]], what: str) -> Turns:
+        """Of calls on this device; ``what`` is measured decides their order."""
+        stream = STREAM if self.device == "cuda" else 0.0
+        clock, seed = CLOCKS[self.clock], f"{self.seed} {what}"
+        return Turns(calls, synchronize=self.synchronize, clock=clock, seed=seed, stream=stream)
 
     def release_references(self) -> None:
         """Let the float64 weights go; the outputs stay."""
@@ -114,11 +120,13 @@ class Group:
             if base in built:
                 self.engines[name] = Loop(built[base]) if name.endswith(LOOP) else built[base]
 
-    def prepare(self, workload: Workload, limit: float) -> float:
-        """Check the engines on a workload; returns the seconds to set aside for MIN_ROUNDS. Where these do not fit
-        before ``limit`` (monotonic clock), the rows say so and it returns 0."""
+    def prepare(self, workload: Workload, limit: float, names: Iterable[str] | None = None) -> float:
+        """Check the engines, or those of these names, on a workload; returns the seconds to set aside for MIN_ROUNDS.
+        Where these do not fit before ``limit`` (monotonic clock), the rows say so and it returns 0."""
+        if names is None:
+            names = [name for name in self.engines if workload.batch > 1 or not name.endswith(LOOP)]
         with self.setting.watch:
-            measured = self._measured[workload] = self._begin(workload, limit)
+            measured = self._measured[workload] = self._begin(workload, limit, list(names))
         return SLACK * MIN_ROUNDS * measured.turns.seconds if measured.turns is not None else 0.0
 
     def measure(self, workload: Workload, seconds: float, limit: float, least: int = MIN_ROUNDS) -> None:
@@ -144,25 +152,33 @@ class Group:
     def close(self) -> None:
         """Let the engines go; the rows stay."""
         self.keep(())
-        for measured in self._measured.values():
-            if measured.turns is not None:
-                measured.turns.calls.clear()
+        for workload in self._measured:
+            self.finish(workload)
+
+    def finish(self, workload: Workload) -> None:
+        """Let what was bound to a workload go; its rows stay."""
+        turns = self._measured[workload].turns
+        if turns is not None:
+            turns.calls.clear()
+
+    def rows_of(self, workload: Workload) -> list[dict[str, Any]]:
+        """A row for each engine on a workload that was prepared."""
+        return list(self._rows(workload, self._measured[workload]))
 
     @property
     def rows(self) -> list[dict[str, Any]]:
         """A row for each workload and engine."""
         return [row for workload, measured in self._measured.items() for row in self._rows(workload, measured)]
 
-    def _begin(self, workload: Workload, limit: float) -> _Measured:
-        names = [n for n in self.engines if workload.batch > 1 or not n.endswith(LOOP)]
+    def _begin(self, workload: Workload, limit: float, names: list[str]) -> _Measured:
         rows: dict[str, dict[str, Any]] = {name: {"engine": name, "refused": None} for name in names}
         if time.monotonic() >= limit:
             return _Measured(rows, None, _LATE)
         batch = make_batch(workload, self.source.config.vocab_size, self.setting.device)
         checked, calls = self.check(batch, names)
         rows |= checked
-        seed = f"{self.setting.seed} {self.source.name} {self.data_type} {workload.name} {workload.distribution}"
-        turns = Turns(calls, synchronize=self.setting.synchronize, clock=CLOCKS[self.setting.clock], seed=seed)
+        what = f"{self.source.name} {self.data_type} {workload.name} {workload.distribution}"
+        turns = self.setting.turns(calls, what)
         if time.monotonic() + SLACK * MIN_ROUNDS * turns.seconds > limit:
             return _Measured(rows, None, f"{MIN_ROUNDS} rounds would take longer than was left of the run's time")
         return _Measured(rows, turns)
@@ -175,7 +191,8 @@ class Group:
         for name, row in measured.rows.items():
             if turns is not None and name in timings:
                 outcome: dict[str, Any] = timings[name].figures()
-                outcome["calls_ms"] = [round(1e3 * s, 4) for s in turns.taken[name]]
+                if not turns.stream:  # there they are many, and alike
+                    outcome["calls_ms"] = [round(1e3 * s, 4) for s in turns.taken[name]]
             else:
                 outcome = {"refused": row["refused"] or late}
             yield {"model": self.source.name, "data_type": self.data_type, **describe(workload), **row, **outcome}

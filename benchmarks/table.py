@@ -179,10 +179,28 @@ def _types(result: dict[str, Any]) -> list[Table]:
     names = list(result["settings"]["inputs"])
     header = ["one archive on two devices", *(f"{n}: {what}" for n in names for what in ("others", "scores apart"))]
     lines = [
-        [row["data_type"], *(cell for n in names for cell in (str(row[f"{n}_decisions"]), f"{row[f'{n}_scores']:.4f}"))]
+        [row["data_type"], *(_facts_of(row, [f"{n}_{what}"]) for n in names for what in ("decisions", "scores"))]
         for row in result["both"]
     ]
-    return [*found, Table("cpu and cuda", header, lines)] if lines else found
+    notes = [f"refused: {name}: {facts['refused']}" for name, facts in result["archives"].items() if "refused" in facts]
+    found = [*found, Table("cpu and cuda", header, lines)] if lines else found
+    return [*found[:-1], Table(found[-1].title, found[-1].header, found[-1].lines, notes)]
+
+
+def _unbuilt(result: dict[str, Any]) -> list[Table]:
+    """A line for each model and variant."""
+    names = [name for name in dict.fromkeys(name for row in result["rows"] for name in row) if name not in _VARIANT]
+    lines = [
+        [row["model"], row["variant"], _facts_of(row, ["token"]), _facts_of(row, ["pooled"])]
+        + [f"{row[name]:.1f}" if name in row else "-" for name in names]
+        for row in result["rows"]
+    ]
+    return [
+        Table("emulated, cosines on the gate's inputs", ["model", "", "worst token", "worst pooled", *names], lines)
+    ]
+
+
+_VARIANT = ("model", "variant", "token", "pooled")
 
 
 def _sparse(result: dict[str, Any]) -> list[Table]:
@@ -209,7 +227,7 @@ _SPARSE = ("dense_us", "sparse_us")
 
 def _facts_of(row: dict[str, Any], names: Sequence[str]) -> str:
     """A row's facts in a cell: percentages with a digit, cosines with four."""
-    digits = 1 if "ticket" in names[0] or "document" in names[0] else 4
+    digits = 1 if names[0].endswith(("accuracy", "match")) else 4
     values = [row[name] for name in names if name in row]
     return " / ".join(f"{value:.{digits}f}" if isinstance(value, float) else str(value) for value in values) or "-"
 
@@ -249,6 +267,7 @@ _KINDS: dict[str, Callable[[dict[str, Any]], list[Table]]] = {
     "accuracy": _accuracy,
     "types": _types,
     "sparse": _sparse,
+    "unbuilt": _unbuilt,
     "serving": _serving,
     "loops": _serving,
 }

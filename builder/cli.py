@@ -100,6 +100,13 @@ def _add_archive(commands: Any) -> None:
     )
     archiving.add_argument("--compute", choices=get_args(Compute), help="the compute type (default: fp32)")
     archiving.add_argument("--scheme", choices=tuple(SCHEMES), help="of quantisation (default: none)")
+    archiving.add_argument(
+        "--int8-mode",
+        type=int,
+        choices=(1, 2),
+        help="FasterTransformer's word: 1 is --scheme int8; 2 is refused with its figures",
+    )
+    archiving.add_argument("--sparse24", action="store_true", help="2:4 sparse weights: not built; says why")
     archiving.add_argument("--mode", choices=TASKS, help="the same as --task")
     archiving.add_argument(
         "--kind",
@@ -191,13 +198,23 @@ def _archive(options: argparse.Namespace) -> None:
     from builder.compile import CUDA_TARGETS, compile_cpu, compile_cuda, cpu_targets
     from builder.inspection import read_facts
     from builder.naming import archive_name, check_output
+    from builder.quantisation import unbuilt
 
+    if options.sparse24:
+        raise BuildError(unbuilt.SPARSE24)
+    if options.int8_mode and (options.scheme, options.data_type) == (None, None):
+        options.scheme = "int8"
     config = _setup_config(options)
+    if options.int8_mode and config.scheme != "int8":
+        raise BuildError(f"--int8-mode {options.int8_mode} contradicts scheme {config.scheme}; leave one of them out")
     if options.gemm_config is not None and not options.gemm_config.is_file():
         raise BuildError(f"{options.gemm_config} not found; python -m builder tune makes one")
     check_type(config, [options.device], options.calibrate)
     # What the user can mend is said before the compiler takes its minutes.
-    check_output(options.output, archive_name(config.name, load(adapted.split(config)[0]).source))
+    checkpoint = load(adapted.split(config)[0])
+    check_output(options.output, archive_name(config.name, checkpoint.source))
+    if options.int8_mode == 2:
+        unbuilt.refuse_mode_two(checkpoint, options.calibrate)
     wanted = options.device == "auto" and "cuda" in SCHEMES[config.scheme].devices
     cuda = options.device == "cuda" or (wanted and _has_gpu() and shutil.which("nvcc") is not None)
     steps = _STEPS + 1 + _STEPS_OF_ADAPTER * max(0, len(config.adapters) - 1)

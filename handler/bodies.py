@@ -21,6 +21,7 @@ from handler.errors import RequestError
 FORM: Final = "application/x-www-form-urlencoded"
 RAW_FORM: Final = "application/vnd.efft.form"
 """What a proxy before TorchServe may call a form, so that the server leaves its bytes alone."""
+_NO_JSON: Final = (FORM, RAW_FORM, "text/plain")
 _NOT_WHOLE: Final = (
     "the body was sent as a form, which curl -d does by itself, and is no form of this task's fields; "
     "add -H 'Content-Type: application/json' (or text/plain)"
@@ -81,6 +82,13 @@ class Headers:
         if not _CHARSETS.fullmatch(name):
             raise RequestError("unsupported_media", "the charset in the content type is unknown; send UTF-8")
         return name
+
+    @property
+    def plain(self) -> bool:
+        """Whether nothing is said of compression, a charset or a form, nor that the body is no JSON."""
+        if self.type in _NO_JSON or self._values.get("content-encoding"):
+            return False
+        return "charset" not in self._stated.lower()
 
     @property
     def codings(self) -> list[str]:

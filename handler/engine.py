@@ -90,7 +90,7 @@ class Engine:
             model,
             pad_id=facts.pad_id,
             max_tokens=self.pass_tokens,
-            keep=self.task.keep,
+            keep=None if self.task.keeps_all else self.task.keep,
             packed=facts.encoder == "fused",
             metrics=self.metrics,
             vocabulary=getattr(model, "vocabulary", None),
@@ -286,14 +286,14 @@ class Engine:
             if isinstance(job, RequestError):
                 results.append(job)
                 continue
-            own = list(islice(outputs, len(job.sequences)))
-            failure = next((output for output in own if isinstance(output, RequestError)), None)
+            own = [next(outputs)] if len(job.sequences) == 1 else list(islice(outputs, len(job.sequences)))
+            failure = _first_error(own)
             if failure is None:
                 kept.append(len(results))
                 whole.append(job)
                 arrays.append(own)
             results.append(failure or _UNFINISHED)
-        self.metrics.add("truncations", sum(job.dropped > 0 for job in whole))
+        self.metrics.add("truncations", sum([job.dropped > 0 for job in whole]))
         for index, answer in zip(kept, self._finished(whole, arrays), strict=True):
             results[index] = answer
         self._heap.tick()
@@ -310,6 +310,13 @@ class Engine:
 
 
 _UNFINISHED: dict[str, Any] = {}
+
+
+def _first_error(outputs: Many[Arrays | RequestError]) -> RequestError | None:
+    for output in outputs:
+        if isinstance(output, RequestError):
+            return output
+    return None
 
 
 def _task(

@@ -68,7 +68,7 @@ def grouped(names: Many[Hashable]) -> dict[Any, list[int]]:
 class Packer:
     """Runs a model over sequences of many requests under a token budget.
 
-    ``keep`` takes what the task needs out of a row's outputs. ``packed``: the model computes no pads.
+    ``keep`` takes what the task needs out of a row's outputs; None: all of it. ``packed``: the model computes no pads.
     ``vocabulary``: rows of the model's word table, None where that is not known. ``most_cells``: see plan_passes.
     ``per_token``: the outputs have a row per token, which matters where the model takes packed ids.
     ``adapters``: the models of sequences that name an adapter; a pass is of one of them.
@@ -85,7 +85,7 @@ class Packer:
         *,
         pad_id: int,
         max_tokens: int,
-        keep: Keep,
+        keep: Keep | None,
         packed: bool,
         metrics: Metrics,
         vocabulary: int | None = None,
@@ -193,7 +193,9 @@ class Packer:
         return False
 
     def _rows(self, outputs: Arrays, sequences: Many[Sequence]) -> list[Arrays | RequestError]:
-        whole = sum(output.size for output in outputs) <= _SMALL and finite(outputs)  # one check is cheaper than many
+        whole = sum([output.size for output in outputs]) <= _SMALL and finite(outputs)  # one check is cheaper than many
+        if whole and self._keep is None and all(len(output) == len(sequences) for output in outputs):
+            return list(zip(*outputs, strict=True))
         places: Iterable[int | slice] = range(len(sequences))
         if self._joins and self._per_token:
             ends = accumulate(len(sequence.ids) for sequence in sequences)
@@ -205,7 +207,9 @@ class Packer:
 
     def _row(self, outputs: Arrays, place: int | slice, sequence: Sequence, *, checked: bool) -> Arrays | RequestError:
         try:
-            row = self._keep(sequence, tuple([output[place] for output in outputs]))  # a generator takes twice as long
+            row = tuple(output[place] for output in outputs)
+            if self._keep is not None:
+                row = self._keep(sequence, row)
         except Exception as error:
             return internal_error(error)
         return row if checked or finite(row) else internal_error(FloatingPointError())

@@ -51,6 +51,18 @@ def loads(text: str) -> Any:
     return _DECODER.decode(text)
 
 
+def object_of_texts(raw: bytes | bytearray) -> dict[str, str] | None:
+    """The value of a body in UTF-8 that begins with an object and is one of texts alone; None for any other, and for
+    what is no JSON: :func:`loads` says what."""
+    if orjson is None or raw[:1] != b"{" or raw.count(b"[") + raw.count(b"{") >= _DEEP:
+        return None
+    try:
+        value = orjson.loads(raw)
+    except ValueError:
+        return None
+    return value if _only_texts(value) else None
+
+
 def _only_texts(value: Any) -> bool:
     """Whether it is an object without numbers, as most requests are: then the text need not be searched for any."""
     return type(value) is dict and all(type(inner) is str for inner in value.values())

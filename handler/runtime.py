@@ -19,7 +19,7 @@ from handler.formats import load_module
 from handler.formats.weights import share
 from handler.packing import Arrays, Model
 from handler.threads import Placement
-from handler.transfer import to_device, to_host
+from handler.transfer import Staging
 
 logger = logging.getLogger(__name__)
 
@@ -46,16 +46,18 @@ class TracedModel:
         self.module = module
         self.device = device
         self.takes_packed = takes_packed
+        self._staging = Staging(device)
         self.vocabulary = word_rows(module)
 
     def __call__(self, ids: np.ndarray, segments: np.ndarray, mask: np.ndarray) -> Arrays:
         """See the class."""
         with torch.inference_mode():
-            inputs = to_device((ids, segments, mask), self.device)
+            inputs = self._staging.to_device((ids, segments, mask))
             if ids.ndim == 1:
                 # As the operator wants offsets (kernels/torch/schema.cpp): a column, as wide as the longest sequence.
-                inputs[2] = inputs[2].unsqueeze(1).expand(-1, int(np.diff(mask).max()))
-            return to_host(self.module(*inputs), self.device)
+                longest = int((mask[1:] - mask[:-1]).max())
+                inputs[2] = inputs[2].as_strided((len(mask), longest), (1, 0))
+            return self._staging.to_host(self.module(*inputs))
 
 
 def word_rows(module: Any) -> int | None:

@@ -2,13 +2,14 @@
 
 Three arrays in pageable memory are three copies, for each of which the driver first copies into a buffer of its own and
 the host waits. Here ids, segments and mask or offsets are one pinned block, all outputs come back as one, and the host
-waits once. torch keeps pinned blocks for later ones of their size (its caching host allocator).
+waits once.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from collections.abc import Sequence as Many
 from typing import Final, Literal
 
 import numpy as np
@@ -19,6 +20,8 @@ from handler.packing import Arrays
 Wait = Literal["spin", "block"]
 WAIT: Final = "EFFT_GPU_WAIT"
 """Of the environment: ``spin`` or ``block``, whatever the number of workers."""
+_SMALL: Final = 1 << 14
+"""Numbers of a result that is copied out of memory that is kept: 64 KB, whose copy takes less than pinning others."""
 _waiting: list[Wait] = ["spin"]
 
 
@@ -37,35 +40,56 @@ def waiting() -> Wait:
     return _waiting[0]
 
 
-def _wait(device: torch.device) -> None:
-    stream = torch.cuda.current_stream(device)
-    if _waiting[0] == "spin":
-        stream.synchronize()
-        return
-    event = torch.cuda.Event(blocking=True)
-    event.record(stream)
-    event.synchronize()
+class Staging:
+    """One model's way to its device and back; for one thread at a time. Pinned memory is kept from pass to pass, since
+    to hand it out anew takes torch some microseconds each way."""
 
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._sent = torch.empty(0, dtype=torch.int64)
+        self._landed = torch.empty(0)
+        self._under_way = False
+        """Whether what was sent may not have been read yet: a pass that failed has not been waited for."""
+        self._event: torch.cuda.Event | None = None
 
-def to_device(arrays: Iterable[np.ndarray], device: torch.device) -> list[torch.Tensor]:
-    """int64 arrays on a device, each contiguous there; on the CPU the arrays' own memory."""
-    if device.type == "cpu":
-        return [torch.from_numpy(array) for array in arrays]
-    parts = list(arrays)
-    sizes = [part.size for part in parts]
-    block = torch.empty(sum(sizes), dtype=torch.int64, pin_memory=True)
-    np.concatenate([part.reshape(-1) for part in parts], out=block.numpy())
-    there = block.to(device, non_blocking=True).split(sizes)
-    return [flat.view(part.shape) for flat, part in zip(there, parts, strict=True)]
+    def to_device(self, arrays: Many[np.ndarray]) -> list[torch.Tensor]:
+        """int64 arrays on the device, each contiguous there; on the CPU the arrays' own memory."""
+        if self._device.type == "cpu":
+            return [torch.from_numpy(array) for array in arrays]
+        sizes = [array.size for array in arrays]
+        total = sum(sizes)
+        if self._under_way or total > len(self._sent):
+            self._sent = torch.empty(2 * total, dtype=torch.int64, pin_memory=True)
+        self._under_way = True
+        block = self._sent[:total]
+        np.concatenate([array.reshape(-1) for array in arrays], out=block.numpy())
+        there = block.to(self._device, non_blocking=True).split(sizes)
+        return [flat if array.ndim == 1 else flat.view(array.shape) for flat, array in zip(there, arrays, strict=True)]
 
+    def to_host(self, outputs: Iterable[torch.Tensor]) -> Arrays:
+        """A model's outputs as fp32 arrays."""
+        if self._device.type == "cpu":
+            return tuple(output.float().numpy() for output in outputs)
+        made = list(outputs)
+        flat = made[0].float() if len(made) == 1 else torch.cat([output.reshape(-1).float() for output in made])
+        small = flat.numel() <= _SMALL
+        if small and not len(self._landed):
+            self._landed = torch.empty(_SMALL, pin_memory=True)
+        place = self._landed[: flat.numel()] if small else torch.empty(flat.numel(), pin_memory=True)
+        place.copy_(flat.reshape(-1), non_blocking=True)
+        self._wait()
+        self._under_way = False
+        whole = place.numpy().copy() if small else place.numpy()
+        ends = np.cumsum([output.numel() for output in made])
+        parts = [whole] if len(made) == 1 else np.split(whole, ends[:-1])
+        return tuple(part.reshape(output.shape) for part, output in zip(parts, made, strict=True))
 
-def to_host(outputs: Iterable[torch.Tensor], device: torch.device) -> Arrays:
-    """A model's outputs as fp32 arrays."""
-    if device.type == "cpu":
-        return tuple(output.float().numpy() for output in outputs)
-    made = list(outputs)
-    flat = made[0].float() if len(made) == 1 else torch.cat([output.reshape(-1).float() for output in made])
-    landed = torch.empty(flat.shape, dtype=torch.float32, pin_memory=True).copy_(flat, non_blocking=True)
-    _wait(device)
-    parts = landed.view(-1).split([output.numel() for output in made])
-    return tuple(part.view(output.shape).numpy() for part, output in zip(parts, made, strict=True))
+    def _wait(self) -> None:
+        stream = torch.cuda.current_stream(self._device)
+        if _waiting[0] == "spin":
+            stream.synchronize()
+            return
+        if self._event is None:
+            self._event = torch.cuda.Event(blocking=True)
+        self._event.record(stream)
+        self._event.synchronize()

@@ -36,14 +36,14 @@ def build(sample: Sample, target: Path | None = None) -> Path:
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         partial = Path(scratch) / sample.name
         merged(sample).save_pretrained(partial)
-        _write_tokenizer(partial)
+        write_tokenizer(partial)
         if target.exists():
             shutil.rmtree(target)
         partial.rename(target)
     return target
 
 
-def _write_tokenizer(folder: Path) -> None:
+def write_tokenizer(folder: Path) -> None:
     """The base's tokenizer files, less the fixed padding and truncation its tokenizer.json was saved with."""
     base = base_folder()
     for name in ("vocab.txt", "special_tokens_map.json"):

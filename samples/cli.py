@@ -1,4 +1,4 @@
-"""The command line: ``python -m samples build|train|evaluate [NAME...]``."""
+"""The command line: ``python -m samples build|train|evaluate|quantise [NAME...]``."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m samples", description="Build, train and measure the sample models."
     )
-    parser.add_argument("command", choices=("build", "train", "evaluate"))
+    parser.add_argument("command", choices=tuple(_COMMANDS))
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(SAMPLES)} (default: all)")
     options = parser.parse_args(arguments)
     unknown = [name for name in options.names if name not in SAMPLES]
@@ -55,4 +55,12 @@ def _evaluate(sample: Sample) -> None:
     print(f"{sample.name}: " + ", ".join(f"{name} {value:.1f}" for name, value in figures.items()))
 
 
-_COMMANDS = {"build": _build, "train": _train, "evaluate": _evaluate}
+def _quantise(sample: Sample) -> None:
+    from samples import quantise
+
+    folder, figures = quantise.quantise(sample)
+    print(quantise.table(figures))
+    print(folder)
+
+
+_COMMANDS = {"build": _build, "train": _train, "evaluate": _evaluate, "quantise": _quantise}

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import os
 import signal
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import settings
 
 from builder import ops
@@ -24,6 +26,12 @@ settings.load_profile("untimed")
 
 
 fresh.take_over_the_gate()
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Several processes with a thread for each core each would wait for one another at every barrier. Tests that are
+    # about threads set their number; what the tests start sets its own, too, or has one.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 _MARKS = {"e2e": ("e2e", "slow"), "gpu": ("gpu",)}
 """By the folder a test lies in."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,6 +32,8 @@ TYPES = ("fp32", "fp16", "bf16", "int8", "fp8")
 ENCODER = "minilm"
 SCORES = 0.02
 """How far the scores of one int8 archive may be apart on two devices."""
+Answers = dict[str, list[dict[str, Any]]]
+"""All answers of a type on a device, by sample."""
 _DATA = machine.ROOT / "samples" / "data"
 
 
@@ -53,11 +55,10 @@ def samples() -> list[Sample]:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Measure, print the tables, write the JSON. Raises ValueError where an archive cannot be built or answers an input
-    with an error, and, once all is written, where one int8 archive answers otherwise on two devices."""
+    """Measure, print the tables, write the JSON. Raises ValueError where the samples cannot be had or an input is
+    answered with an error, and, once all is written, where an archive was refused or an int8 archive answers otherwise
+    on two devices."""
     types = options.types or list(TYPES)
-    if unknown := [name for name in types if name not in TYPES]:
-        raise ValueError(f"--types {unknown[0]}: --task samples knows {', '.join(TYPES)}")
     if "cuda" in options.devices and not torch.cuda.is_available():
         raise ValueError("--devices cuda: torch sees no GPU here")
     with tempfile.TemporaryDirectory() as temporary:
@@ -66,70 +67,70 @@ def run(options: argparse.Namespace) -> None:
         rows, said = [], {}
         for device in options.devices:
             for data_type in types:
-                row, answers = measured(store, data_type, device, options.threads)
-                rows.append(row)
+                row, answers = measured(store, ready, data_type, device, options.threads)
                 said[device, data_type] = answers
-                print(json.dumps(row), flush=True)
-    for row in rows:
-        row |= others(said[row["device"], row["data_type"]], said.get((row["device"], "fp32")), "other_than_fp32")
-    both = [
-        {"data_type": t, **apart(said[options.devices[0], t], said[options.devices[1], t])}
-        for t in types
-        if len(options.devices) == 2
-    ]
-    place = "cuda" if "cuda" in options.devices else "cpu"
+                rows.append(row | others(answers, said.get((device, "fp32"), {}), "other_than_fp32"))
+                print(json.dumps(rows[-1]), flush=True)
+    both = []
+    if len(options.devices) == 2:
+        both = [{"data_type": t, **apart(*(said[device, t] for device in options.devices))} for t in types]
     settings = {"task": "samples", "inputs": {sample.name: len(sample.examples) for sample in samples()}}
-    result = {
-        **machine.facts(place, options.threads),
-        "settings": settings,
-        "archives": ready,
-        "rows": rows,
-        "both": both,
-    }
+    place = "cuda" if "cuda" in options.devices else "cpu"
+    facts = machine.facts(place, options.threads)
+    result = {**facts, "settings": settings, "archives": ready, "rows": rows, "both": both}
     path = results.save("types", result, options.output)
     table.print_all(results.load(path))
     print(path)
-    check(both)
+    check(ready, both)
 
 
-def check(both: Sequence[dict[str, Any]]) -> None:
-    """Raises ValueError where int8 answers otherwise on two devices."""
-    for row in both:
+def check(ready: dict[str, dict[str, Any]], both: Sequence[dict[str, Any]]) -> None:
+    """Raises ValueError for an archive that was refused, and where int8 answers otherwise on two devices."""
+    for name, facts in ready.items():
+        if "refused" in facts:
+            raise ValueError(f"{name}: {facts['refused']}")
+    for row in (row for row in both if row["data_type"] == "int8"):
         for sample in samples():
-            decisions, scores = row[f"{sample.name}_decisions"], row[f"{sample.name}_scores"]
-            if row["data_type"] == "int8" and (decisions or scores > SCORES):
+            decisions, scores = row.get(f"{sample.name}_decisions", 0), row.get(f"{sample.name}_scores", 0.0)
+            if decisions or scores > SCORES:
                 raise ValueError(
                     f"one int8 archive of {sample.name} on two devices: {decisions} of {len(sample.examples)} decided "
                     f"otherwise, scores up to {scores:.4f} apart (allowed {SCORES})"
                 )
 
 
-def prepared(store: Path, types: Sequence[str], *, gpu: bool, jobs: int, threads: int) -> dict[str, Any]:
-    """See that ``store`` has an archive of each model and type, so many built at a time; what each says of itself."""
-    missing = [
-        (name, t)
-        for name in [*(s.name for s in samples()), ENCODER]
-        for t in types
-        if not _archive(store, name, t).exists()
-    ]
+def prepared(store: Path, types: Sequence[str], *, gpu: bool, jobs: int, threads: int) -> dict[str, dict[str, Any]]:
+    """See that ``store`` has an archive of each model and type, ``jobs`` built at a time; what each says of itself, or
+    why the builder refused it."""
+    wanted = [(name, t) for name in (*(sample.name for sample in samples()), ENCODER) for t in types]
+    missing = [one for one in wanted if not _archive(store, *one).exists()]
+    missing.sort(key=lambda one: TYPES.index(one[1]), reverse=True)  # those that take longest first
     folders = checkpoints(store, {name for name, _ in missing})
+    refused: dict[tuple[str, str], str] = {}
 
-    def make(wanted: tuple[str, str]) -> None:
-        archives.build(_config(folders, *wanted), store, gpu=gpu, threads=max(1, threads // jobs))
+    def make(one: tuple[str, str]) -> None:
+        try:
+            archives.build(_config(folders, *one), store, gpu=gpu, threads=max(1, threads // jobs))
+        except ValueError as error:
+            refused[one] = str(error)
 
     with ThreadPoolExecutor(jobs) as pool:
         list(pool.map(make, missing))
     return {
-        path.stem: _facts(path) for name in (*(s.name for s in samples()), ENCODER) for path in _of(store, name, types)
+        _archive(store, *one).stem: {"refused": refused[one]} if one in refused else _facts(_archive(store, *one))
+        for one in wanted
     }
 
 
 def checkpoints(store: Path, names: set[str]) -> dict[str, Path]:
     """The folders of the models that archives are still to be built of."""
+    from transformers.utils import logging
+
     from samples.base import SamplesError, base_folder
     from samples.build import build
     from samples.cli import SAMPLES
 
+    logging.disable_progress_bar()  # it would bury the figures
     try:
         merged = {name: build(SAMPLES[name], store / "checkpoints" / name) for name in SAMPLES if name in names}
         return {**merged, ENCODER: base_folder()}
@@ -149,10 +150,6 @@ def _archive(store: Path, name: str, data_type: str) -> Path:
     return store / f"{name}-{data_type}.mar"
 
 
-def _of(store: Path, name: str, types: Sequence[str]) -> Iterator[Path]:
-    return (_archive(store, name, data_type) for data_type in types)
-
-
 def _facts(path: Path) -> dict[str, Any]:
     from builder.inspection import read_facts
 
@@ -164,24 +161,21 @@ def _facts(path: Path) -> dict[str, Any]:
 
 
 def measured(
-    store: Path, data_type: str, device: str, threads: int
-) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]:
-    """A row of a type on a device, and all answers by sample."""
+    store: Path, ready: dict[str, dict[str, Any]], data_type: str, device: str, threads: int
+) -> tuple[dict[str, Any], Answers]:
+    """A row of a type on a device, and all answers by sample; without those whose archive was refused."""
     row: dict[str, Any] = {"device": device, "data_type": data_type}
-    said = {}
+    said: Answers = {}
     for sample in samples():
         path = _archive(store, sample.name, data_type)
-        said[sample.name], labels = answers(path, sample.examples, device, threads)
-        figures = METRICS[sample.measure](sample.examples, said[sample.name], labels)
-        row |= {f"{sample.name}_{name}": round(value, 2) for name, value in figures.items()}
-        row |= _kept(path, sample.name)
+        if path.exists():
+            said[sample.name], labels = answers(path, sample.examples, device, threads)
+            figures = METRICS[sample.measure](sample.examples, said[sample.name], labels)
+            row |= {f"{sample.name}_{name}": round(value, 2) for name, value in figures.items()}
     path = _archive(store, ENCODER, data_type)
-    return row | _kept(path, ENCODER) | cosines(path, device, threads), said
-
-
-def _kept(path: Path, name: str) -> dict[str, int]:
-    facts = _facts(path)
-    return {f"{name}_kept": facts["kept"]} if "kept" in facts else {}
+    row |= cosines(path, device, threads) if path.exists() else {}
+    facts = {name: ready[f"{name}-{data_type}"] for name in (*(sample.name for sample in samples()), ENCODER)}
+    return row | {f"{name}_kept": found["kept"] for name, found in facts.items() if "kept" in found}, said
 
 
 def opened(archive: Path, device: str, threads: int) -> Engine:
@@ -244,19 +238,16 @@ def _batch(checkpoint: Any, texts: list[str]) -> tuple[torch.Tensor, torch.Tenso
     return encoded.input_ids, torch.zeros_like(encoded.input_ids), encoded.attention_mask
 
 
-def others(
-    said: dict[str, list[dict[str, Any]]], basis: dict[str, list[dict[str, Any]]] | None, key: str
-) -> dict[str, int]:
-    """How many inputs of each sample are decided otherwise than in ``basis``, which may have none."""
-    if basis is None:
-        return {}
+def others(said: Answers, basis: Answers, key: str) -> dict[str, int]:
+    """How many inputs of each sample are decided otherwise than in ``basis``; of those samples that both have."""
     return {
         f"{name}_{key}": sum(decision(a) != decision(b) for a, b in zip(own, basis[name], strict=True))
         for name, own in said.items()
+        if name in basis
     }
 
 
-def apart(one: dict[str, list[dict[str, Any]]], other: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+def apart(one: Answers, other: Answers) -> dict[str, Any]:
     """Of two devices' answers: how many decisions differ, and the largest distance of scores of the same decision."""
     found: dict[str, Any] = others(one, other, "decisions")
     for name, own in one.items():

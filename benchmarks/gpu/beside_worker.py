@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.gpu.timing import Call, intervals
+from benchmarks.timing import Call, intervals
 
 TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -40,8 +40,8 @@ def digest(result: Tensor) -> str:
 
 def milliseconds(call: Call, budget: float) -> float:
     """The median of as many calls as fit into so many milliseconds."""
-    once = max(statistics.median(intervals(call, 3)), 1e-3)
-    return statistics.median(intervals(call, max(3, min(200, int(budget / once)))))
+    once = max(1e3 * statistics.median(intervals(call, 3)), 1e-3)
+    return 1e3 * statistics.median(intervals(call, max(3, min(200, int(budget / once)))))
 
 
 def make(model: dict[str, Any], data_type: str, lengths: list[int], padded: int) -> Call:

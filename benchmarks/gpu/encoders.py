@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.floor import Ceilings
 from benchmarks.gpu.engines import Engines
-from benchmarks.gpu.tf32 import products_in
-from benchmarks.gpu.timing import Call, interleave, seconds
-from benchmarks.measuring import Group, describe
+from benchmarks.measuring import Group
 from benchmarks.ratios import over, over_floor
 from benchmarks.table import OURS
+from benchmarks.tf32 import products_in
+from benchmarks.timing import Call, interleave, once
 from benchmarks.workloads import Batch, Workload, make_batch, make_workload, published
 from builder.families import spec_of
 
@@ -23,6 +24,7 @@ COMPILED = ("32x384", "8x128", "1x32")
 """Where torch.compile is measured, in this order and before all other workloads. Each shape costs it a compilation of
 many seconds; and torch 2.11's graph of 32x384 faulted once five other shapes of the other peers had run before it, with
 or without ours in the process."""
+ROUNDS = 5
 STREAM = "10833x384"
 """As many sequences as SQuAD v1.1's validation set has."""
 
@@ -84,7 +86,7 @@ def stream(engines: Engines, data_type: str, token_budget: int = 16384) -> dict[
     for _ in range(2):
         kept = [call() for call in calls]
         del kept
-    taken = seconds(lambda: [call() for call in calls])
+    taken = once(lambda: [call() for call in calls], engines.setting.synchronize)
     return {"seconds": taken, "sequences_per_second": sum(b.workload.batch for b in batches) / taken}
 
 
@@ -101,14 +103,12 @@ def stream_workloads(token_budget: int) -> list[Workload]:
 def _measure(
     engines: Engines, group: Group, workload: Workload, names: Sequence[str], ceilings: Ceilings
 ) -> list[dict[str, Any]]:
-    checked, calls = engines.check(group, _batch(group, workload), names)
-    times = interleave(calls)
+    group.prepare(workload, math.inf, [name for name in names if name in group.engines])
+    group.measure(workload, 0.0, math.inf, least=ROUNDS)
     floor = ceilings.floor_ms(spec_of(group.source.config), workload, group.data_type)
-    shared = {"model": group.source.name, "data_type": group.data_type, **describe(workload)}
-    rows = []
-    for name, row in checked.items():
-        found = times[name].figures() if name in times else {}
-        rows.append({**shared, **row, **found, "floor_ms": floor})
+    rows = [{**row, "floor_ms": floor} for row in group.rows_of(workload)]
+    group.finish(workload)
+    engines.judge(group, workload, names, {row["engine"]: row["refused"] for row in rows})
     if rows:
         print(_line(rows), flush=True)
     return rows

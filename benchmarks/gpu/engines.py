@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 
 from benchmarks import machine
-from benchmarks.gpu.tf32 import stored
 from benchmarks.measuring import Group, Setting
 from benchmarks.models import Source, load_source
 from benchmarks.table import OURS
-from benchmarks.workloads import Batch
+from benchmarks.tf32 import stored
+from benchmarks.workloads import Batch, Workload
 
 
 class Engines:
@@ -47,11 +47,16 @@ class Engines:
         """As :meth:`Group.check`, of those engines that there are; our own must be there and right, or it is noted."""
         names = list(names)
         rows, calls = group.check(batch, [name for name in names if name in group.engines])
-        if OURS in names and OURS not in calls:
-            absent = {entry["engine"]: entry["reason"] for entry in group.absent}
-            reason = rows[OURS]["refused"] if OURS in rows else absent[OURS]
-            self.failures.append(f"{group.source.name} {group.data_type} {batch.workload.name}: {reason}")
+        self.judge(group, batch.workload, names, {name: row["refused"] for name, row in rows.items()})
         return rows, calls
+
+    def judge(self, group: Group, workload: Workload, names: Iterable[str], refused: Mapping[str, str | None]) -> None:
+        """Note it where our own engine is among ``names`` and was ``refused``, or is not there."""
+        if OURS in names:
+            absent = {entry["engine"]: entry["reason"] for entry in group.absent}
+            reason = refused[OURS] if OURS in refused else absent[OURS]
+            if reason is not None:
+                self.failures.append(f"{group.source.name} {group.data_type} {workload.name}: {reason}")
 
     def release(self) -> None:
         """Let everything go that takes memory, but our own engines, which several stages want."""

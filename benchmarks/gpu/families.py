@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks import libraries, machine, results
-from benchmarks.gpu.timing import Call, captured, interleave
+from benchmarks.timing import Call, captured, interleave
 from benchmarks.workloads import Batch, make_batch, make_workload
 from builder.families import EncoderSpec
 from builder.slots import slots
@@ -191,7 +191,7 @@ def measure(name: str, dtype: torch.dtype, sizes: tuple[str, ...], peers: tuple[
         if model is not None and "compiled" in peers and size != SIZES[-1]:
             calls["compiled"] = _padded(torch.compile(model, dynamic=False), batch)
         calls = {peer: call for peer, call in calls.items() if _runs(peer, call)}
-        times = {peer: timing.median for peer, timing in interleave(calls, 40.0, 3).items()}
+        times = {peer: timing.median for peer, timing in interleave(calls, 0.04, 3).items()}
         output = ours.bind(batch)()
         assert isinstance(output, Tensor)
         truth = _truth(spec, weights, batch)

@@ -8,8 +8,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from benchmarks.gpu.timing import captured, interleave
 from benchmarks.libraries import load_parts
+from benchmarks.timing import captured, interleave
 from benchmarks.workloads import make_workload
 
 COPIES = 24

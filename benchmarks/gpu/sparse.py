@@ -21,9 +21,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks import libraries, machine, results, table
-from benchmarks.gpu.timing import captured, interleave, intervals
 from benchmarks.measuring import first_line
 from benchmarks.models import SIZES
+from benchmarks.timing import captured, interleave, intervals
+from builder.quantisation.unbuilt import pruned24
 
 TYPES = ("fp16", "int8", "fp8")
 ROWS = (4_096, 12_288, 16_384)
@@ -55,13 +56,6 @@ def products() -> Iterator[Product]:
         yield Product(model, "attention output", hidden, hidden)
         yield Product(model, "up", wide, hidden)
         yield Product(model, "down", hidden, wide)
-
-
-def pruned(weight: Tensor) -> Tensor:
-    """Without the two smaller magnitudes of each four neighbours in a row; fp32 [outputs, inputs]."""
-    fours = weight.reshape(-1, 4)
-    kept = torch.zeros_like(fours).scatter_(1, fours.abs().topk(2, dim=1).indices, 1.0)
-    return (fours * kept).reshape(weight.shape)
 
 
 def rounded(x: Tensor, data_type: str) -> Tensor:
@@ -122,7 +116,7 @@ def microseconds(calls: list[Call], x: Tensor) -> tuple[float, bool]:
         return interleave({"product": captured(turns)})["product"].median * 1e3 / len(calls), True
     except RuntimeError:  # a library may not allow a capture: launched one by one behind a busy stream
         times = sorted(intervals(turns, 30))
-        return times[len(times) // 2] * 1e3 / len(calls), False
+        return times[len(times) // 2] * 1e6 / len(calls), False
 
 
 def measure(product: Product, rows: int, data_type: str) -> dict[str, Any]:
@@ -130,7 +124,7 @@ def measure(product: Product, rows: int, data_type: str) -> dict[str, Any]:
     row: dict[str, Any] = {**vars(product), "rows": rows, "data_type": data_type}
     x = rounded(torch.randn(rows, product.inputs, device="cuda"), data_type)
     makes = [torch.randn(product.outputs, product.inputs, device="cuda") * 0.5 for _ in range(COPIES)]
-    weights = [rounded(pruned(weight), data_type) for weight in makes]
+    weights = [rounded(pruned24(weight), data_type) for weight in makes]
     truth = x[:_CHECKED].double() @ weights[0].double().t()
     best = None
     for name in dense(weights[0], data_type, rows):

@@ -26,12 +26,15 @@ class Beyond:
     where: str
     magnitude: float
     probe: str
+    further: int = 0
+    """How many other places leave the range on that probe."""
 
     def line(self) -> str:
         """In a line for the user."""
         return (
-            f"{self.where} reaches {self.magnitude:,.0f} on {self.probe}, fp16 ends at {LARGEST:,.0f}: products, the "
-            "residual stream and what lies between are kept in bf16, whose range is fp32's"
+            f"{self.where} reaches {self.magnitude:,.0f} on {self.probe}, fp16 ends at {LARGEST:,.0f}"
+            + (f" ({self.further} further places leave it too)" if self.further else "")
+            + ": products, the residual stream and what lies between are kept in bf16, whose range is fp32's"
         )
 
 
@@ -60,9 +63,10 @@ def first_beyond(checkpoint: Checkpoint) -> Beyond | None:
             seen.clear()
             valid = inputs[2].bool()
             hidden_states(checkpoint, base, inputs)
-            for where, magnitude in seen:
-                if LARGEST < magnitude < float("inf"):
-                    return Beyond(where, magnitude, probe)
+            beyond = {where: magnitude for where, magnitude in reversed(seen) if LARGEST < magnitude < float("inf")}
+            if beyond:
+                *others, first = beyond
+                return Beyond(first, beyond[first], probe, len(others))
     finally:
         for handle in handles:
             handle.remove()

@@ -179,23 +179,32 @@ def measured_spans(checkpoint: Checkpoint, base: nn.Module, batches: Sequence[In
 
 
 def spans_of(
-    base: nn.Module, watched: Mapping[str, str], batches: Sequence[Inputs], run: Callable[[Inputs], object]
+    base: nn.Module,
+    watched: Mapping[str, str],
+    batches: Sequence[Inputs],
+    run: Callable[[Inputs], object],
+    *,
+    made: bool = False,
 ) -> dict[str, Span]:
-    """What the inputs of ``base``'s modules span, by the keys of ``watched``, while ``run`` computes the batches; pads
-    do not count."""
+    """What the inputs of ``base``'s modules span, or with ``made`` their results, by the keys of ``watched``, while
+    ``run`` computes the batches; pads do not count."""
     spans: dict[str, Span] = {}
     valid = torch.empty(0)
 
     def watch(matrix: str) -> Any:
-        def hook(_module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-            low, high = arguments[0][valid].float().aminmax(dim=0)
+        def hook(_module: nn.Module, arguments: tuple[Tensor, ...], *result: Tensor) -> None:
+            low, high = (result or arguments)[0][valid].float().aminmax(dim=0)
             if matrix in spans:
                 low, high = torch.minimum(spans[matrix][0], low), torch.maximum(spans[matrix][1], high)
             spans[matrix] = low, high
 
         return hook
 
-    hooks = [base.get_submodule(path).register_forward_pre_hook(watch(matrix)) for matrix, path in watched.items()]
+    modules = {name: base.get_submodule(path) for name, path in watched.items()}
+    hooks = [
+        module.register_forward_hook(watch(name)) if made else module.register_forward_pre_hook(watch(name))
+        for name, module in modules.items()
+    ]
     try:
         for inputs in batches:
             valid = inputs[2].bool()

@@ -120,9 +120,9 @@ def quantised_model(
     """The checkpoint in 8 bits, as many matrices in bf16 as the cosines ask for, and what was chosen.
 
     Matrices named in ``keep`` (``builder.quantisation.keep``) stay bf16 whatever the cosines say; where the checkpoint
-    brings its own scales, these are used and no other matrix is kept. Tables and the arithmetic between the
-    products are of the type ``compute``, and so is fill-mask's head; other heads are fp32. Whether the cosines hold is
-    for :func:`judge` to say: where not even 16 bits do, every matrix has 16. Raises BuildError for odd weights,
+    brings its own scales, these are used, and what it has left alone stays bf16 too. Tables and the arithmetic between
+    the products are of the type ``compute``, and so is fill-mask's head; other heads are fp32. Whether the cosines hold
+    is for :func:`judge` to say: where not even 16 bits do, every matrix has 16. Raises BuildError for odd weights,
     unreadable texts, or names that no matrix has.
     """
     spec, output = spec_of(checkpoint.config), output_of(checkpoint, pooling)
@@ -144,13 +144,13 @@ def quantised_model(
 
     every = [slot.name for slot in rounder.slots]
     reached = of_engine if scheme == "int8" else of_emulation
-    if rounder.given:
-        # What the checkpoint's makers left alone stays so; whether theirs holds is for the gate to say.
-        kept: Collection[str] = {*always, *(name for name in every if name not in rounder.given)}
+    if rounder.given:  # what the checkpoint's makers left alone stays so
+        always_kept: Collection[str] = {*always, *(name for name in every if name not in rounder.given)}
     else:
+        always_kept = always
         if scheme == "int8" and calibrate is not None:
             rounder.fix(few_own_steps(rounder, behind(spec, "attention", "activation"), reached, always))
-        kept = fewest_kept(every, reached, _MARGIN, always)
+    kept = fewest_kept(every, reached, _MARGIN, always_kept)
     facts = {
         "calibrated_on": chosen.source,
         "matrices": len(every),

@@ -81,6 +81,11 @@ class Task(ABC, Generic[R]):
             return outputs
         return tuple(output[: len(sequence.ids)] for output in outputs)
 
+    @property
+    def keeps_all(self) -> bool:
+        """Whether :meth:`keep` leaves a sequence's outputs as they are."""
+        return not self.per_token and type(self).keep is Task.keep
+
     def pass_tokens(self, budget: int) -> int:
         """The token budget of one pass; tasks with large outputs lower it."""
         return budget

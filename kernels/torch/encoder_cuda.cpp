@@ -65,7 +65,11 @@ void check_runs(const EncoderSpec& spec) {
 Tensor run_encoder(const Tensor& ids_in, const Tensor& segments_in, const Tensor& mask_in, const Weights& weights,
                    const std::shared_ptr<const Lowered>& encoder, const std::string& output) {
   const Output wanted = output_of(output);
-  check_runs(encoder->spec);
+  static thread_local std::shared_ptr<const Lowered> runs;  // the last one looked at: nearly always the same
+  if (runs != encoder) {
+    check_runs(encoder->spec);
+    runs = encoder;
+  }
   check_call(ids_in, segments_in, mask_in, weights, *encoder);
   check_cuda("ids", ids_in);
   const DeviceGuard guard(ids_in.get_device_index());

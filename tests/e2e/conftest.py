@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
+import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -61,16 +64,29 @@ def registered(server: Server, configs: dict[str, dict[str, Any]], folder: Path)
 
 @pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model store with four archives, built by the command line."""
+    """This process's model store with four archives, built by the command line once for all of a run's processes."""
+    root = tmp_path_factory.getbasetemp()
+    shared = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "archives"
+    shared.mkdir(exist_ok=True)
+    with (shared / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (shared / "made").exists():
+            _make_archives(shared)
+            (shared / "made").touch()
     folder = tmp_path_factory.mktemp("store")
+    for archive in shared.glob("*.mar"):
+        shutil.copyfile(archive, folder / archive.name)
+    return folder
+
+
+def _make_archives(folder: Path) -> None:
     run("samples", "build")
     for name in SAMPLES:
         run("builder", "archive", f"setup_configs/{name}.json", "--output", str(folder), "--device", "cpu")
     for name, family in OTHERS.items():
-        checkpoint = make_checkpoint(tmp_path_factory.mktemp(name) / name, family)
+        checkpoint = make_checkpoint(folder / f"checkpoint-{name}" / name, family)
         options = ["--format", FORMATS[name], "--output", str(folder), "--device", "cpu"]
         run("builder", "archive", "--model", str(checkpoint), *options)
-    return folder
 
 
 @pytest.fixture(scope="session")

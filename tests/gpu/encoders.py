@@ -12,6 +12,7 @@ from torch import Tensor
 from builder.encoder import PackedEncoder, pack, prepare
 from builder.families import family_of, spec_of
 from tests.checkpoints import random_model
+from tests.kernels.batches import Batch, joined
 from tests.kernels.criterion import assert_close
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -90,5 +91,11 @@ def check(pair: Pair, lengths: list[int], columns: int | None = None, seed: int 
     got = encode(pair, ids, mask)
     valid = mask.bool()
     truth = pair.reference(ids, mask, torch.float64)[valid].cpu()
-    assert_close(got[valid], worst_plain(pair, ids, mask, truth), truth)
+    plain = worst_plain(pair, ids, mask, truth)
+    assert_close(got[valid], plain, truth)
     assert not got[~valid].any(), "a pad's row is not zero"
+    packed = joined(Batch(ids, torch.zeros_like(ids), mask))
+    runs = [pair.packed(*packed) for _ in range(3)]  # step by step, captured, replayed
+    assert_close(runs[0], plain, truth)
+    assert all(torch.equal(run, runs[0]) for run in runs[1:])
+    assert torch.equal(encode(pair, ids, mask), got), "a packed call has changed what a padded one gives"

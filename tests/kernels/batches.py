@@ -33,6 +33,6 @@ def ragged(lengths: Sequence[int], generator: torch.Generator, words: int = 50) 
 def joined(batch: Batch) -> Batch:
     """The same texts packed, as ``efft::encode`` takes them: ids and segments [T], offsets as a column [B + 1, S]."""
     valid = batch.mask.bool()
-    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), valid.sum(1).cumsum(0)])
+    offsets = torch.nn.functional.pad(valid.sum(1).cumsum(0), (1, 0))
     longest = max(int(valid.sum(1).max()), 1)
     return Batch(batch.ids[valid], batch.segments[valid], offsets.unsqueeze(1).expand(-1, longest))

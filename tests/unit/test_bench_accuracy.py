@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.accuracy import command, metrics
+from benchmarks import results, tables
+from benchmarks.accuracy import command, metrics, samples
 from benchmarks.accuracy.command import Candidate, answer, score
 from benchmarks.accuracy.datasets import (
     Example,
@@ -39,6 +40,7 @@ SQUAD = {
         }
     ],
 }
+SPAN = {"answer": "x", "start": 1, "score": 0.5}
 CONLL = """-DOCSTART- -X- -X- O
 
 EU NNP I-NP I-ORG
@@ -202,3 +204,43 @@ def test_8_bits_are_asked_of_thsext_only(tmp_path: Path, monkeypatch: pytest.Mon
     assert built == [("ori", "fp32"), ("ths", "fp32"), ("thsext", "fp32"), ("thsext", "int8")]
     with pytest.raises(ValueError, match="thsext"):
         command.run(parser.parse_args([*arguments[:-2], "int8", "--kinds", "ths"]))
+
+
+def test_what_two_devices_decide_otherwise_is_counted_and_int8_is_held_to_it() -> None:
+    one = {"ticket_routing": [{"label": "a", "score": 0.9}, {"label": "b", "score": 0.5}], "document_qa": [SPAN]}
+    other = {"ticket_routing": [{"label": "a", "score": 0.87}, {"label": "a", "score": 0.51}], "document_qa": [SPAN]}
+    found = samples.apart(one, other)
+    assert found["ticket_routing_decisions"] == 1
+    assert found["ticket_routing_scores"] == pytest.approx(0.03)  # of the same decision alone
+    assert (found["document_qa_decisions"], found["document_qa_scores"]) == (0, 0.0)
+    samples.check({}, [{"data_type": "fp8", **found}])
+    with pytest.raises(ValueError, match=r"ticket_routing on two devices: 1 of \d+ decided otherwise"):
+        samples.check({}, [{"data_type": "int8", **found}])
+    with pytest.raises(ValueError, match="tickets-int8: parity FAILED"):
+        samples.check({"tickets-int8": {"refused": "parity FAILED"}}, [])
+
+
+def test_types_and_sparse_products_become_tables_where_a_document_has_room(tmp_path: Path) -> None:
+    common = {"device": {"kind": "cuda", "threads": 1}, "date": "2026-11-30T00:00:00+00:00"}
+    row = {"device": "cuda", "data_type": "int8", "ticket_routing_accuracy": 92.5, "token": 0.99, "pooled": 0.998}
+    types = {"settings": {"inputs": {"ticket_routing": 174}}, "archives": {"x": {"refused": "no"}}, "rows": [row]}
+    both = [{"data_type": "int8", "ticket_routing_decisions": 0, "ticket_routing_scores": 0.0123}]
+    results.save("types", {**common, **types, "both": both}, tmp_path)
+    product = {"model": "base", "name": "up", "rows": 4096, "data_type": "fp16", "dense_us": 10.0, "sparse_us": 8.0}
+    results.save(
+        "sparse", {**common, "rows": [product, {**product, "name": "down", "refused": {"sparse": "why"}}]}, tmp_path
+    )
+    document = tmp_path / "page.md"
+    rooms = "<!-- types-cuda -->\nold\n<!-- /types-cuda -->\nbetween\n<!-- sparse-cuda -->\n<!-- /sparse-cuda -->\n"
+    document.write_text(f"before\n{rooms}<!-- types-cpu -->\nstays\n<!-- /types-cpu -->\n")
+    for _ in range(2):  # a second time changes nothing
+        tables.run(argparse.Namespace(documents=[document], results=tmp_path))
+        text = document.read_text()
+        assert "0.9900 / 0.9980" in text
+        assert "0.0123" in text
+        assert "refused: x: no" in text
+        assert "| 0.80 " in text
+        assert "refused: fp16, sparse: why" in text
+        assert "old" not in text
+        assert all(kept in text for kept in ("before\n", "between\n", "stays\n"))
+        assert text.count("<!-- types-cuda -->") == 1

@@ -125,10 +125,10 @@ def test_no_engine_is_begun_behind_the_runs_time(source: Source) -> None:
 def test_what_was_measured_is_kept_when_a_run_is_ended(
     tmp_path: Path, source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As by an interrupt in the last type, between two visits."""
+    """As by an interrupt in the second type."""
     monkeypatch.setattr(timing, "MAX_ROUNDS", 4)
     monkeypatch.setattr(encoder, "load_source", lambda name: source)
-    ceilings = iter([Ceilings({"fp32": 1e11, "bf16": 1e11}, 1e10)] * (encoder.VISITS + 3))
+    ceilings = iter([Ceilings({"fp32": 1e11, "bf16": 1e11}, 1e10)] * (encoder.VISITS + 1))
 
     def measured(*_: Any) -> Ceilings:
         if (found := next(ceilings, None)) is None:
@@ -217,7 +217,7 @@ def test_long_calls_get_the_fewest_rounds_and_the_rest_is_dealt_out(
     for minutes, spare in ((100, 40), (50, 10)):  # 60 are promised; a fifth is dealt out in any case
         now = time.monotonic()
         group = Recorder(source, "fp32", Setting("cpu", 2))
-        encoder._measure([group], [], {"tiny": workloads}, now + minutes, now + 200, False)
+        encoder._measure([group], [], {"tiny": workloads}, now + minutes, now + 200, False, lambda: None)
         assert group.limit == pytest.approx(now + 200 - 12)
         assert [least for of, _, least in calls if of is workloads[1]] == [1, 1, 2, 2, 2, 3, 3, 3]
         last = {of.name: seconds for of, seconds, _ in calls}

@@ -7,8 +7,9 @@ from functools import partial
 
 import pytest
 
+from benchmarks import timing
 from benchmarks.budget import Budget
-from benchmarks.timing import Timing, Turns
+from benchmarks.timing import Call, Timing, Turns
 
 
 def test_turns_run_each_engine_equally_often_and_time_it() -> None:
@@ -26,6 +27,28 @@ def test_turns_run_each_engine_equally_often_and_time_it() -> None:
     assert timings["slow"].rounds == timings["fast"].rounds == 5
     assert timings["slow"].median == pytest.approx(10)
     assert timings["fast"].median == pytest.approx(2)
+
+
+def test_on_a_stream_a_turn_has_as_many_calls_as_fit_into_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, whose clock is a fake."""
+    asked: list[tuple[str, int]] = []
+
+    def intervals(call: Call, count: int) -> list[float]:
+        asked.append((name := str(call()), count))
+        return [{"short": 0.001, "long": 0.1}[name]] * count
+
+    monkeypatch.setattr(timing, "intervals", intervals)
+    turns = Turns({"short": lambda: "short", "long": lambda: "long"}, stream=0.012)
+    assert turns.counts == {"short": 12, "long": 3}
+    assert turns.seconds == pytest.approx(13 * 0.001 + 4 * 0.1)
+    turns.run(5)
+    assert sorted(asked[2:4]) == [("long", 3), ("short", 12)]
+    found = turns.timings()
+    assert (found["short"].rounds, found["long"].rounds) == (60, 15)
+    assert (found["short"].median, found["long"].median) == pytest.approx((1, 100))
+    turns.run(10_000)
+    assert turns.rounds == timing.MOST_CALLS // 3
+    assert timing.interleave({"short": lambda: "short"}, 0.1, 4)["short"].rounds == 100
 
 
 def test_all_engines_are_warmed_or_none() -> None:

@@ -11,6 +11,7 @@ from urllib.parse import quote, quote_plus, urlencode
 
 import pytest
 
+from handler import quick_json
 from handler.predictor import Predictor
 from tests.unit.handler_fakes import PooledLogits, predictor
 
@@ -229,3 +230,45 @@ def test_explanations_read_the_same_bodies(small: Predictor) -> None:
     headers = {"Content-Encoding": "gzip", "Content-Type": "application/json"}
     reply = small.explain({"body": _gzip(GOOD)}, "application/json", headers=headers)
     assert reply.payload["error"]["type"] == "unsupported"  # read, and then there are no explanations here
+
+
+SHORTCUT_BODIES = [
+    GOOD, b"{}", b"", b" " + GOOD, b"\xef\xbb\xbf" + GOOD, GOOD[:-1], GOOD + b" x", GOOD.decode().encode("utf-16"),
+    b'{"text": "caf\xe9"}', b'{"text": "\\ud800"}', b'{"text": ""}', b'{"text": " "}', b'{"text": "a", "text": "b"}',
+    b'{"text": "a", "format": "raw"}', b'{"text": "a", "top_k": 1}', b'{"text": "a", "top_k": "2"}',
+    b'{"data": "a cat"}', b'{"body": "a cat"}',
+    b'{"inputs": "a cat"}', b'{"instances": "a cat"}', b'{"nobody": "knows"}', b'{"text": null}',
+    b'{"text": "a", "truncation": "error"}', b'{"text": "[MASK] {[ 12345678901234567890"}', b"[" * 2000,
+    b'{"text": ' * 500, b"{'text': 'a'}", b"{urgent} where is it?", b'{"text": "a\tb"}', b'{"text": "tab\there"}',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("overrides", [True, False])
+@pytest.mark.parametrize(
+    "type", ["", "application/json", "text/plain", FORM, "application/json; charset=latin-1", "application/x-other"]
+)
+def test_the_shortcut_of_plain_bodies_reads_what_the_long_way_reads(
+    small: Predictor, monkeypatch: pytest.MonkeyPatch, type: str, overrides: bool
+) -> None:
+    monkeypatch.setattr(small._decoder, "_allow_overrides", overrides)
+    quick = [ask(small, body, type) for body in SHORTCUT_BODIES]
+    bare = [ask(small, bytearray(body), type, Content_Encoding="identity") for body in SHORTCUT_BODIES]
+    monkeypatch.setattr(quick_json, "object_of_texts", lambda raw: None)
+    assert quick == [ask(small, body, type) for body in SHORTCUT_BODIES]
+    assert bare == quick
+
+
+def test_the_shortcut_is_for_objects_of_texts() -> None:
+    assert quick_json.object_of_texts(GOOD) == {"text": TEXT}
+    for other in (
+        b"",
+        b"[]",
+        b'"a"',
+        b' {"a": "b"}',
+        b'{"a": 1}',
+        b'{"a": ["b"]}',
+        b'{"a": null}',
+        b'{"a"',
+        b"{" * 2000,
+    ):
+        assert quick_json.object_of_texts(other) is None

@@ -7,19 +7,19 @@ import pytest
 import torch
 
 from handler import transfer
-from handler.transfer import to_device, to_host
+from handler.transfer import Staging
 
 CPU = torch.device("cpu")
 
 
 def test_arrays_are_the_tensors_memory() -> None:
     arrays = [np.arange(6).reshape(2, 3) for _ in range(3)]
-    tensors = to_device(arrays, CPU)
+    tensors = Staging(CPU).to_device(arrays)
     assert [tensor.data_ptr() for tensor in tensors] == [array.ctypes.data for array in arrays]
 
 
 def test_outputs_are_fp32() -> None:
-    (half, single) = to_host([torch.ones(2, 3, dtype=torch.float16) / 3, torch.ones(1)], CPU)
+    (half, single) = Staging(CPU).to_host([torch.ones(2, 3, dtype=torch.float16) / 3, torch.ones(1)])
     assert half.dtype == single.dtype == np.float32
     assert np.allclose(half, 1 / 3, atol=1e-3)
 
