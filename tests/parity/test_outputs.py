@@ -66,8 +66,7 @@ def test_what_is_right_passes(staged: Callable[..., tuple[Path, SetupConfig]], n
 
 
 HOW: list[dict[str, Any]] = [
-    {"compute": "bf16"}, {"compute": "fp16"}, {"scheme": "int8"}, {"format": "export"},
-    {"kind": "ori"}, {"kind": "ths"}, {"encoder": "stock", "format": "export"},
+    {"compute": "bf16"}, {"compute": "fp16", "format": "export"}, {"scheme": "int8"}, {"kind": "ori"}, {"kind": "ths"},
 ]  # fmt: skip
 
 
