@@ -44,7 +44,7 @@ $(VENV)/.ready: pyproject.toml $(LOCKS)
 compile: setup  ## compile the kernels for DEVICE=cpu (default) or cuda
 	@$(RUN) compile
 
-archive: setup  ## build archives: both samples, or MODEL=folder-or-hub-name [TASK=] [ENCODER=] [FORMAT=] [COMPUTE=] [SCHEME=] [NAME=] [DEVICE=] [CALIBRATE=texts] [ADAPTER=folder]
+archive: setup  ## build archives: both samples, or MODEL=folder-or-hub-name [TASK=] [ENCODER=] [FORMAT=] [COMPUTE=] [SCHEME=] [NAME=] [DEVICE=] [CALIBRATE=texts] [ADAPTER=folder, or "NAME=folder ..."]
 	@$(RUN) archive
 
 serve: setup  ## start TorchServe in the background with NAMES (default: both samples)

@@ -3,7 +3,7 @@
 Each is merged, written and proven as an archive of its own; what the others add to the first one's archive is their
 model and what is said of it. A worker holds tensors that are equal once (``handler.formats.weights.share``). Low-rank
 terms that stay unmerged would have to be added to every product of every engine in every type, and would cost each pass
-something; so only requests that find too few others of their adapter for a full pass pay (docs/benchmarks.md).
+something; merged, only passes pay that a small share of a batch is left for (docs/archives.md has the figures).
 """
 
 from __future__ import annotations

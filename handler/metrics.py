@@ -25,8 +25,8 @@ BOUNDS: Final[dict[str, Sequence[float]]] = {
     "padding_share": SHARES,
 }
 """Histograms and the upper bounds of their buckets. padding_share: of a pass's cells, those that hold no token."""
-RARE: Final = ("out_of_memory", "failed_passes", "truncations")
-"""Counters that are handed over once as 0, before anything is wrong."""
+RARE: Final = ("out_of_memory", "failed_passes", "truncations", "padding", "padding_avoided")
+"""Counters that are handed over once as 0, before there is anything to count."""
 
 
 @dataclass(frozen=True, slots=True)

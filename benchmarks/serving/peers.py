@@ -21,7 +21,6 @@ from benchmarks.serving.load import Refused, Target
 from benchmarks.serving.plain import TORCH_TYPES
 from benchmarks.serving.prepare import BATCH
 from benchmarks.serving.servers import PORTS, Answer, Served
-from handler.servers.http import shares
 
 _VERSIONS = """
 import importlib.metadata, json
@@ -111,6 +110,8 @@ class Own(Command):
     started = stopped = 400.0
 
     def __init__(self, server: str, archive: Path, folder: Path) -> None:
+        from handler.servers.http import shares  # which needs uvicorn, and this module is loaded for other servers, too
+
         self.workers, self.own = shares(archive, None, None)
         module, more = "http", ["--device", "cpu"]
         if server == "ray":

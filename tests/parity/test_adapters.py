@@ -15,7 +15,10 @@ from builder.cli import main
 from builder.errors import BuildError
 from builder.inspection import describe, read_facts
 from handler.config import SetupConfig
+from handler.engine import Engine
 from handler.predictor import Predictor
+from handler.schemas import Request
+from handler.tasks.base import Job
 from tests.adapters import make_adapter
 from tests.checkpoints import TEXTS, make_checkpoint
 
@@ -70,6 +73,35 @@ def test_a_request_that_names_none_has_the_first(built: Built) -> None:
     answers = built.predictor([{"text": TEXTS[0], "top_k": 9}, {"text": TEXTS[0], "adapter": "first", "top_k": 9}])
     assert answers[0] == answers[1]
     assert scores(answers[0]) == pytest.approx(expected(built, "first", TEXTS[0]), abs=2e-5)
+
+
+def test_stages_that_run_apart_keep_adapters_apart(built: Built) -> None:
+    """As the servers that are not TorchServe run them."""
+    engine = built.predictor.engine
+    names = ["third", None, "second"]
+    requests = [engine.read({"text": TEXTS[1], "adapter": name, "top_k": 9}) for name in names]
+    jobs = engine.encode([request for request in requests if isinstance(request, Request)])
+    assert all(isinstance(job, Job) for job in jobs)
+    outputs = engine.packer.run([sequence for job in jobs for sequence in job.sequences])
+    for answer, name in zip(engine.finish(jobs, outputs), names, strict=True):
+        assert scores(answer) == pytest.approx(expected(built, name or "first", TEXTS[1]), abs=2e-5)
+
+
+@pytest.mark.parametrize("how", [{"encoder": "stock", "format": "export"}, {"scheme": "int8"}], ids=str)
+def test_other_kinds_of_archive(built: Built, tmp_path: Path, cpu_library: Path, how: dict[str, str]) -> None:
+    adapters = {name: str(built.folder / name) for name in ("third", "second")}
+    given = {"model_name": str(built.folder / "base"), "name": "other", "adapters": adapters, **how}
+    library = LibraryFile(cpu_library, "cpu", ["x86_64"])
+    archive, _ = build(SetupConfig.model_validate(given), [library], tmp_path / "store", lambda step: None)
+    with Engine.open(archive, threads=torch.get_num_threads()) as engine:
+        for name in adapters:
+            (answer,) = engine.payloads([engine.read({"text": TEXTS[2], "adapter": name, "top_k": 9})])
+            assert scores(answer) == pytest.approx(
+                expected(built, name, TEXTS[2]), abs=0.1 if "scheme" in how else 2e-5
+            )
+        first, second = (dict(model.module.state_dict()) for model in engine.models)
+        shared = sum(first[name].data_ptr() == second[name].data_ptr() for name in first)
+        assert shared > (1 if "scheme" in how else len(first) // 2)
 
 
 def test_an_unknown_adapter_is_one_line_and_spares_the_others(built: Built) -> None:

@@ -35,6 +35,9 @@ CASES: dict[str, tuple[Callable[..., Path], dict[str, Any], dict[str, Any]]] = {
     "ColBERT of PyLate": (make_pylate, {}, {}),
     "ColBERT of PyLate, unseen": (make_pylate, {"attend_to_expansion_tokens": False}, {"encoder": "stock"}),
     "ColBERT of Stanford": (make_stanford, {}, {}),
+    "zero-shot of DeBERTa": (make_nli, {"family": "deberta-v2"}, {"task": "zero_shot_classification"}),
+    "SPLADE of ModernBERT": (make_splade, {"family": "modernbert"}, {}),
+    "ColBERT of ModernBERT": (make_colbert, {"family": "modernbert"}, {}),
     "BGE-M3": (make_m3, {}, {"task": "hybrid_embedding"}),
     "BGE-M3, lexical": (make_m3, {}, {"task": "sparse_embedding"}),
     "BGE-M3, token vectors": (make_m3, {}, {"task": "multi_vector_embedding"}),
@@ -62,7 +65,12 @@ def test_what_is_right_passes(staged: Callable[..., tuple[Path, SetupConfig]], n
     assert verdict.passed, verdict.line()
 
 
-@pytest.mark.parametrize("how", [{"compute": "bf16"}, {"compute": "fp16"}, {"scheme": "int8"}, {"kind": "ori"}])
+HOW: list[dict[str, Any]] = [
+    {"compute": "bf16"}, {"compute": "fp16", "format": "export"}, {"scheme": "int8"}, {"kind": "ori"}, {"kind": "ths"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("how", HOW, ids=lambda how: "-".join(how.values()))
 @pytest.mark.parametrize("name", ["zero-shot", "SPLADE", "ColBERT, expanded", "BGE-M3"])
 def test_other_types_and_kinds_pass(
     staged: Callable[..., tuple[Path, SetupConfig]], name: str, how: dict[str, Any]

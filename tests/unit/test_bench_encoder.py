@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 
-from benchmarks import compare, encoder, measuring, results, table, timing
+from benchmarks import compare, encoder, measuring, models, results, table, timing
 from benchmarks.deviation import deviation
 from benchmarks.engines import ENGINES, Loop
 from benchmarks.floor import Ceilings, operations
@@ -58,6 +58,19 @@ def test_every_native_engine_computes_the_encoder(source: Source, name: str, dat
     assert [row["engine"] for row in group.rows] == [name]
     assert group.rows[0]["refused"] is None
     assert group.rows[0]["median_ms"] > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "layers"), [("modernbert", {"num_hidden_layers": 4, "local_attention": 6}), ("deberta", {})]
+)
+def test_newer_models_are_computed(monkeypatch: pytest.MonkeyPatch, name: str, layers: dict[str, int]) -> None:
+    kind, options = models.NEWER[name]
+    small = {"vocab_size": 100, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2}
+    monkeypatch.setitem(models.NEWER, name, (kind, {**options, **small, "intermediate_size": 112, **ids, **layers}))
+    group = measured(models.load_source(name), "fp32", ["thsext"])
+    assert group.absent == []
+    assert group.rows[0]["refused"] is None
 
 
 def test_the_trace_of_a_file_can_be_frozen_for_each_shape(source: Source) -> None:
@@ -204,7 +217,7 @@ def test_long_calls_get_the_fewest_rounds_and_the_rest_is_dealt_out(
     for minutes, spare in ((100, 40), (50, 10)):  # 60 are promised; a fifth is dealt out in any case
         now = time.monotonic()
         group = Recorder(source, "fp32", Setting("cpu", 2))
-        encoder._measure([group], [], {"tiny": workloads}, now + minutes, now + 200, False)
+        encoder._measure([group], [], {"tiny": workloads}, now + minutes, now + 200, False, lambda: None)
         assert group.limit == pytest.approx(now + 200 - 12)
         assert [least for of, _, least in calls if of is workloads[1]] == [1, 1, 2, 2, 2, 3, 3, 3]
         last = {of.name: seconds for of, seconds, _ in calls}
