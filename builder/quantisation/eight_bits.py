@@ -34,8 +34,8 @@ from handler.runtime import TracedModel
 
 _WORK = 1e11
 """Operations of the longest probe: every choice of matrices runs it once."""
-_MARGIN = 0.9
-"""Matrices are kept in bf16 until this share of the allowed distance is reached: another processor rounds otherwise."""
+_SHARE = 0.9
+"""Less than all of the allowed distance: another processor rounds otherwise (``schemes.SHARES``)."""
 _GPU_TOKENS = 1024
 
 
@@ -116,8 +116,11 @@ def quantised_model(
     scheme: str = "int8",
     compute: str = "bf16",
     keep: Collection[str] = (),
+    share: float = _SHARE,
 ) -> tuple[PackedModel, dict[str, Any]]:
     """The checkpoint in 8 bits, as many matrices in bf16 as the cosines ask for, and what was chosen.
+
+    Matrices are kept in bf16 until no more than ``share`` of the allowed distance is used up.
 
     Matrices named in ``keep`` (``builder.quantisation.keep``) stay bf16 whatever the cosines say; where the checkpoint
     brings its own scales, these are used, and what it has left alone stays bf16 too. Tables and the arithmetic between
@@ -149,8 +152,8 @@ def quantised_model(
     else:
         always_kept = always
         if scheme == "int8" and calibrate is not None:
-            rounder.fix(few_own_steps(rounder, behind(spec, "attention", "activation"), reached, always))
-    kept = fewest_kept(every, reached, _MARGIN, always_kept)
+            rounder.fix(few_own_steps(rounder, behind(spec, "attention", "activation"), reached, always, share))
+    kept = fewest_kept(every, reached, share, always_kept)
     facts = {
         "calibrated_on": chosen.source,
         "matrices": len(every),
@@ -163,7 +166,11 @@ def quantised_model(
 
 
 def few_own_steps(
-    rounder: Rounder, candidates: list[str], reached: Callable[[Collection[str]], float], always: Collection[str]
+    rounder: Rounder,
+    candidates: list[str],
+    reached: Callable[[Collection[str]], float],
+    always: Collection[str],
+    share: float = _SHARE,
 ) -> list[str]:
     """Those of ``candidates`` whose operands may have steps that all tokens share, which saves a GPU a pass over them:
     as many as the cosines bear without any further matrix in 16 bits."""
@@ -172,7 +179,7 @@ def few_own_steps(
         rounder.fix([name for name in candidates if name not in own])
         return reached(always)
 
-    own = fewest_kept(candidates, with_own, _MARGIN)
+    own = fewest_kept(candidates, with_own, share)
     return [name for name in candidates if name not in own]
 
 

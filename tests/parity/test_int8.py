@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from builder import archive
 from builder.checkpoint import Checkpoint, load
 from builder.families import spec_of
+from builder.gate import parity
 from builder.gate.verdict import CosineVerdict
+from builder.inspection import read_facts
 from builder.models import PackedModel
 from builder.quantisation.eight_bits import judge, quantised_model
+from builder.quantisation.schemes import shares
 from builder.slots import matrices
+from handler.archive import ArchiveFacts
 from handler.config import SetupConfig
 from handler.runtime import TracedModel
 from tests import newer_families as newer
@@ -84,3 +90,38 @@ def test_a_broken_encoder_and_a_broken_head_are_noticed(tmp_path: Path) -> None:
     verdict = _verdict(checkpoint, model)
     assert not verdict.passed
     assert verdict.head_error > 0.01
+
+
+def test_where_a_device_is_refused_more_matrices_are_kept(
+    tmp_path: Path, cpu_library: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The choice is measured on this CPU; a GPU, or another CPU, rounds elsewhere."""
+    folder = make_checkpoint(tmp_path / "model", "bert", "sequence_classification")
+    config = SetupConfig.model_validate(
+        {"model_name": str(folder), "name": "tiny", "scheme": "int8", "compute": "bf16"}
+    )
+    kept: list[list[str]] = []
+    prove, refused = archive.prove, parity.Refused("parity FAILED on cuda:0: worst; no archive was written")
+
+    def first_refused(stage: Path, *arguments: Any) -> Any:
+        kept.append(ArchiveFacts.load(stage / "archive.json").quantisation["kept"])
+        if len(kept) == 1:
+            raise refused
+        return prove(stage, *arguments)
+
+    monkeypatch.setattr(archive, "prove", first_refused)
+    libraries = [archive.LibraryFile(cpu_library, "cpu", [])]
+    path, verdict = archive.build(config, libraries, tmp_path / "store", lambda _: None)
+    assert verdict.passed
+    assert len(kept[0]) < len(kept[1]) < 8
+    assert read_facts(path).quantisation["kept"] == kept[1]
+    assert f"parity FAILED on cuda:0: worst; once more with {len(kept[1])} matrices" in capsys.readouterr().err
+    monkeypatch.setattr(archive, "prove", lambda *_: (_ for _ in ()).throw(refused))
+    with pytest.raises(parity.Refused, match="no archive was written"):
+        archive.build(config, libraries, tmp_path / "none", lambda _: None)
+    assert not list((tmp_path / "none").glob("*.mar"))
+
+
+def test_an_archive_for_a_gpu_has_more_to_spare() -> None:
+    assert shares("int8", ["cpu", "cuda"])[0] < shares("int8", ["cpu"])[0] < 1
+    assert len(shares("none", ["cpu", "cuda"])) == 1, "another type has nothing to choose"
