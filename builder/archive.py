@@ -106,7 +106,7 @@ def _proven(
 
     Where a device's figures are refused that more matrices in 16 bits could mend, these are tried.
     """
-    first, *others = shares(config.scheme, [library.facts.device for library in libraries])
+    first, *others = shares(config.scheme)
     facts = write_files(stage, name, config, checkpoint, libraries, report, calibrate, first)
     report("proving it equal to the checkpoint in a fresh process")
     while True:
@@ -314,8 +314,9 @@ def _stage_model(
         from builder import ops
 
         ops.load(libraries[0].path)
+        gpu = any(library.facts.device == "cuda" for library in libraries)
         make = RECIPES[config.scheme].make
-        module, chosen = make(checkpoint, config.compute, facts.pooling, calibrate, config.keep, share)
+        module, chosen = make(checkpoint, config.compute, facts.pooling, calibrate, config.keep, share, gpu)
         model = facts.model.model_copy(update={"packed": module.takes_packed})
         facts = facts.model_copy(update={"model": model, "quantisation": chosen})
     length = min(16, facts.max_positions)

@@ -117,10 +117,13 @@ def quantised_model(
     compute: str = "bf16",
     keep: Collection[str] = (),
     share: float = _SHARE,
+    gpu: bool = False,
 ) -> tuple[PackedModel, dict[str, Any]]:
     """The checkpoint in 8 bits, as many matrices in bf16 as the cosines ask for, and what was chosen.
 
-    Matrices are kept in bf16 until no more than ``share`` of the allowed distance is used up.
+    Matrices are kept in bf16 until no more than ``share`` of the allowed distance is used up: by this machine's engine,
+    and with ``gpu`` by an emulation too, since a GPU does not fall to the same side wherever a value lies between two
+    integers.
 
     Matrices named in ``keep`` (``builder.quantisation.keep``) stay bf16 whatever the cosines say; where the checkpoint
     brings its own scales, these are used, and what it has left alone stays bf16 too. Tables and the arithmetic between
@@ -145,8 +148,15 @@ def quantised_model(
         with emulated(checkpoint, base, rounder, kept):
             return measure(cases, lambda batch: hidden_states(checkpoint, base, batch), output).distance
 
+    def of_both(kept: Collection[str]) -> float:
+        found = of_engine(kept)
+        if found > share:
+            return found
+        with emulated(checkpoint, base, rounder, kept, DTYPES[compute]):
+            return max(found, measure(cases, lambda batch: hidden_states(checkpoint, base, batch), output).distance)
+
     every = [slot.name for slot in rounder.slots]
-    reached = of_engine if scheme == "int8" else of_emulation
+    reached = of_emulation if scheme != "int8" else of_both if gpu else of_engine
     if rounder.given:  # what the checkpoint's makers left alone stays so
         always_kept: Collection[str] = {*always, *(name for name in every if name not in rounder.given)}
     else:

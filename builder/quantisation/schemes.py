@@ -23,25 +23,20 @@ Judge = Callable[[Checkpoint, Any, str, str | None, Path | None, Mapping[str, An
 
 SHARES = (0.9, 0.6, 0.3)
 """Of the distance that the gate allows, what the choice of matrices may use up; the next one where it is refused."""
-_SHARES_ON_GPU = (0.75, 0.5, 0.25)
-"""Where a GPU is to answer too: it rounds in other places than the CPU that the choice is measured on. Of an archive
-chosen at .9 an H200 used up 1.15."""
 
 
-def shares(scheme: str, devices: Collection[str]) -> tuple[float, ...]:
-    """What an archive for ``devices`` is made with, one after the other while the gate refuses it."""
-    if RECIPES[scheme].judged_by != "cosine":
-        return SHARES[:1]
-    return _SHARES_ON_GPU if "cuda" in devices else SHARES
+def shares(scheme: str) -> tuple[float, ...]:
+    """What an archive is made with, one after the other while the gate refuses it."""
+    return SHARES if RECIPES[scheme].judged_by == "cosine" else SHARES[:1]
 
 
 @dataclass(frozen=True)
 class Recipe:
     """``make`` takes a checkpoint, the compute type's name, a pooling, maybe a file of texts, the matrices that are to
-    be kept, and one of ``SHARES``; ``judge`` the first four, but for the loaded model (``handler.packing.Model``)
-    behind the checkpoint, and what ``make`` said at the end."""
+    be kept, one of ``SHARES``, and whether a GPU is to answer too; ``judge`` the first four, but for the loaded model
+    (``handler.packing.Model``) behind the checkpoint, and what ``make`` said at the end."""
 
-    make: Callable[[Checkpoint, str, str | None, Path | None, Collection[str], float], Made]
+    make: Callable[[Checkpoint, str, str | None, Path | None, Collection[str], float, bool], Made]
     judge: Judge
     takes_texts: bool
     """Whether texts of the user's help to make it."""
@@ -59,6 +54,7 @@ def _plain(
     _texts: Path | None,
     _keep: Collection[str],
     _share: float,
+    _gpu: bool,
 ) -> Made:
     from builder.models import DTYPES, packed_model
 
@@ -86,10 +82,11 @@ def _eight_bits(scheme: str) -> Recipe:
         texts: Path | None,
         keep: Collection[str],
         share: float,
+        gpu: bool,
     ) -> Made:
         from builder.quantisation.eight_bits import quantised_model
 
-        return quantised_model(checkpoint, pooling, texts, scheme, compute, keep, share)
+        return quantised_model(checkpoint, pooling, texts, scheme, compute, keep, share, gpu)
 
     def judge(
         checkpoint: Checkpoint,

@@ -15,9 +15,18 @@ from builder.families import spec_of
 from builder.gate import parity
 from builder.gate.verdict import CosineVerdict
 from builder.inspection import read_facts
-from builder.models import PackedModel
-from builder.quantisation.eight_bits import judge, quantised_model
-from builder.quantisation.schemes import shares
+from builder.models import PackedModel, encoder_of
+from builder.quantisation.calibration import hidden_states
+from builder.quantisation.eight_bits import (
+    expected_states,
+    gate_inputs,
+    judge,
+    measure,
+    quantised_model,
+    rounder_of,
+)
+from builder.quantisation.emulated import emulated
+from builder.quantisation.schemes import SHARES, shares
 from builder.slots import matrices
 from handler.archive import ArchiveFacts
 from handler.config import SetupConfig
@@ -122,6 +131,22 @@ def test_where_a_device_is_refused_more_matrices_are_kept(
     assert not list((tmp_path / "none").glob("*.mar"))
 
 
-def test_an_archive_for_a_gpu_has_more_to_spare() -> None:
-    assert shares("int8", ["cpu", "cuda"])[0] < shares("int8", ["cpu"])[0] < 1
-    assert len(shares("none", ["cpu", "cuda"])) == 1, "another type has nothing to choose"
+def test_other_types_have_nothing_to_choose() -> None:
+    assert (len(shares("none")), shares("int8"), shares("fp8")) == (1, SHARES, SHARES)
+
+
+def test_an_archive_for_a_gpu_holds_in_the_emulation_too(tmp_path: Path) -> None:
+    """Which rounds what lies between two integers to other sides than the engine here."""
+    checkpoint = load(SetupConfig(model_name=str(make_checkpoint(tmp_path, "bert", "sequence_classification"))))
+    base = encoder_of(checkpoint, checkpoint.load_model())
+    chosen, inputs = gate_inputs(checkpoint, None)
+    cases = expected_states(checkpoint, base, inputs)
+    rounder = rounder_of(checkpoint, base, "int8", [batch for _, batch in chosen.inputs])
+    kept = {gpu: quantised_model(checkpoint, None, None, gpu=gpu)[1]["kept"] for gpu in (False, True)}
+    distances = {}
+    for gpu, names in kept.items():
+        with emulated(checkpoint, base, rounder, names, torch.bfloat16):
+            distances[gpu] = measure(cases, lambda batch: hidden_states(checkpoint, base, batch), "first").distance
+    assert distances[True] <= 0.9
+    assert len(kept[False]) <= len(kept[True]) < 8
+    assert distances[True] <= distances[False]
