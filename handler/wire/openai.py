@@ -21,7 +21,7 @@ from handler.schemas import EmbeddingRequest
 from handler.wire.base import Asked, HttpReply, Outcome, Protocol, View, encoded, first_error, json_body
 from handler.wire.token_ids import TokenIdsRequest, checked_ids
 
-OPTIONS = ("dimensions", "prompt", "prompt_name", "input_type", "normalize", "truncation")
+OPTIONS = ("dimensions", "prompt", "prompt_name", "input_type", "normalize", "truncation", "adapter")
 """Passed on to the task; all but the first are this project's own."""
 _UNPROCESSABLE = 422
 
@@ -43,6 +43,7 @@ class EmbeddingsBody(BaseModel):
     input_type: Literal["query", "document"] | None = None
     normalize: bool | None = None
     truncation: Truncation | None = None
+    adapter: str | None = None
 
 
 class Embeddings(Protocol):

@@ -19,7 +19,7 @@ from handler.errors import RequestError
 from handler.schemas import RerankRequest
 from handler.wire.base import Asked, HttpReply, Outcome, Protocol, View, encoded, json_body
 
-OPTIONS = ("raw_scores", "prompt", "prompt_name", "truncation")
+OPTIONS = ("raw_scores", "prompt", "prompt_name", "truncation", "adapter")
 """Passed on to the task; this project's own."""
 
 
@@ -50,6 +50,7 @@ class RerankBody(BaseModel):
     prompt: str | None = None
     prompt_name: str | None = None
     truncation: Truncation | None = None
+    adapter: str | None = None
 
 
 class Rerank(Protocol):

@@ -11,6 +11,7 @@ from collections.abc import Sequence as Many
 
 from handler.errors import RequestError
 from handler.schemas import EmbeddingRequest
+from handler.tasks.adapted import unknown
 from handler.tasks.base import Job
 from handler.tasks.prompts import prompt_of
 from handler.tokenizer import Sequence
@@ -25,11 +26,13 @@ class TokenIdsRequest(EmbeddingRequest):
 
     def job(self) -> Job[EmbeddingRequest]:
         """What the tokenizer would have made of the text."""
-        return Job(self, [Sequence(list(self.ids))], self.dropped)
+        return Job(self, [Sequence(list(self.ids), adapter=self.adapter)], self.dropped)
 
 
 def checked_ids(ids: Many[int], options: EmbeddingRequest, view: View) -> list[int]:
     """The ids, cut to the model's length where the request's truncation cuts. Raises RequestError."""
+    if options.adapter is not None and options.adapter not in view.facts.adapters:
+        raise unknown(view.facts.adapters)
     if not ids:
         raise RequestError("empty", "the list of token ids is empty", "input")
     before, after = _special(view)

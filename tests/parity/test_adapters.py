@@ -19,6 +19,7 @@ from handler.engine import Engine
 from handler.predictor import Predictor
 from handler.schemas import Request
 from handler.tasks.base import Job
+from handler.wire.token_ids import TokenIdsRequest
 from tests.adapters import make_adapter
 from tests.checkpoints import TEXTS, make_checkpoint
 
@@ -85,6 +86,11 @@ def test_stages_that_run_apart_keep_adapters_apart(built: Built) -> None:
     outputs = engine.packer.run([sequence for job in jobs for sequence in job.sequences])
     for answer, name in zip(engine.finish(jobs, outputs), names, strict=True):
         assert scores(answer) == pytest.approx(expected(built, name or "first", TEXTS[1]), abs=2e-5)
+
+
+def test_token_ids_go_to_their_adapter() -> None:
+    (sequence,) = TokenIdsRequest(text=".", ids=[2, 7, 3], adapter="second").job().sequences
+    assert (sequence.ids, sequence.adapter) == ([2, 7, 3], "second")
 
 
 @pytest.mark.parametrize("how", [{"encoder": "stock", "format": "export"}, {"scheme": "int8"}], ids=str)

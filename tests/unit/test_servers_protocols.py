@@ -72,6 +72,8 @@ def test_token_ids_of_this_model_are_its_text(app: TestClient, models: dict[str,
     [
         ({"input": ""}, 400, "empty", "input"),
         ({"input": []}, 400, "empty", "input"),
+        ({"input": TEXT, "adapter": "other"}, 400, "invalid_request", "adapter"),
+        ({"input": [CLS, SEP], "adapter": "other"}, 400, "invalid_request", "adapter"),
         ({"input": [TEXT, " "]}, 400, "empty", "input"),
         ({"input": 7}, 400, "invalid_request", "input"),
         ({"input": [TEXT, 7]}, 400, "invalid_request", "input"),
