@@ -251,7 +251,7 @@ def _serving(result: dict[str, Any]) -> list[Table]:
     engines = ", ".join(f"{name} {rate:.0f}" for name, rate in result["engine_rate"].items())
     notes = [f"the engine alone, sequences/s: {engines}"] if engines else []
     notes += [f"not loaded: {name}: {reason}" for name, reason in result.get("refused", {}).items()]
-    if len(result["settings"]["archives"]) > 1 and "different_answers" in result:
+    if result.get("different_answers"):
         notes.append(f"requests that the archives do not all answer alike, scores apart: {result['different_answers']}")
     if "at_p95" in result:
         rates = {name: "none" if rate is None else f"{rate:.1f}" for name, rate in result["at_p95"].items()}
