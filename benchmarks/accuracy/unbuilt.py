@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,11 @@ def _int8(checkpoint: Checkpoint, base: nn.Module, batches: list[Any]) -> Abstra
     return emulated(checkpoint, base, rounder_of(checkpoint, base, "int8", batches), ())
 
 
-def _residual(checkpoint: Checkpoint, base: nn.Module, _batches: list[Any]) -> AbstractContextManager[None]:
+def _residual(
+    checkpoint: Checkpoint, base: nn.Module, _batches: list[Any], products: bool = False
+) -> AbstractContextManager[None]:
     judged = [batch for _, batch in gate_inputs(checkpoint, None)[1]]
-    return unbuilt.integer_residual(base, unbuilt.residual_steps(checkpoint, base, judged))
+    return unbuilt.integer_residual(base, unbuilt.residual_steps(checkpoint, base, judged, products=products))
 
 
 def _sparse(checkpoint: Checkpoint, base: nn.Module, _batches: list[Any]) -> AbstractContextManager[None]:
@@ -49,6 +52,7 @@ VARIANTS: dict[str, tuple[Variant, ...]] = {
     "int8, mode 1: every matrix, residual in fp32": (_int8,),
     "residual in int8 alone": (_residual,),
     "int8, mode 2: every matrix and the residual": (_int8, _residual),
+    "the same, products' results that are added to it too": (_int8, partial(_residual, products=True)),
     "2:4 by magnitude, fp32": (_sparse,),
 }
 """What is changed, in this order; the last one for good."""

@@ -49,8 +49,8 @@ def refuse_mode_two(checkpoint: Checkpoint, calibrate: Path | None) -> NoReturn:
 
 
 def mode_two(checkpoint: Checkpoint, calibrate: Path | None) -> Cosines:
-    """The worst cosines over the gate's inputs with every matrix in int8 and the residual stream in int8 too, whose
-    steps reach as far as these very inputs do: none is cut off."""
+    """The worst cosines over the gate's inputs with every matrix in int8 and the residual stream in int8 too, at its
+    mildest: sums stay in fp32, and steps reach as far as these very inputs do, so that nothing is cut off."""
     base = encoder_of(checkpoint, checkpoint.load_model())
     chosen, inputs = gate_inputs(checkpoint, calibrate)
     cases = expected_states(checkpoint, base, inputs)
@@ -66,21 +66,23 @@ def pooled(checkpoint: Checkpoint) -> str:
     return output_of(checkpoint, checkpoint.sentences.pooling if embeds else None)
 
 
-def residual_steps(checkpoint: Checkpoint, base: nn.Module, batches: Sequence[Inputs]) -> dict[str, float]:
-    """The step of each module that makes the residual stream, or a summand of it: as far as the batches reach."""
-    watched = {path: path for path in _on_the_stream(checkpoint)}
+def residual_steps(
+    checkpoint: Checkpoint, base: nn.Module, batches: Sequence[Inputs], *, products: bool = False
+) -> dict[str, float]:
+    """The step of each LayerNorm, with ``products`` of each product that is added to the stream too: as far as the
+    batches reach."""
+    watched = {path: path for path in _on_the_stream(checkpoint, products)}
     spans = spans_of(base, watched, batches, lambda inputs: hidden_states(checkpoint, base, inputs), made=True)
     return {path: float(torch.maximum(high, -low).max()) / _LEVELS for path, (low, high) in spans.items()}
 
 
-def _on_the_stream(checkpoint: Checkpoint) -> list[str]:
-    """LayerNorms, and the products whose results are added to the stream."""
+def _on_the_stream(checkpoint: Checkpoint, products: bool) -> list[str]:
     family = checkpoint.family
     found: list[str] = []
     for slot in slots(spec_of(checkpoint.config)):
         if slot.name.endswith(".gamma"):
             found += family.modules(slot.module, slot.layer)
-        elif slot.kind == "matrix" and slot.name.endswith(("attention_output", "output")):
+        elif products and slot.kind == "matrix" and slot.name.endswith(("attention_output", "output")):
             found += family.modules(slot.name, slot.layer)
     return list(dict.fromkeys(found))
 

@@ -52,9 +52,13 @@ def _weights(n: int, k: int, operand: str) -> tuple[Tensor, Tensor, Tensor, Tens
 @pytest.mark.parametrize("cut", CUTS)
 @pytest.mark.parametrize("dtype", ROUNDING)
 @pytest.mark.parametrize("operand", OPERANDS)
-@pytest.mark.parametrize(("rows", "n", "k", "tokens"), [(300, 272, 144, 299), (777, 1024, 1024, 700), (9, 64, 16, 9)])
+@pytest.mark.parametrize(
+    ("rows", "n", "k", "tokens"),
+    [(300, 272, 144, 299), (777, 1024, 1024, 700), (9, 64, 16, 9), (900, 272, 272, 130), (4000, 1024, 256, 3970)],
+    ids=["odd", "wide", "few", "blocks_without_tiles", "several_tiles_a_block"],
+)
 def test_products(operand: str, dtype: torch.dtype, cut: str, rows: int, n: int, k: int, tokens: int) -> None:
-    """Bias, GELU, residual and rounded results; rows from the number of tokens on stay untouched."""
+    """Bias, GELU, residual and rounded results."""
     torch.manual_seed(rows)
     none, ops = torch.empty(0, device="cuda"), torch.ops.efft_test
     numbers, scales = ops.quantise_rows(torch.randn(rows, k, device="cuda", dtype=dtype), none, 0.0, operand)
@@ -80,12 +84,13 @@ def test_products(operand: str, dtype: torch.dtype, cut: str, rows: int, n: int,
 
 
 @pytest.mark.parametrize("operand", OPERANDS)
-@pytest.mark.parametrize("width", [64, 384, 768, 1024, 4096])
-def test_rows(operand: str, width: int) -> None:
-    """A row's own range, and LayerNorm in front; the error of 8 bits, and no more."""
+@pytest.mark.parametrize("rows", [67, 5003])
+@pytest.mark.parametrize("width", [64, 256, 312, 384, 768, 1016, 1024, 4096, 8192])
+def test_rows(operand: str, width: int, rows: int) -> None:
+    """A row's own range, and LayerNorm in front, by several warps a row or by one; the error of 8 bits, and no more."""
     torch.manual_seed(width)
     ops = torch.ops.efft_test
-    x = torch.randn(67, width, device="cuda").half()
+    x = torch.randn(rows, width, device="cuda").half()
     gamma, beta, bias, factors = (torch.rand(width, device="cuda") + 0.5 for _ in range(4))
     allowed = 0.03 if operand == "e4m3" else 0.02
     numbers, scales = ops.quantise_rows(x, factors, 0.0, operand)

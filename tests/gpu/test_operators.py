@@ -103,9 +103,9 @@ def test_embed_norm(data_type: str, width: int, positions: str) -> None:
 @pytest.mark.parametrize("head_size", [64, 32, 128, 80, 26, 10, 2])
 @pytest.mark.parametrize("data_type", DTYPES)
 @pytest.mark.parametrize("skipped", [0, 1], ids=["aligned", "on_four_bytes"])
-def test_attention(data_type: str, head_size: int, skipped: int) -> None:
+@pytest.mark.parametrize("lengths", [[1, 0, 130, 33, 64, 700, 5], [*range(1, 385, 6)]], ids=["few", "many"])
+def test_attention(data_type: str, head_size: int, skipped: int, lengths: list[int]) -> None:
     dtype, heads = DTYPES[data_type], 3
-    lengths = [1, 0, 130, 33, 64, 700, 5]
     tokens, hidden = sum(lengths), heads * head_size
     qkv = _random(tokens, 3 * hidden, dtype=dtype)
     bias = _random(3 * hidden + 1, dtype=torch.float32, seed=1)[skipped : skipped + 3 * hidden]

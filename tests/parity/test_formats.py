@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from handler.engine import Engine
 from handler.formats import load_file
 from handler.runtime import load_model
 from handler.spellings import FILES
+from handler.tasks import TASKS
 from tests.checkpoints import HEADS, make_checkpoint
 from tests.sentence_folders import make_cross_encoder, make_folder
 
@@ -54,7 +56,21 @@ def outputs(folder: Path) -> list[tuple[np.ndarray, ...]]:
     """Of a loaded stage on inputs of every shape, some rows of them shorter."""
     facts = ArchiveFacts.load(folder / "archive.json")
     model = load_model(folder, facts, SetupConfig.load(folder / "setup_config.json"))
-    return [model(*(tensor.numpy() for tensor in example_inputs(50, *shape))) for shape in SHAPES]
+    batches = [tuple(tensor.numpy() for tensor in example_inputs(50, *shape)) for shape in SHAPES]
+    padded = [model(*batch) for batch in batches]
+    if facts.model.packed:
+        for batch, made in zip(batches, padded, strict=True):
+            packed_as_padded(model, batch, made, TASKS[facts.task].per_token)
+    return padded
+
+
+def packed_as_padded(model: Any, batch: tuple[np.ndarray, ...], padded: tuple[np.ndarray, ...], tokens: bool) -> None:
+    """A packed call has the bits of a padded one, where there is no pad. ``tokens``: outputs have a row for each."""
+    ids, segments, mask = batch
+    valid = mask != 0
+    offsets = np.concatenate([[0], valid.sum(1).cumsum()])
+    for ours, theirs in zip(model(ids[valid], segments[valid], offsets), padded, strict=True):
+        np.testing.assert_array_equal(ours, theirs[valid] if tokens else theirs)
 
 
 def same(one: list[tuple[np.ndarray, ...]], other: list[tuple[np.ndarray, ...]]) -> None:
@@ -72,6 +88,7 @@ def test_both_formats_give_the_same_bits(
     given = {"encoder": encoder, "compute": compute}
     traced, exported = (stage(tmp_path, cpu_library, name, model, **given) for name in ("torchscript", "export"))
     same(outputs(traced), outputs(exported))
+    assert ArchiveFacts.load(traced / "archive.json").model.packed == (encoder == "fused")
     assert not (exported / FILES["torchscript"]).exists()
     assert str(Path(__file__).parents[2]).encode() not in (exported / FILES["export"]).read_bytes()
 

@@ -40,7 +40,8 @@ def test_a_stream_of_integers_errs_more_than_the_matrices_alone_and_more_with_co
     inputs = [batch for _, batch in calibration(checkpoint, None).inputs]
     exact = hidden_states(checkpoint, base, inputs[0])
     steps = unbuilt.residual_steps(checkpoint, base, inputs)
-    assert len(steps) == 9, "embeddings, and two sums, with their products, of either layer"
+    assert len(steps) == 5, "the embeddings' LayerNorm, and two of either layer"
+    assert len(unbuilt.residual_steps(checkpoint, base, inputs, products=True)) == 9
     errors = []
     for factor in (1, 4):
         with unbuilt.integer_residual(base, {path: factor * step for path, step in steps.items()}):

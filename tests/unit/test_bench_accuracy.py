@@ -244,3 +244,10 @@ def test_types_and_sparse_products_become_tables_where_a_document_has_room(tmp_p
         assert "old" not in text
         assert all(kept in text for kept in ("before\n", "between\n", "stays\n"))
         assert text.count("<!-- types-cuda -->") == 1
+
+
+def test_a_task_of_a_file_says_what_it_needs() -> None:
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    with pytest.raises(ValueError, match="--task squad needs --data and one of --model and --archive"):
+        command.run(parser.parse_args(["--task", "squad", "--model", "x"]))

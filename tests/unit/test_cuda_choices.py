@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from benchmarks import results
 from benchmarks.workloads import make_workload
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,27 +39,19 @@ MEASURED = {
 """What was the fastest on an H200 (docs/kernels.md): bucket, path, QKV, output, up and down product, attention."""
 
 
-@pytest.fixture(scope="module")
-def chooser(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def compiled(program: Path, sources: Sequence[Path], decisions: Sequence[str]) -> Path:
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("no g++ here")
-    program = tmp_path_factory.mktemp("choices") / "choices"
-    sources = [str(Path(__file__).with_name("choices.cpp")), *map(str, sorted((KERNELS / "core").glob("*.cpp")))]
-    decisions = [str(KERNELS / "cuda" / name) for name in DECISIONS]
-    command = [
-        compiler,
-        "-std=c++17",
-        f"-I{KERNELS / 'include'}",
-        *sources,
-        "-x",
-        "c++",
-        *decisions,
-        "-o",
-        str(program),
-    ]
-    subprocess.run(command, check=True)
+    files = [*map(str, sources), "-x", "c++", *(str(KERNELS / "cuda" / name) for name in decisions)]
+    subprocess.run([compiler, "-std=c++17", f"-I{KERNELS / 'include'}", *files, "-o", str(program)], check=True)
     return program
+
+
+@pytest.fixture(scope="module")
+def chooser(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    sources = [Path(__file__).with_name("choices.cpp"), *sorted((KERNELS / "core").glob("*.cpp"))]
+    return compiled(tmp_path_factory.mktemp("choices") / "choices", sources, DECISIONS)
 
 
 def chosen(chooser: Path, model: str, sizes: list[str], environment: dict[str, str] | None = None) -> list[str]:
@@ -97,3 +91,16 @@ def test_a_path_that_cannot_be_taken_says_so(chooser: Path, model: str, path: st
     said = "\n".join(chosen(chooser, model, ["1x32"], {"EFFT_CUDA_PATH": path}))
     assert words in said
     assert "EFFT_CUDA_PATH" in said
+
+
+def test_eight_bits_are_cut_as_was_fastest(tmp_path: Path) -> None:
+    """Within 2.5 % of the fastest of all cuts, for every product that was measured: what two measurements differ by."""
+    source = Path(__file__).with_name("choices_eight.cpp")
+    program = compiled(tmp_path / "choices", [source], ["linear/choose_eight.cu"])
+    measured = results.load(results.RESULTS / "cuts-cuda-2026-11-30-150750.json")["rows"]
+    shapes = [(row["tokens"], row["outputs"], row["inputs"], int(row["product"] == "up")) for row in measured]
+    command = [str(program), str(H200), *(str(number) for shape in shapes for number in shape)]
+    cuts = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    for row, cut in zip(measured, cuts, strict=True):
+        times = row["microseconds"]
+        assert times[cut] <= 1.025 * min(times.values()), (row, cut)

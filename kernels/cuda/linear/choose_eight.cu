@@ -9,18 +9,18 @@ namespace {
 constexpr float kOperationsPerCycle = 8192.f;  // of eight bits, by one multiprocessor
 constexpr int kTokens = 128;
 
-// As whole products took on an H200 (docs/kernels.md).
+// Fitted to whole products of BERT's sizes on an H200 at 1.7 GHz, every cut of each (docs/eight-bits.md).
 struct Candidate {
   EightBitCut cut;
   int columns;
   float share;             // of the matrix unit's rate, in long products
   float plain, with_gelu;  // cycles that a tile takes besides
 };
-constexpr Candidate kCandidates[] = {{EightBitCut::turns192, 192, .97f, 700.f, 1800.f},
-                                     {EightBitCut::turns176, 176, .98f, 700.f, 1700.f},
-                                     {EightBitCut::turns128, 128, 1.f, 800.f, 1300.f},
-                                     {EightBitCut::columns256, 256, .87f, 1800.f, 4500.f},
-                                     {EightBitCut::columns96, 96, .88f, 1300.f, 2500.f}};
+constexpr Candidate kCandidates[] = {{EightBitCut::turns192, 192, .96f, 2000.f, 2650.f},
+                                     {EightBitCut::turns176, 176, 1.f, 2300.f, 2950.f},
+                                     {EightBitCut::turns128, 128, .93f, 1600.f, 2000.f},
+                                     {EightBitCut::columns256, 256, .87f, 5400.f, 5800.f},
+                                     {EightBitCut::columns96, 96, .83f, 1600.f, 2600.f}};
 constexpr float kLastOutputs = 10.f;  // cycles a column, in turns: the last tile's outputs have no products beside them
 
 int ceil_divide(int a, int b) { return (a + b - 1) / b; }

@@ -69,6 +69,27 @@ struct Rounding {
   }
 };
 
+// Of low <= 0 <= high. Floats that are not negative are in the order of their bits. e4m3 asks for magnitudes alone.
+template <typename Operand>
+__device__ __forceinline__ float2 warp_range(float low, float high) {
+  const auto largest = [](float x) { return __uint_as_float(__reduce_max_sync(0xffffffffu, __float_as_uint(x))); };
+  if constexpr (std::is_same_v<Operand, uint8_t>) {
+    return make_float2(-largest(fabsf(low)), largest(fabsf(high)));
+  } else {
+    return make_float2(0.f, largest(fmaxf(fabsf(high), fabsf(low))));
+  }
+}
+
+// Takes a value into a range as warp_range reads it.
+template <typename Operand>
+__device__ __forceinline__ void extend(float value, float& low, float& high) {
+  if constexpr (std::is_same_v<Operand, uint8_t>) {
+    low = fminf(low, value), high = fmaxf(high, value);
+  } else {
+    high = fmaxf(high, fabsf(value));
+  }
+}
+
 // low <= 0 <= high: the row's range. A row that holds no number at all (NaN) keeps that in e4m3.
 template <typename Operand>
 __device__ __forceinline__ Rounding<Operand> rounding_of(float low, float high) {

@@ -74,29 +74,37 @@ __device__ inline int snake_index(int round, int block, int blocks) {
   return round % 2 == 0 ? round * blocks + block : (round + 1) * blocks - 1 - block;
 }
 
-// The index-th tile of `rows` rows when every sequence is cut by itself. Called by one warp.
-__device__ inline SequenceTile sequence_tile(const int* cu_seqlens, int batch, int index, int rows,
+// The index-th tile of `rows` rows, `group_rows` for each of a block's one or two warpgroups, when every sequence is
+// cut by itself: first all that have work for every warpgroup, then the ends of sequences that have it for one. Called
+// by one warp.
+__device__ inline SequenceTile sequence_tile(const int* cu_seqlens, int batch, int index, int rows, int group_rows,
                                              int (&order)[kSortedSequences]) {
   const int lane = threadIdx.x % 32;
-  for (int base = 0; base < batch; base += 32) {
-    const int sequence = min(base + lane, batch);
-    int begin = __ldg(cu_seqlens + sequence);
-    int length = __ldg(cu_seqlens + min(sequence + 1, batch)) - begin;
-    if (batch > 1 && batch <= kSortedSequences) sort_descending(begin, length, order);
-    const int tiles = (length + rows - 1) / rows;
-    int through = tiles;  // tiles of this sequence and all before it
+#pragma unroll 1
+  for (int ends = 0; ends < 2; ++ends) {
+#pragma unroll 1
+    for (int base = 0; base < batch; base += 32) {
+      const int sequence = min(base + lane, batch);
+      int begin = __ldg(cu_seqlens + sequence);
+      int length = __ldg(cu_seqlens + min(sequence + 1, batch)) - begin;
+      if (batch > 1 && batch <= kSortedSequences) sort_descending(begin, length, order);
+      const int full = (length + group_rows - 1) / rows;
+      const int tiles = ends == 0 ? full : (length + rows - 1) / rows - full;
+      int through = tiles;  // tiles of this sequence and all before it
 #pragma unroll
-    for (int distance = 1; distance < 32; distance *= 2) {
-      const int before = __shfl_up_sync(~0u, through, distance);
-      if (lane >= distance) through += before;
+      for (int distance = 1; distance < 32; distance *= 2) {
+        const int before = __shfl_up_sync(~0u, through, distance);
+        if (lane >= distance) through += before;
+      }
+      const unsigned beyond = __ballot_sync(~0u, through > index);
+      if (beyond != 0) {
+        const int owner = __ffs(beyond) - 1;
+        const int first = __shfl_sync(~0u, through - tiles, owner), skipped = ends == 0 ? 0 : full;
+        return {__shfl_sync(~0u, begin, owner), __shfl_sync(~0u, length, owner),
+                (index - first + __shfl_sync(~0u, skipped, owner)) * rows, 0};
+      }
+      index -= __shfl_sync(~0u, through, 31);
     }
-    const unsigned beyond = __ballot_sync(~0u, through > index);
-    if (beyond != 0) {
-      const int owner = __ffs(beyond) - 1;
-      const int first = __shfl_sync(~0u, through - tiles, owner);
-      return {__shfl_sync(~0u, begin, owner), __shfl_sync(~0u, length, owner), (index - first) * rows, 0};
-    }
-    index -= __shfl_sync(~0u, through, 31);
   }
   return {0, 0, 0, 0};
 }

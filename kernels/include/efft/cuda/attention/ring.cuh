@@ -301,7 +301,8 @@ __device__ inline void list_tiles(const AttentionArguments<T, Score>& arguments,
     const int index = snake_index(round + listed, blockIdx.x, gridDim.x);
     SequenceTile tile{0, 0, 0, 0};
     if (index < tiles) {
-      tile = sequence_tile(arguments.cu_seqlens, arguments.batch, index / arguments.heads, rows, order[warp]);
+      tile = sequence_tile(arguments.cu_seqlens, arguments.batch, index / arguments.heads, rows, Tiles::kGroupRows,
+                           order[warp]);
       tile.head = index % arguments.heads;
     }
     if (threadIdx.x % 32 == 0) pipeline.control.tiles[listed] = tile;

@@ -6,6 +6,7 @@
 
 #include "efft/cuda/operand.cuh"
 #include "efft/cuda/rows/add_norm.cuh"
+#include "efft/cuda/rows/norm_whole_rows.cuh"
 #include "efft/cuda/rows/pointwise.cuh"
 
 namespace efft::cuda {
@@ -14,17 +15,6 @@ namespace detail {
 
 constexpr int kSharedOfMultiprocessor = 227 * 1024;  // of sm_90
 constexpr int kQuantiseWarps = 8;                    // of a block, unless a row takes more
-
-// Of low <= 0 <= high. Floats that are not negative are in the order of their bits. e4m3 asks for magnitudes alone.
-template <typename Operand>
-__device__ __forceinline__ float2 warp_range(float low, float high) {
-  const auto largest = [](float x) { return __uint_as_float(__reduce_max_sync(0xffffffffu, __float_as_uint(x))); };
-  if constexpr (std::is_same_v<Operand, uint8_t>) {
-    return make_float2(-largest(fabsf(low)), largest(fabsf(high)));
-  } else {
-    return make_float2(0.f, largest(fmaxf(fabsf(high), fabsf(low))));
-  }
-}
 
 // Of a row that `warps` warps hold, this one of them by number, past its end zeros. ranges: [warps], shared. By all
 // threads of the block: there may be a barrier.
@@ -35,7 +25,7 @@ __device__ __forceinline__ Rounding<Operand> rounding_of_row(const OperandRows<O
   if (to.steps.given()) return rounding_in<Operand>(to.steps);
   float low = 0.f, high = 0.f;
 #pragma unroll
-  for (int i = 0; i < WIDTH; ++i) low = fminf(low, values[i]), high = fmaxf(high, values[i]);
+  for (int i = 0; i < WIDTH; ++i) extend<Operand>(values[i], low, high);
   float2 range = warp_range<Operand>(low, high);
   if (warps > 1) {
     if (threadIdx.x == 0) ranges[warp] = range;
@@ -74,6 +64,56 @@ __global__ void quantise_rows_kernel(const T* x, OperandRows<Operand> to, const 
   if (!inside) return;
   store_operand(to.out + at, values, by);
   if (column == 0) to.scales[row] = by.scale;
+}
+
+// As above with a warp for each row, which so needs no barrier. The row stays in whole words between the two passes.
+template <typename T, typename Operand, int CHUNKS>
+__global__ void __launch_bounds__(kWarp* kQuantiseWarps)
+    quantise_whole_rows_kernel(const T* x, OperandRows<Operand> to, const int* tokens, int capacity, int width) {
+  constexpr int kWidth = kPackWidth<T>;
+  wait_for_predecessor();
+  release_successor();
+  const int row = blockIdx.x * kQuantiseWarps + threadIdx.y;
+  if (row >= (tokens == nullptr ? capacity : min(*tokens, capacity))) return;
+  const int64_t start = int64_t{row} * width;
+  RowPart<T, true> parts[CHUNKS];
+#pragma unroll
+  for (int c = 0; c < CHUNKS; ++c) {
+    parts[c].clear();
+    parts[c].load(x + start, pack_column<kWidth>(c), width);
+  }
+  const auto scaled = [&](int c, float (&values)[kWidth]) {
+    parts[c].to_floats(values);
+    if (to.factors == nullptr) return;
+    float factors[kWidth];
+    load_parameters_part<true>(to.factors, pack_column<kWidth>(c), width, factors);
+#pragma unroll
+    for (int i = 0; i < kWidth; ++i) values[i] *= factors[i];
+  };
+  Rounding<Operand> by;
+  if (to.steps.given()) {
+    by = rounding_in<Operand>(to.steps);
+  } else {
+    float low = 0.f, high = 0.f;
+#pragma unroll
+    for (int c = 0; c < CHUNKS; ++c) {
+      float values[kWidth];
+      scaled(c, values);
+#pragma unroll
+      for (int i = 0; i < kWidth; ++i) extend<Operand>(values[i], low, high);
+    }
+    const float2 range = warp_range<Operand>(low, high);
+    by = rounding_of<Operand>(range.x, range.y);
+  }
+#pragma unroll
+  for (int c = 0; c < CHUNKS; ++c) {
+    const int column = pack_column<kWidth>(c);
+    if (column >= width) break;
+    float values[kWidth];
+    scaled(c, values);
+    store_operand(to.out + start + column, values, by);
+  }
+  if (threadIdx.x == 0) to.scales[row] = by.scale;
 }
 
 // As add_norm_kernel, a row at a time: a thread keeps its columns, blocks stay, the next row is on its way.
@@ -145,6 +185,20 @@ cudaError_t quantise_rows(const T* x, const OperandRows<Operand>& to, const int*
   const int warps = (width + kWarpColumns - 1) / kWarpColumns;
   if (width % kPackWidth<T> != 0 || warps > kWarp || !aligned(x) || !aligned(to.out) || !aligned(to.factors))
     return cudaErrorInvalidValue;
+  const auto start = [&](auto chunks) {
+    constexpr int kChunks = decltype(chunks)::value;
+    const int blocks = (capacity + detail::kQuantiseWarps - 1) / detail::kQuantiseWarps;
+    return launch(detail::quantise_whole_rows_kernel<T, Operand, kChunks>,
+                  {dim3(blocks), dim3(kWarp, detail::kQuantiseWarps), 0, order, stream}, x, to, tokens, capacity,
+                  width);
+  };
+  if (warps <= 2) return start(std::integral_constant<int, 2>{});
+  if (warps <= 3) return start(std::integral_constant<int, 3>{});
+  if (warps <= 4) return start(std::integral_constant<int, 4>{});
+  if (warps <= 6) return start(std::integral_constant<int, 6>{});
+  if (warps <= 8) return start(std::integral_constant<int, 8>{});
+  if (warps <= 12) return start(std::integral_constant<int, 12>{});
+  if (warps <= 16) return start(std::integral_constant<int, 16>{});
   const int rows = std::max(1, detail::kQuantiseWarps / warps);
   const dim3 grid((capacity + rows - 1) / rows), block(kWarp, warps, rows);
   return launch(detail::quantise_rows_kernel<T, Operand>, {grid, block, 0, order, stream}, x, to, tokens, capacity,
@@ -158,6 +212,15 @@ cudaError_t norm_operands(const AddNorm<T>& a, const OperandRows<Operand>& to, c
                           int width, cudaStream_t stream, Order order = Order::kOverlap) {
   if (width % kPackWidth<T> != 0 || !aligned(to.out) || !aligned(to.factors) || !detail::add_norm_aligned(a))
     return cudaErrorInvalidValue;
+  const auto whole = [&](auto chunks) {
+    constexpr int kChunks = decltype(chunks)::value;
+    const bool full = width == kChunks * kWarp * kPackWidth<T>;
+    const int blocks = std::min(capacity, DeviceInfo::current().multiprocessors);
+    return launch(full ? detail::norm_whole_rows_kernel<T, Operand, kChunks, true>
+                       : detail::norm_whole_rows_kernel<T, Operand, kChunks, false>,
+                  {dim3(blocks), dim3(kWarp, detail::kWholeRowWarps<kChunks>), 0, order, stream}, a, to, tokens,
+                  capacity, width);
+  };
   const auto start = [&](auto warps) {
     constexpr int kWarps = decltype(warps)::value;
     constexpr int kBlocks = detail::kNormBlocks<kWarps, 1>;
@@ -170,6 +233,13 @@ cudaError_t norm_operands(const AddNorm<T>& a, const OperandRows<Operand>& to, c
                   {dim3(blocks), dim3(kWarp, kWarps), unused, order, stream}, a, to, tokens, capacity, width);
   };
   const int warps = (width + kWarp * kPackWidth<T> - 1) / (kWarp * kPackWidth<T>);
+  // With fewer rows than that a warp has but one, and the way from its loads to its stores is shorter by several warps.
+  if (warps <= 4 && capacity > 16 * DeviceInfo::current().multiprocessors) {
+    if (warps <= 1) return whole(std::integral_constant<int, 1>{});
+    if (warps <= 2) return whole(std::integral_constant<int, 2>{});
+    if (warps <= 3) return whole(std::integral_constant<int, 3>{});
+    return whole(std::integral_constant<int, 4>{});
+  }
   if (warps <= 1) return start(std::integral_constant<int, 1>{});
   if (warps <= 2) return start(std::integral_constant<int, 2>{});
   if (warps <= 3) return start(std::integral_constant<int, 3>{});
