@@ -18,12 +18,10 @@ SIZES: dict[str, dict[str, int]] = {
     "large": {"num_hidden_layers": 24, "hidden_size": 1024, "num_attention_heads": 16, "intermediate_size": 4096},
 }
 """MiniLM-L6, BERT-base and BERT-large."""
-WORDS = 30_000
-"""Of the newer models' vocabularies: how many rows a table has costs memory alone."""
 NEWER: dict[str, tuple[str, dict[str, Any]]] = {
-    "modernbert": ("ModernBert", {"vocab_size": WORDS}),
+    "modernbert": ("ModernBert", {}),
     "deberta": ("DebertaV2", {
-        "vocab_size": WORDS, "relative_attention": True, "position_buckets": 256, "norm_rel_ebd": "layer_norm",
+        "vocab_size": 128_100, "relative_attention": True, "position_buckets": 256, "norm_rel_ebd": "layer_norm",
         "share_att_key": True, "pos_att_type": ["p2c", "c2p"], "position_biased_input": False, "type_vocab_size": 0,
         "max_position_embeddings": 512, "layer_norm_eps": 1e-7, "hidden_size": 768, "num_hidden_layers": 12,
         "num_attention_heads": 12, "intermediate_size": 3072,

@@ -185,10 +185,10 @@ def _roformer_traits(config: Any) -> dict[str, Any]:
 
 
 def _roformer_fold(state: State, spec: EncoderSpec) -> State:
-    """The frequencies of transformers' table of sines and cosines."""
+    """The frequencies of transformers' table of sines and cosines, and what fp32 leaves of them."""
     size = spec.head_size
     exact = 10000.0 ** (-2 * torch.arange(size // 2, dtype=torch.float64) / size)
-    return {**join_types(state, spec), "rotary": exact.float()}
+    return {**join_types(state, spec), "rotary": torch.cat([exact.float(), (exact - exact.float()).float()])}
 
 
 ROFORMER = replace(

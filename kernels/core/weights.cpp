@@ -37,7 +37,8 @@ class List {
   // What all layers share.
   void positions() {
     if (s_.rotary != Rotary::none) {
-      vector("rotary", s_.rotary_size / 2);
+      // Of neighbours also what fp32 leaves of each frequency: their angles are doubles.
+      vector("rotary", s_.rotary == Rotary::interleaved ? s_.rotary_size : s_.rotary_size / 2);
       if (!s_.local.empty()) vector("rotary_local", s_.rotary_size / 2);
     }
     if (s_.relative == Relative::buckets) vector("relative", s_.buckets * s_.heads);

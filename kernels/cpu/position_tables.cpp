@@ -80,8 +80,12 @@ void PositionTables::fill_angles(int64_t kind, int64_t rank) const {
   auto* cosines = reinterpret_cast<float*>(memory_ + angles_at_ + 2 * kind * angles_bytes_) + rank * pairs;
   float* sines = cosines + longest_ * pairs;
   for (int64_t i = 0; i < pairs; ++i) {
-    const double exact = static_cast<double>(rank) * frequencies[i];
-    const double angle = spec_.rotary == Rotary::interleaved ? exact : static_cast<double>(static_cast<float>(exact));
+    double angle;
+    if (spec_.rotary == Rotary::interleaved) {
+      angle = static_cast<double>(rank) * (static_cast<double>(frequencies[i]) + frequencies[pairs + i]);
+    } else {
+      angle = static_cast<float>(static_cast<double>(rank) * frequencies[i]);
+    }
     cosines[i] = static_cast<float>(std::cos(angle));
     sines[i] = static_cast<float>(std::sin(angle));
   }

@@ -102,7 +102,10 @@ def _random_vector(spec: EncoderSpec, slot: Slot, generator: torch.Generator) ->
     part = slot.name.rpartition(".")[2]
     if part.startswith("rotary"):
         theta = 10000.0 if part == "rotary" else 500.0
-        return theta ** -(torch.arange(slot.rows) / slot.rows)
+        pairs = slot.rows // 2 if spec.rotary == "interleaved" else slot.rows
+        exact = theta ** -(torch.arange(pairs, dtype=torch.float64) / pairs)
+        # Neighbours' frequencies are followed by what fp32 leaves of them.
+        return torch.cat([exact.float(), (exact - exact.float()).float()])[: slot.rows]
     if part == "slopes":
         return 2.0 ** -torch.arange(1.0, slot.rows + 1)
     scale = {"relative": 1.0, "position_keys": 0.7, "position_queries": 0.7}.get(part, 0.1)
@@ -221,9 +224,13 @@ class _Encoder:
         return (scores.softmax(-1) @ v).transpose(1, 2).reshape(batch, length, spec.context)
 
     def turned(self, x: Tensor, frequencies: Tensor) -> Tensor:
-        """The pairs of a head's first elements turned by angles that are rounded to fp32, as transformers' are."""
-        size = 2 * frequencies.numel()
-        angles = torch.arange(x.shape[-2]).float()[:, None] * frequencies
+        """The pairs of a head's first elements turned by angles that are rounded to fp32, or (neighbours) are not, as
+        transformers' are."""
+        if self.spec.rotary == "halves":
+            angles = torch.arange(x.shape[-2]).float()[:, None] * frequencies
+        else:
+            angles = torch.arange(x.shape[-2]).double()[:, None] * frequencies.double().view(2, -1).sum(0)
+        size = 2 * angles.shape[-1]
         cosine, sine = angles.double().cos().to(self.dtype), angles.double().sin().to(self.dtype)
         part, rest = x[..., :size], x[..., size:]
         if self.spec.rotary == "halves":

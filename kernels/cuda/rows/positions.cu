@@ -23,7 +23,8 @@ __global__ void __launch_bounds__(kThreads)
   const float frequency = table.frequencies[i % table.pairs];
   if (table.exact) {
     double sine, cosine;
-    sincos(static_cast<double>(rank) * static_cast<double>(frequency), &sine, &cosine);
+    const double rest = table.frequencies[table.pairs + i % table.pairs];
+    sincos(static_cast<double>(rank) * (static_cast<double>(frequency) + rest), &sine, &cosine);
     table.out[i] = make_float2(static_cast<float>(cosine), static_cast<float>(sine));
   } else {
     float sine, cosine;

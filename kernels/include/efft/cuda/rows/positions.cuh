@@ -14,7 +14,7 @@ namespace efft::cuda {
 // cosine and sine of rank * frequency, [tokens, pairs], by a token's rank within its sequence. The angle is rounded to
 // fp32 first, as transformers rounds it, or (exact) kept in double, as its RoFormer's table does.
 struct AngleTable {
-  const float* frequencies;  // [pairs]
+  const float* frequencies;  // [pairs]; exact: [2, pairs], what fp32 leaves of them behind them
   float2* out;
   int pairs;
   bool exact;
