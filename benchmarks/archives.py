@@ -53,8 +53,12 @@ def tokenizer(archive: Path, folder: Path) -> Path:
 def _main(config: Path, folder: Path) -> None:
     from benchmarks import libraries
     from builder.archive import build as build_archive
+    from builder.errors import BuildError
 
-    path, verdict = build_archive(SetupConfig.load(config), libraries.carried("cuda"), folder, lambda _step: None)
+    try:
+        path, verdict = build_archive(SetupConfig.load(config), libraries.carried("cuda"), folder, lambda _step: None)
+    except BuildError as error:
+        sys.exit(str(error))
     print(verdict.line())
     print(path)
 

@@ -27,12 +27,12 @@ from builder.families import spec_of
 from builder.formats import WRITERS
 from builder.formats.torchscript import example_inputs
 from builder.gate.overflow import first_beyond
-from builder.gate.parity import prove
+from builder.gate.parity import Refused, prove
 from builder.gate.verdict import CosineVerdict, Verdict
 from builder.mar import pack
 from builder.models import DTYPES, own_head, stock_model
 from builder.naming import archive_name, check_output
-from builder.quantisation.schemes import RECIPES
+from builder.quantisation.schemes import RECIPES, SHARES, shares
 from builder.sentence_transformers.outputs import skipped
 from builder.serving import default_workers, gpus
 from builder.staging import staging
@@ -102,11 +102,44 @@ def _proven(
     report: Report,
     calibrate: Path | None,
 ) -> tuple[ArchiveFacts, Verdict | CosineVerdict]:
-    """Write an archive's files into a folder and prove them; what they are, and how the proof went."""
-    facts = write_files(stage, name, config, checkpoint, libraries, report, calibrate)
+    """Write an archive's files into a folder and prove them; what they are, and how the proof went.
+
+    Where a device's figures are refused that more matrices in 16 bits could mend, these are tried.
+    """
+    first, *others = shares(config.scheme)
+    facts = write_files(stage, name, config, checkpoint, libraries, report, calibrate, first)
     report("proving it equal to the checkpoint in a fresh process")
-    verdict = prove(stage, config, calibrate)
-    return facts.model_copy(update={"parity": asdict(verdict)}), verdict
+    while True:
+        try:
+            verdict = prove(stage, config, calibrate)
+            return facts.model_copy(update={"parity": asdict(verdict)}), verdict
+        except Refused as refusal:
+            facts = _with_more_kept(stage, config, checkpoint, libraries, facts, calibrate, others, refusal)
+
+
+def _with_more_kept(
+    stage: Path,
+    config: SetupConfig,
+    checkpoint: Checkpoint,
+    libraries: Sequence[LibraryFile],
+    facts: ArchiveFacts,
+    calibrate: Path | None,
+    others: list[float],
+    refusal: Refused,
+) -> ArchiveFacts:
+    """The archive's model made again by the first of ``others`` that keeps other matrices in 16 bits; says so.
+
+    Raises the refusal where none does.
+    """
+    while others:
+        found = _stage_model(stage, config, checkpoint, libraries, facts, calibrate, others.pop(0))
+        kept = found.quantisation["kept"]
+        if kept != facts.quantisation["kept"]:
+            line = str(refusal).removesuffix("; no archive was written")
+            tqdm.write(f"note: {line}; once more with {len(kept)} matrices in 16 bits", file=sys.stderr)
+            found.save(stage / "archive.json")
+            return found
+    raise refusal
 
 
 def write_files(
@@ -117,12 +150,16 @@ def write_files(
     libraries: Sequence[LibraryFile],
     report: Report,
     calibrate: Path | None = None,
+    share: float = SHARES[0],
 ) -> ArchiveFacts:
-    """Write everything that an archive holds into the empty folder ``stage``, unproven and unpacked; see ``build``."""
+    """Write everything that an archive holds into the empty folder ``stage``, unproven and unpacked; see ``build``.
+
+    ``share``: of the distance that the gate allows, what an 8-bit scheme's choice of matrices may use up.
+    """
     tokenizer = checkpoint.load_tokenizer()
     facts = _facts(name, config, checkpoint, libraries, tokenizer)
     report(f"writing the model ({config.encoder} encoder, {config.data_type})")
-    facts = _stage_model(stage, config, checkpoint, libraries, facts, calibrate)
+    facts = _stage_model(stage, config, checkpoint, libraries, facts, calibrate, share)
     report("writing tokenizer, handler and configuration")
     _stage_files(stage, config, checkpoint, libraries, facts, tokenizer)
     return facts
@@ -260,6 +297,7 @@ def _stage_model(
     libraries: Sequence[LibraryFile],
     facts: ArchiveFacts,
     calibrate: Path | None,
+    share: float,
 ) -> ArchiveFacts:
     """Write the model; returns the facts with what was found on the way."""
     if config.format == "transformers" or config.captum_explanation:
@@ -276,7 +314,9 @@ def _stage_model(
         from builder import ops
 
         ops.load(libraries[0].path)
-        module, chosen = RECIPES[config.scheme].make(checkpoint, config.compute, facts.pooling, calibrate, config.keep)
+        gpu = any(library.facts.device == "cuda" for library in libraries)
+        make = RECIPES[config.scheme].make
+        module, chosen = make(checkpoint, config.compute, facts.pooling, calibrate, config.keep, share, gpu)
         model = facts.model.model_copy(update={"packed": module.takes_packed})
         facts = facts.model_copy(update={"model": model, "quantisation": chosen})
     length = min(16, facts.max_positions)

@@ -28,6 +28,11 @@ from handler.archive import ArchiveError, ArchiveFacts
 from handler.config import SetupConfig
 from handler.runtime import fits, load_model
 
+
+class Refused(BuildError):
+    """The files run, but their figures are not good enough; an 8-bit archive may have better ones."""
+
+
 _REFUSED = 3
 """The fresh process's exit status where it can say in one line what is wrong."""
 
@@ -35,7 +40,7 @@ _REFUSED = 3
 def prove(stage: Path, config: SetupConfig, calibrate: Path | None = None) -> Verdict | CosineVerdict:
     """Run the gate in a fresh process; ``calibrate`` are the texts that a quantised archive was made with.
 
-    Raises BuildError with the figures, or with the first request that is answered otherwise, when it fails.
+    Raises Refused with the figures, or BuildError with the first request that is answered otherwise, when it fails.
     """
     command = [sys.executable, "-m", "builder.gate.parity", str(stage), config.model_dump_json()]
     command += [] if calibrate is None else [str(calibrate)]
@@ -45,7 +50,7 @@ def prove(stage: Path, config: SetupConfig, calibrate: Path | None = None) -> Ve
     facts = json.loads(result.stdout.splitlines()[-1])
     verdict = VERDICTS[RECIPES[config.scheme].judged_by](**facts)
     if not verdict.passed:
-        raise BuildError(f"{verdict.line()}; no archive was written")
+        raise Refused(f"{verdict.line()}; no archive was written")
     return verdict
 
 

@@ -34,8 +34,8 @@ from handler.runtime import TracedModel
 
 _WORK = 1e11
 """Operations of the longest probe: every choice of matrices runs it once."""
-_MARGIN = 0.9
-"""Matrices are kept in bf16 until this share of the allowed distance is reached: another processor rounds otherwise."""
+_SHARE = 0.9
+"""Less than all of the allowed distance: another processor rounds otherwise (``schemes.SHARES``)."""
 _GPU_TOKENS = 1024
 
 
@@ -116,8 +116,14 @@ def quantised_model(
     scheme: str = "int8",
     compute: str = "bf16",
     keep: Collection[str] = (),
+    share: float = _SHARE,
+    gpu: bool = False,
 ) -> tuple[PackedModel, dict[str, Any]]:
     """The checkpoint in 8 bits, as many matrices in bf16 as the cosines ask for, and what was chosen.
+
+    Matrices are kept in bf16 until no more than ``share`` of the allowed distance is used up: by this machine's engine,
+    and with ``gpu`` by an emulation too, since a GPU does not fall to the same side wherever a value lies between two
+    integers.
 
     Matrices named in ``keep`` (``builder.quantisation.keep``) stay bf16 whatever the cosines say; where the checkpoint
     brings its own scales, these are used, and what it has left alone stays bf16 too. Tables and the arithmetic between
@@ -142,15 +148,22 @@ def quantised_model(
         with emulated(checkpoint, base, rounder, kept):
             return measure(cases, lambda batch: hidden_states(checkpoint, base, batch), output).distance
 
+    def of_both(kept: Collection[str]) -> float:
+        found = of_engine(kept)
+        if found > share:
+            return found
+        with emulated(checkpoint, base, rounder, kept, DTYPES[compute]):
+            return max(found, measure(cases, lambda batch: hidden_states(checkpoint, base, batch), output).distance)
+
     every = [slot.name for slot in rounder.slots]
-    reached = of_engine if scheme == "int8" else of_emulation
+    reached = of_emulation if scheme != "int8" else of_both if gpu else of_engine
     if rounder.given:  # what the checkpoint's makers left alone stays so
         always_kept: Collection[str] = {*always, *(name for name in every if name not in rounder.given)}
     else:
         always_kept = always
         if scheme == "int8" and calibrate is not None:
-            rounder.fix(few_own_steps(rounder, behind(spec, "attention", "activation"), reached, always))
-    kept = fewest_kept(every, reached, _MARGIN, always_kept)
+            rounder.fix(few_own_steps(rounder, behind(spec, "attention", "activation"), reached, always, share))
+    kept = fewest_kept(every, reached, share, always_kept)
     facts = {
         "calibrated_on": chosen.source,
         "matrices": len(every),
@@ -163,7 +176,11 @@ def quantised_model(
 
 
 def few_own_steps(
-    rounder: Rounder, candidates: list[str], reached: Callable[[Collection[str]], float], always: Collection[str]
+    rounder: Rounder,
+    candidates: list[str],
+    reached: Callable[[Collection[str]], float],
+    always: Collection[str],
+    share: float = _SHARE,
 ) -> list[str]:
     """Those of ``candidates`` whose operands may have steps that all tokens share, which saves a GPU a pass over them:
     as many as the cosines bear without any further matrix in 16 bits."""
@@ -172,7 +189,7 @@ def few_own_steps(
         rounder.fix([name for name in candidates if name not in own])
         return reached(always)
 
-    own = fewest_kept(candidates, with_own, _MARGIN)
+    own = fewest_kept(candidates, with_own, share)
     return [name for name in candidates if name not in own]
 
 

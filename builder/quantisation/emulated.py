@@ -17,11 +17,25 @@ _TINY = 1e-30
 
 
 @contextmanager
-def emulated(checkpoint: Checkpoint, base: nn.Module, rounder: Rounder, keep: Collection[str]) -> Iterator[None]:
+def emulated(
+    checkpoint: Checkpoint,
+    base: nn.Module,
+    rounder: Rounder,
+    keep: Collection[str],
+    results: torch.dtype = torch.float32,
+) -> Iterator[None]:
     """While it lasts, ``base`` (the checkpoint's encoder as transformers has it) computes as the rounded encoder would,
-    those matrices excepted whose slots are named in ``keep``."""
+    those matrices excepted whose slots are named in ``keep``. What products and LayerNorms make is rounded to the type
+    ``results``, as where the residual stream is of it."""
     undo: list[Any] = []
     try:
+        if results is not torch.float32:
+            for module in base.modules():
+                if isinstance(module, nn.Linear | nn.LayerNorm):
+                    handle = module.register_forward_hook(
+                        lambda _module, _inputs, made: made.to(results).to(made.dtype)
+                    )
+                    undo.append(handle.remove)
         for slot in rounder.slots:
             if slot.name in keep:
                 continue

@@ -21,13 +21,22 @@ Made = tuple[nn.Module, dict[str, Any]]
 Judge = Callable[[Checkpoint, Any, str, str | None, Path | None, Mapping[str, Any]], Verdict | CosineVerdict]
 
 
+SHARES = (0.9, 0.6, 0.3)
+"""Of the distance that the gate allows, what the choice of matrices may use up; the next one where it is refused."""
+
+
+def shares(scheme: str) -> tuple[float, ...]:
+    """What an archive is made with, one after the other while the gate refuses it."""
+    return SHARES if RECIPES[scheme].judged_by == "cosine" else SHARES[:1]
+
+
 @dataclass(frozen=True)
 class Recipe:
-    """``make`` takes a checkpoint, the compute type's name, a pooling, maybe a file of texts, and the matrices that are
-    to be kept; ``judge`` the same but for the loaded model (``handler.packing.Model``) behind the checkpoint, and what
-    ``make`` said at the end."""
+    """``make`` takes a checkpoint, the compute type's name, a pooling, maybe a file of texts, the matrices that are to
+    be kept, one of ``SHARES``, and whether a GPU is to answer too; ``judge`` the first four, but for the loaded model
+    (``handler.packing.Model``) behind the checkpoint, and what ``make`` said at the end."""
 
-    make: Callable[[Checkpoint, str, str | None, Path | None, Collection[str]], Made]
+    make: Callable[[Checkpoint, str, str | None, Path | None, Collection[str], float, bool], Made]
     judge: Judge
     takes_texts: bool
     """Whether texts of the user's help to make it."""
@@ -39,7 +48,13 @@ class Recipe:
 
 
 def _plain(
-    checkpoint: Checkpoint, compute: str, pooling: str | None, _texts: Path | None, _keep: Collection[str]
+    checkpoint: Checkpoint,
+    compute: str,
+    pooling: str | None,
+    _texts: Path | None,
+    _keep: Collection[str],
+    _share: float,
+    _gpu: bool,
 ) -> Made:
     from builder.models import DTYPES, packed_model
 
@@ -61,11 +76,17 @@ def _judge_plain(
 
 def _eight_bits(scheme: str) -> Recipe:
     def make(
-        checkpoint: Checkpoint, compute: str, pooling: str | None, texts: Path | None, keep: Collection[str]
+        checkpoint: Checkpoint,
+        compute: str,
+        pooling: str | None,
+        texts: Path | None,
+        keep: Collection[str],
+        share: float,
+        gpu: bool,
     ) -> Made:
         from builder.quantisation.eight_bits import quantised_model
 
-        return quantised_model(checkpoint, pooling, texts, scheme, compute, keep)
+        return quantised_model(checkpoint, pooling, texts, scheme, compute, keep, share, gpu)
 
     def judge(
         checkpoint: Checkpoint,

@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from builder import archive
 from builder.checkpoint import Checkpoint, load
 from builder.families import spec_of
+from builder.gate import parity
 from builder.gate.verdict import CosineVerdict
-from builder.models import PackedModel
-from builder.quantisation.eight_bits import judge, quantised_model
+from builder.inspection import read_facts
+from builder.models import PackedModel, encoder_of
+from builder.quantisation.calibration import hidden_states
+from builder.quantisation.eight_bits import (
+    expected_states,
+    gate_inputs,
+    judge,
+    measure,
+    quantised_model,
+    rounder_of,
+)
+from builder.quantisation.emulated import emulated
+from builder.quantisation.schemes import SHARES, shares
 from builder.slots import matrices
+from handler.archive import ArchiveFacts
 from handler.config import SetupConfig
 from handler.runtime import TracedModel
 from tests import newer_families as newer
@@ -84,3 +99,54 @@ def test_a_broken_encoder_and_a_broken_head_are_noticed(tmp_path: Path) -> None:
     verdict = _verdict(checkpoint, model)
     assert not verdict.passed
     assert verdict.head_error > 0.01
+
+
+def test_where_a_device_is_refused_more_matrices_are_kept(
+    tmp_path: Path, cpu_library: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The choice is measured on this CPU; a GPU, or another CPU, rounds elsewhere."""
+    folder = make_checkpoint(tmp_path / "model", "bert", "sequence_classification")
+    config = SetupConfig.model_validate(
+        {"model_name": str(folder), "name": "tiny", "scheme": "int8", "compute": "bf16"}
+    )
+    kept: list[list[str]] = []
+    prove, refused = archive.prove, parity.Refused("parity FAILED on cuda:0: worst; no archive was written")
+
+    def first_refused(stage: Path, *arguments: Any) -> Any:
+        kept.append(ArchiveFacts.load(stage / "archive.json").quantisation["kept"])
+        if len(kept) == 1:
+            raise refused
+        return prove(stage, *arguments)
+
+    monkeypatch.setattr(archive, "prove", first_refused)
+    libraries = [archive.LibraryFile(cpu_library, "cpu", [])]
+    path, verdict = archive.build(config, libraries, tmp_path / "store", lambda _: None)
+    assert verdict.passed
+    assert len(kept[0]) < len(kept[1]) < 8
+    assert read_facts(path).quantisation["kept"] == kept[1]
+    assert f"parity FAILED on cuda:0: worst; once more with {len(kept[1])} matrices" in capsys.readouterr().err
+    monkeypatch.setattr(archive, "prove", lambda *_: (_ for _ in ()).throw(refused))
+    with pytest.raises(parity.Refused, match="no archive was written"):
+        archive.build(config, libraries, tmp_path / "none", lambda _: None)
+    assert not list((tmp_path / "none").glob("*.mar"))
+
+
+def test_other_types_have_nothing_to_choose() -> None:
+    assert (len(shares("none")), shares("int8"), shares("fp8")) == (1, SHARES, SHARES)
+
+
+def test_an_archive_for_a_gpu_holds_in_the_emulation_too(tmp_path: Path) -> None:
+    """Which rounds what lies between two integers to other sides than the engine here."""
+    checkpoint = load(SetupConfig(model_name=str(make_checkpoint(tmp_path, "bert", "sequence_classification"))))
+    base = encoder_of(checkpoint, checkpoint.load_model())
+    chosen, inputs = gate_inputs(checkpoint, None)
+    cases = expected_states(checkpoint, base, inputs)
+    rounder = rounder_of(checkpoint, base, "int8", [batch for _, batch in chosen.inputs])
+    kept = {gpu: quantised_model(checkpoint, None, None, gpu=gpu)[1]["kept"] for gpu in (False, True)}
+    distances = {}
+    for gpu, names in kept.items():
+        with emulated(checkpoint, base, rounder, names, torch.bfloat16):
+            distances[gpu] = measure(cases, lambda batch: hidden_states(checkpoint, base, batch), "first").distance
+    assert distances[True] <= 0.9
+    assert len(kept[False]) <= len(kept[True]) < 8
+    assert distances[True] <= distances[False]
