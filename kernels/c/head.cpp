@@ -94,13 +94,15 @@ void normalize(std::vector<float>& rows, int64_t width) {
 void mean(const std::vector<float>& from, std::vector<float>& to, int64_t width, const int32_t* cu_seqlens,
           int64_t sequences) {
   to.assign(static_cast<size_t>(sequences * width), 0.0f);
+  std::vector<double> sum(static_cast<size_t>(width));  // in fp32 a long text's rows would lose digits
   for (int64_t s = 0; s < sequences; ++s) {
-    float* row = to.data() + s * width;
+    sum.assign(sum.size(), 0.0);
     for (int64_t t = cu_seqlens[s]; t < cu_seqlens[s + 1]; ++t) {
-      for (int64_t i = 0; i < width; ++i) row[i] += from[static_cast<size_t>(t * width + i)];
+      for (int64_t i = 0; i < width; ++i) sum[static_cast<size_t>(i)] += from[static_cast<size_t>(t * width + i)];
     }
-    const auto count = static_cast<float>(std::max(1, cu_seqlens[s + 1] - cu_seqlens[s]));
-    for (int64_t i = 0; i < width; ++i) row[i] /= count;
+    const double count = std::max(1, cu_seqlens[s + 1] - cu_seqlens[s]);
+    float* row = to.data() + s * width;
+    for (int64_t i = 0; i < width; ++i) row[i] = static_cast<float>(sum[static_cast<size_t>(i)] / count);
   }
 }
 

@@ -8,6 +8,7 @@
 namespace efft::cuda {
 
 constexpr int kMeanTokens = 8;  // tokens of one sequence that a block sums at a time, one row of threads each
+constexpr int kMeanRun = 32;    // tokens that a thread adds one after the other
 
 namespace detail {
 
@@ -43,10 +44,15 @@ __global__ void __launch_bounds__(kWarp* kMeanTokens)
   const int b = blockIdx.x, column = blockIdx.y * kWarp + threadIdx.x;
   if (b >= call->batch) return;
   const int begin = cu_seqlens[b], end = cu_seqlens[b + 1];
+  // In runs: one after the other the rows of a long text would lose digits.
   float sum = 0.f;
   if (column < width) {
-    for (int t = begin + threadIdx.y; t < end; t += kMeanTokens) {
-      sum += to_float(hidden[static_cast<int64_t>(t) * width + column]);
+    for (int first = begin + threadIdx.y; first < end; first += kMeanRun * kMeanTokens) {
+      float run = 0.f;
+      for (int t = first; t < min(end, first + kMeanRun * kMeanTokens); t += kMeanTokens) {
+        run += to_float(hidden[static_cast<int64_t>(t) * width + column]);
+      }
+      sum += run;
     }
   }
   sums[threadIdx.y][threadIdx.x] = sum;
