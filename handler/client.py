@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import requests
+from urllib3.exceptions import MaxRetryError, NewConnectionError
 
 RETRIED = (429, 502, 503, 504)
 """The server is busy or starts again, or a proxy has no answer of it: the same request may succeed later."""
@@ -40,6 +41,14 @@ class ServerError(Exception):
         self.field = field
 
 
+class ServerUnreachable(requests.ConnectionError):
+    """No connection could be made; the message names the address."""
+
+
+class KeyFileMissing(FileNotFoundError, ValueError):
+    """There is no key file; the message names it."""
+
+
 class Client:
     """Talks to one server over one pool of connections.
 
@@ -53,6 +62,9 @@ class Client:
     double from ``wait`` seconds, shortened at random so that clients do not come back together, and last at least as
     long as the server's Retry-After. Predictions change nothing on the server, so one may run twice; a request that was
     answered, even by an error of its own, is not sent again.
+
+    Until the first connection, where none can be made there is probably no server: that is tried again for ``startup``
+    seconds only (give more for one that is just being started). Afterwards it is a server that starts again.
 
     When the server refuses the token, ``key_file`` is read again, once for each request: a restarted server has
     written new ones. Where the file has no other, ``management_url`` is asked to renew it, if given; that replaces the
@@ -70,8 +82,10 @@ class Client:
         retries: int = 8,
         wait: float = 0.2,
         deadline: float = 300.0,
+        startup: float = 2.0,
         verify: bool | str = True,
     ) -> None:
+        """Raises KeyFileMissing, and ValueError for a key file without the key."""
         self._key_file = Path(key_file) if token is None and key_file is not None else None
         if self._key_file is not None:
             token = _key(self._key_file, "inference")
@@ -81,6 +95,8 @@ class Client:
         self._retries = retries
         self._wait = wait
         self._deadline = deadline
+        self._startup = startup
+        self._reached = False
         self._session = requests.Session()
         self._verify = verify
         self._token = token
@@ -88,7 +104,8 @@ class Client:
     def predict(self, model: str, payload: Any, **options: Any) -> Any:
         """Answer a text, an object, or a list of either; ``options`` apply to every input (``top_k=3``).
 
-        Raises ServerError, also where the server stays busy, and requests' own exceptions where it stays unreachable.
+        Raises ServerError, also where the server stays busy; ServerUnreachable where no connection can be made, and
+        requests' other exceptions where connections stay without an answer.
         An error of one element of a list stands in its place in the answer.
         """
         body = {"inputs": payload, "parameters": options} if options else payload
@@ -128,16 +145,21 @@ class Client:
 
     def _patiently(self, path: str, body: Any, accept: str, end: float) -> requests.Response:
         """The first answer, or what stood in its place when patience ended (``end``: on the monotonic clock)."""
+        absent = min(end, time.monotonic() + self._startup)
         for attempt in range(self._retries + 1):
             outcome = self._attempt(path, body, accept, end - time.monotonic())
+            self._reached = self._reached or not _unconnected(outcome)
             if isinstance(outcome, requests.Response) and not _dropped(outcome):
                 return outcome
             pause = min(LONGEST_WAIT, self._wait * 2**attempt) * random.uniform(0.5, 1.0)
             if isinstance(outcome, requests.Response):
                 pause = max(pause, _retry_after(outcome))
-            if attempt == self._retries or time.monotonic() + pause >= end:
+            last = end if self._reached or not _unconnected(outcome) else absent
+            if attempt == self._retries or time.monotonic() + pause >= last:
                 break
             time.sleep(pause)
+        if _unconnected(outcome):
+            raise ServerUnreachable(f"no server answers at {self._url}; start one with make serve") from None
         if isinstance(outcome, Exception):
             raise outcome
         return outcome
@@ -171,9 +193,15 @@ class Client:
 
 
 def _key(path: Path, scope: str) -> str:
-    """A key of TorchServe's key file; ``scope``: inference, management or API. Raises ValueError in one line."""
+    """A key of TorchServe's key file; ``scope``: inference, management or API.
+
+    Raises KeyFileMissing, and ValueError in one line.
+    """
     try:
         key = json.loads(path.read_text())[scope]["key"]
+    except FileNotFoundError:
+        where = "a server writes it where it starts (make serve: build/server/key_file.json)"
+        raise KeyFileMissing(f"no key file {str(path)!r}; {where}") from None
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{path.name} is no key file of TorchServe: it has no {scope} key") from None
     return str(key)
@@ -181,6 +209,12 @@ def _key(path: Path, scope: str) -> str:
 
 def _authorization(token: str | None) -> dict[str, str]:
     return {} if token is None else {"Authorization": f"Bearer {token}"}
+
+
+def _unconnected(outcome: object) -> bool:
+    """Whether no connection could be made: refused, no such host, no way to it."""
+    cause = outcome.args[0] if isinstance(outcome, requests.ConnectionError) and outcome.args else None
+    return isinstance(cause, MaxRetryError) and isinstance(cause.reason, NewConnectionError)
 
 
 def _dropped(reply: requests.Response) -> bool:

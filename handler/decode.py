@@ -7,6 +7,7 @@ where it could and bytes where it could not.
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +26,11 @@ from handler.schemas import Request
 BODY_KEYS = ("body", "data")
 MESSAGE_LENGTH = 300
 ID_LENGTH = 256
+ELSEWHERE = {
+    "content": "text", "document": "text", "input": "text", "sentence": "text", "documents": "texts",
+    "passages": "texts", "sentences": "texts", "labels": "candidate_labels",
+}  # fmt: skip
+"""What other interfaces call a field."""
 
 
 @dataclass(slots=True)
@@ -226,15 +232,14 @@ class Decoder:
         if isinstance(element, str) and self._plain:
             element = {"text": element}
         if not isinstance(element, dict):
-            needed = ", ".join(name for name, info in self._fields.items() if info.is_required()) or "text"
-            _refuse(f"an input must be an object with {needed}{' or a text' if self._plain else ''}", None)
+            _refuse(f"an input must be {self._schema.taken}{' or a text' if self._plain else ''}", None)
         merged = {**parameters, **element} if parameters else element
         if not self._allow_overrides:
             self._refuse_options(merged)
         try:
             return self._schema.model_validate(merged)
         except ValidationError as error:
-            raise _schema_error(error) from None
+            raise _schema_error(error, self._schema, self._texts) from None
 
     def _refuse_options(self, element: dict[str, Any]) -> None:
         for key in element:
@@ -305,8 +310,9 @@ def _checked_length(text: str, name: str) -> int:
     return len(text)
 
 
-def _schema_error(error: ValidationError) -> RequestError:
-    problem = error.errors(include_url=False, include_input=False, include_context=False)[0]
+def _schema_error(error: ValidationError, schema: type[Request], texts: set[str]) -> RequestError:
+    problems = error.errors(include_url=False, include_input=False, include_context=False)
+    problem, fields = problems[0], list(schema.model_fields)
     # Below the field's own name only places in a list: pydantic also names the branch of a union.
     places = [str(part) for i, part in enumerate(problem["loc"]) if i == 0 or isinstance(part, int)]
     field_name = ".".join(places)[:80] or None
@@ -314,10 +320,35 @@ def _schema_error(error: ValidationError) -> RequestError:
         return RequestError("empty", f"{field_name} is empty", field_name)
     if problem["type"] == "string_unicode":
         return RequestError("invalid_encoding", f"{field_name} holds half of a surrogate pair", field_name)
+    send = f"send {schema.taken} or a list of these"
+    unknown = [_Unknown(other["loc"][0], fields, texts) for other in problems if other["type"] == "extra_forbidden"]
     if problem["type"] == "extra_forbidden":
-        # The key is the client's own words, so it is not repeated.
-        return RequestError("invalid_request", "a field is unknown to this task", None)
-    return RequestError("invalid_request", first_problem(error)[:MESSAGE_LENGTH], field_name)
+        known = send if unknown[0].near in texts else f"known are {', '.join(fields)}"
+        parts = [unknown[0].says, *([] if unknown[0].near in set(fields) - texts else [known])]
+        return RequestError("invalid_request", "; ".join(parts), None)
+    parts = [first_problem(error)[:MESSAGE_LENGTH]]
+    if problem["type"] == "missing":
+        parts += [one.says for one in unknown[:1]]
+    if field_name is None or places[0] in texts:
+        parts.append(send)
+    return RequestError("invalid_request", "; ".join(parts), field_name)
+
+
+class _Unknown:
+    """A key that is no field, and the field it was probably meant to be: a text's rather than an option's.
+
+    It is named only where there is one. Any other key may be the client's own words, which no message repeats.
+    """
+
+    def __init__(self, key: object, fields: list[str], texts: set[str]) -> None:
+        word = str(key)[:32].lower().replace("-", "_")
+        near = [name for name in (ELSEWHERE.get(word),) if name in fields]
+        near += difflib.get_close_matches(word, [*sorted(texts), *fields], n=1)
+        self.near = near[0] if near and re.fullmatch("[a-z0-9_]+", word) else None
+        self.says = f"{word} is no field of this task (did you mean {self.near}?)" if self.near else _UNKNOWN
+
+
+_UNKNOWN = "a field is unknown to this task"
 
 
 def _refuse(message: str, name: str | None) -> NoReturn:

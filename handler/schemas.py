@@ -22,6 +22,8 @@ class Request(BaseModel):
     """Of an archive of several adapters the one that answers; None: the first one."""
     read_together: ClassVar[tuple[str, str] | None] = None
     """The field whose text is read once for each text of the other field."""
+    taken: ClassVar[str] = '{"text": "..."}'
+    """One input as JSON, for the messages that say what to send."""
 
 
 class TextRequest(Request):
@@ -52,6 +54,7 @@ Labels = Annotated[list[Text], Field(min_length=1), BeforeValidator(_parted)]
 class ZeroShotRequest(TextRequest):
     """A text, and the labels to choose from."""
 
+    taken = '{"text": "...", "candidate_labels": ["...", "..."]}'
     read_together = ("text", "candidate_labels")
 
     candidate_labels: Labels | None = None
@@ -64,6 +67,8 @@ class ZeroShotRequest(TextRequest):
 
 class QuestionRequest(Request):
     """A question and the text to answer it from."""
+
+    taken = '{"question": "...", "context": "..."}'
 
     question: Text
     context: Text
@@ -116,6 +121,8 @@ class SparseRequest(PromptedRequest, TextRequest):
 class MultiVectorRequest(PromptedRequest):
     """A text to embed token by token; or a query and texts to order by their relevance to it."""
 
+    taken = '{"text": "..."} or {"query": "...", "texts": ["...", "..."]}'
+
     text: Text | None = None
     query: Text | None = None
     texts: Annotated[list[Text], Field(min_length=1)] | None = None
@@ -141,6 +148,7 @@ class RerankRequest(Request):
     """A query and the texts to order by their relevance to it."""
 
     read_together = ("query", "texts")
+    taken = '{"query": "...", "texts": ["...", "..."]}'
 
     query: Text
     texts: Annotated[list[Text], Field(min_length=1)]

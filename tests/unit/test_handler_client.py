@@ -11,13 +11,13 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
+from threading import Thread, Timer
 from typing import Any
 
 import pytest
 import requests
 
-from handler.client import Client, ServerError
+from handler.client import Client, KeyFileMissing, ServerError, ServerUnreachable
 
 
 class Scripted(BaseHTTPRequestHandler):
@@ -166,15 +166,51 @@ def test_a_retry_after_that_is_none_does_no_harm(url: str, value: str) -> None:
             client.predict("model", "text")
 
 
-def test_the_deadline_ends_it_all() -> None:
+@pytest.fixture
+def nobodys_url() -> str:
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
-        port = nobody.getsockname()[1]
+        return f"http://127.0.0.1:{nobody.getsockname()[1]}"
+
+
+def test_the_deadline_ends_it_all(nobodys_url: str) -> None:
     start = time.monotonic()
-    with Client(f"http://127.0.0.1:{port}", retries=1000, wait=0.05, deadline=0.5) as client:
+    with Client(nobodys_url, retries=1000, wait=0.05, deadline=0.5) as client:
         with pytest.raises(requests.ConnectionError):
             client.predict("model", "text")
         assert 0.2 < time.monotonic() - start < 2
+
+
+def test_where_no_server_is_that_is_said_soon(nobodys_url: str) -> None:
+    start = time.monotonic()
+    with Client(f"{nobodys_url}/") as client, pytest.raises(ServerUnreachable) as caught:
+        client.predict("model", "text")
+    assert 0.3 < time.monotonic() - start < 4
+    assert str(caught.value) == f"no server answers at {nobodys_url}; start one with make serve"
+    assert caught.value.__suppress_context__
+
+
+def test_a_host_that_does_not_exist_is_no_server_either() -> None:
+    with Client("http://nowhere.invalid", startup=0) as client, pytest.raises(ServerUnreachable, match="nowhere"):
+        client.predict("model", "text")
+
+
+def test_a_server_that_has_answered_is_waited_for(url: str) -> None:
+    """It starts again: the port refuses for longer than where there never was one."""
+    Scripted.script = [(200, '{"label": "x"}')] * 2
+    with Client(url, wait=0.01, startup=0, retries=100, deadline=30) as client:
+        client.predict("model", "text")
+        there, client._url = client._url, "http://127.0.0.1:1"
+        returns = Timer(0.5, setattr, (client, "_url", there))
+        returns.start()
+        assert client.predict("model", "text") == {"label": "x"}
+    returns.join()
+
+
+def test_a_reset_is_no_missing_server(url: str) -> None:
+    Scripted.script = [("reset", "")] * 3 + [(200, "{}")]
+    with Client(url, wait=0.01, startup=0) as client:
+        assert client.predict("model", "text") == {}
 
 
 def test_an_attempt_ends_with_the_deadline(url: str) -> None:
@@ -253,6 +289,15 @@ def test_a_file_without_keys_is_named(tmp_path: Path) -> None:
     (tmp_path / "key_file.json").write_text("[]")
     with pytest.raises(ValueError, match=r"^key_file\.json is no key file"):
         Client(key_file=tmp_path / "key_file.json")
+
+
+def test_a_missing_key_file_is_named_with_what_writes_it(tmp_path: Path) -> None:
+    with pytest.raises(
+        KeyFileMissing, match=r"^no key file '.*/key_file\.json'; a server writes it .*make serve"
+    ) as caught:
+        Client(key_file=tmp_path / "key_file.json")
+    assert isinstance(caught.value, FileNotFoundError)
+    assert caught.value.__suppress_context__
 
 
 @pytest.mark.parametrize(

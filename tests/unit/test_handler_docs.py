@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 from pathlib import Path
 
@@ -74,3 +75,10 @@ def test_the_bounds_of_explanations_are_the_defaults() -> None:
     section = PAGE[PAGE.index("## Explanations") : PAGE.index("## From Python")]
     figures = {key: int(value) for key, value in re.findall(r"`(\w+)`\s+\((\d+)\)", section)}
     assert figures == Explanations().model_dump()
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_what_errors_say_to_send_is_taken(task: str) -> None:
+    schema = TASKS[task].request
+    for example in schema.taken.split(" or "):
+        assert isinstance(Decoder(schema, Limits()).element(json.loads(example)), schema)

@@ -99,6 +99,31 @@ def test_errors_do_not_repeat_what_was_sent(classifier: Predictor) -> None:
         assert "hunter2" not in json.dumps(classifier.predict([{"body": body}])[0].payload)
 
 
+SEND = '; send {"text": "..."} or a list of these'
+
+
+@pytest.mark.parametrize(
+    ("body", "field", "message"),
+    [
+        ({"txt": TEXT}, "text", f"text: Field required; txt is no field of this task (did you mean text?){SEND}"),
+        ({"Sentence": TEXT}, "text",
+         f"text: Field required; sentence is no field of this task (did you mean text?){SEND}"),
+        ({TEXT: 1}, "text", f"text: Field required; a field is unknown to this task{SEND}"),
+        ({}, "text", f"text: Field required{SEND}"),
+        ({"text": [TEXT, TEXT]}, "text", f"text: Input should be a valid string{SEND}"),
+        ({"text": TEXT, "topk": 1}, None, "topk is no field of this task (did you mean top_k?)"),
+        ({"text": TEXT, "hunter2": 1}, None, "a field is unknown to this task; known are truncation, adapter, text, "
+         "text_pair, target, top_k, function_to_apply"),
+    ],
+)  # fmt: skip
+def test_an_error_says_what_was_meant_and_what_is_taken(
+    classifier: Predictor, body: dict, field: str | None, message: str
+) -> None:
+    for row, read in ((body, lambda payload: payload), ([body], lambda payload: payload[0])):
+        payload = read(classifier.predict([{"body": row}])[0].payload)
+        assert payload["error"] == {"type": "invalid_request", "message": message, "field": field}
+
+
 def test_an_unread_bare_brace_is_text_when_declared_as_text(classifier: Predictor) -> None:
     row = {"body": b"{the cat"}
     assert classifier.predict([row], ["text/plain; charset=utf-8"])[0].status == 200
