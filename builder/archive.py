@@ -33,6 +33,7 @@ from builder.mar import pack
 from builder.models import DTYPES, own_head, stock_model
 from builder.naming import archive_name, check_output
 from builder.quantisation.schemes import RECIPES, SHARES, shares
+from builder.quiet import quiet
 from builder.sentence_transformers.outputs import skipped
 from builder.serving import default_workers, gpus
 from builder.staging import staging
@@ -67,9 +68,6 @@ def build(
     config, others = adapted.split(names := config)
     report("reading the checkpoint")
     checkpoint = load(config)
-    for note in [*checkpoint.remarks, checkpoint.note]:
-        if note is not None:
-            tqdm.write(f"note: {checkpoint.source}: {note}", file=sys.stderr)
     config = _wide_enough(config, checkpoint)
     checkpoints = adapted.read(others, checkpoint)
     name = archive_name(config.name, checkpoint.source)
@@ -303,7 +301,8 @@ def _stage_model(
     if config.format == "transformers" or config.captum_explanation:
         # Explanations need gradients, which the fused encoder does not give: its differentiable twin is the original.
         original = DTYPES[original_type(config.compute, config.scheme)]
-        checkpoint.load_model(original).save_pretrained(stage / FILES["transformers"])  # type: ignore[operator]
+        with quiet():  # its bar would be drawn into the builder's
+            checkpoint.load_model(original).save_pretrained(stage / FILES["transformers"])  # type: ignore[operator]
         if own_head(checkpoint, facts.pooling) is not None:
             _stage_head(stage / FILES["transformers"], config, checkpoint, facts)
     if config.format == "transformers":

@@ -128,6 +128,10 @@ class Checkpoint:
             return weights.weight_files(self.folder, self.source)
         return [*weights.weight_files(self.adapter.base, self.source), self.adapter.weights]
 
+    def check_weight_files(self) -> None:
+        """Raises BuildError when there are none, without reading any."""
+        _ = self.weight_files
+
     @cached_property
     def sha256(self) -> str:
         """Of the weights, over all files."""
@@ -169,6 +173,11 @@ class Checkpoint:
     def prompted(self) -> bool:
         """Whether a text may have another before it, as sentence-transformers' models have."""
         return self.task in ("embedding", "rerank", *_SEVERAL)
+
+    @property
+    def notes(self) -> list[str]:
+        """What a user should know of the folder, a line each."""
+        return [*self.remarks, *([] if self.note is None else [self.note])]
 
     @property
     def note(self) -> str | None:

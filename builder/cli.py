@@ -7,9 +7,9 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, get_args
 
 from pydantic import ValidationError
 
@@ -21,15 +21,25 @@ from handler.archive import ArchiveError
 from handler.config import ConfigError, SetupConfig, first_problem
 from handler.faults import guarded
 from handler.schemes import SCHEMES, Compute
-from handler.spellings import DATA_TYPES, KINDS, OLDER, TASKS, Encoder, ModelFormat, modern
+from handler.spellings import DATA_TYPES, KINDS, OLDER, TASKS, Encoder, ModelFormat, modern, task_named
+
+if TYPE_CHECKING:  # it brings torch
+    from builder.archive import LibraryFile
 
 _STEPS = 5
 _STEPS_OF_ADAPTER = 3
 
 
-def main(arguments: Sequence[str] | None = None, prog: str = "python -m builder") -> int:
-    """Run one subcommand; returns the process's exit status."""
-    options = _parser(prog).parse_args(arguments)
+def main(
+    arguments: Sequence[str] | None = None,
+    prog: str = "python -m builder",
+    spelled: Mapping[str, str] | None = None,
+) -> int:
+    """Run one subcommand; returns the process's exit status.
+
+    ``spelled``: what a user who never typed the options calls each of them (``--task``: ``TASK``).
+    """
+    options = _parser(prog, spelled).parse_args(arguments)
     return guarded("builder", lambda: _run(options))
 
 
@@ -49,13 +59,22 @@ def _run(options: argparse.Namespace) -> int:
 class _Parser(argparse.ArgumentParser):
     """Says what is wrong with an option in one line, without the usage before it."""
 
+    spelled: ClassVar[Mapping[str, str]] = {}
+
     def error(self, message: str) -> NoReturn:
         """See argparse.ArgumentParser.error."""
+        option = re.match(r"argument (--[a-z0-9-]+)", message)
+        if option is not None and option[1] in self.spelled:
+            self.exit(2, f"builder: {self.spelled[option[1]]}{message[option.end() :]}\n")
         self.exit(2, f"builder: {message}; see {self.prog} --help\n")
 
 
-def _parser(prog: str = "python -m builder") -> argparse.ArgumentParser:
-    parser = _Parser(prog=prog, description=__doc__)
+def _parser(prog: str = "python -m builder", spelled: Mapping[str, str] | None = None) -> argparse.ArgumentParser:
+    class Spelled(_Parser):
+        """Of the subcommands, too, which are made of the parser's own class."""
+
+    Spelled.spelled = spelled or {}
+    parser = Spelled(prog=prog, description=__doc__)
     commands: Any = parser.add_subparsers(required=True, metavar="COMMAND")
 
     _add_compile(commands)
@@ -91,7 +110,12 @@ def _add_archive(commands: Any) -> None:
         "request chooses one",
     )
     archiving.add_argument("--name", help="the archive's name (default: the checkpoint's)")
-    archiving.add_argument("--task", choices=TASKS, help="default: read off the checkpoint")
+    archiving.add_argument(
+        "--task",
+        type=task_named,
+        choices=TASKS,
+        help="or a pipeline's name, such as text-classification (default: read off the checkpoint)",
+    )
     archiving.add_argument("--encoder", choices=get_args(Encoder), help="default: fused")
     archiving.add_argument(
         "--format",
@@ -107,7 +131,7 @@ def _add_archive(commands: Any) -> None:
         help="FasterTransformer's word: 1 is --scheme int8; 2 is refused with its figures",
     )
     archiving.add_argument("--sparse24", action="store_true", help="2:4 sparse weights: not built; says why")
-    archiving.add_argument("--mode", choices=TASKS, help="the same as --task")
+    archiving.add_argument("--mode", type=task_named, choices=TASKS, help="the same as --task")
     archiving.add_argument(
         "--kind",
         choices=tuple(KINDS),
@@ -193,10 +217,8 @@ def _archive(options: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from builder import adapted
-    from builder.archive import LibraryFile, build, check_type
+    from builder.archive import build, check_type
     from builder.checkpoint import load
-    from builder.compile import CUDA_TARGETS, compile_cpu, compile_cuda, cpu_targets
-    from builder.inspection import read_facts
     from builder.naming import archive_name, check_output
     from builder.quantisation import unbuilt
 
@@ -210,33 +232,68 @@ def _archive(options: argparse.Namespace) -> None:
     if options.gemm_config is not None and not options.gemm_config.is_file():
         raise BuildError(f"{options.gemm_config} not found; python -m builder tune makes one")
     check_type(config, [options.device], options.calibrate)
-    # What the user can mend is said before the compiler takes its minutes.
+    # What the user can mend is said before the compiler takes its minutes, and notes before the bar has its line.
     checkpoint = load(adapted.split(config)[0])
-    check_output(options.output, archive_name(config.name, checkpoint.source))
+    name = archive_name(config.name, checkpoint.source)
+    check_output(options.output, name)
+    checkpoint.check_weight_files()
     if options.int8_mode == 2:
         unbuilt.refuse_mode_two(checkpoint, options.calibrate)
     wanted = options.device == "auto" and "cuda" in SCHEMES[config.scheme].devices
     cuda = options.device == "cuda" or (wanted and _has_gpu() and shutil.which("nvcc") is not None)
     steps = _STEPS + 1 + _STEPS_OF_ADAPTER * max(0, len(config.adapters) - 1)
-    with tqdm(total=steps, bar_format="{n}/{total} {bar:20} {elapsed} {desc}", file=sys.stderr) as bar:
+    for note in checkpoint.notes:
+        print(f"note: {checkpoint.source}: {note}", file=sys.stderr)
+    replaced = _shown(options.output / f"{name}.mar")
+    bar_format = "{n}/{total} {bar:20} {elapsed} {desc}"
+    with tqdm(total=steps, bar_format=bar_format, file=sys.stderr, disable=None) as bar:
 
         def report(step: str) -> None:
+            if bar.disable:  # no terminal: a log, where a line that is drawn over would run into the next one
+                print(step, file=sys.stderr)
             bar.set_description_str(step)
             bar.update()
 
-        libraries = []
-        if config.encoder == "fused":
-            report("compiling the kernels" + (" (CPU and CUDA)" if cuda else ""))
-            libraries.append(LibraryFile(compile_cpu(), "cpu", cpu_targets()))
-            if cuda:
-                libraries.append(LibraryFile(compile_cuda(), "cuda", CUDA_TARGETS))
+        libraries = [] if config.encoder != "fused" else _libraries(cuda, report)
         path, verdict = build(config, libraries, options.output, report, options.gemm_config, options.calibrate)
         bar.set_description_str("done")
+    if replaced is not None:
+        print(f"replaces {replaced}")
     print(verdict.line())
+    _print_unused(path)
+    print(path)
+
+
+def _libraries(cuda: bool, report: Callable[[str], None]) -> list[LibraryFile]:
+    from builder.archive import LibraryFile
+    from builder.compile import CUDA_TARGETS, compile_cpu, compile_cuda, cpu_targets
+
+    report("compiling the kernels" + (" (CPU and CUDA)" if cuda else ""))
+    libraries = [LibraryFile(compile_cpu(), "cpu", cpu_targets())]
+    if cuda:
+        libraries.append(LibraryFile(compile_cuda(), "cuda", CUDA_TARGETS))
+    return libraries
+
+
+def _print_unused(path: Path) -> None:
+    from builder.inspection import read_facts
+
     if unused := read_facts(path).checkpoint.get("unused"):
         some = ", ".join([*unused[:3], *["..."] * (len(unused) > 3)])
         print(f"not used: {len(unused)} weights of another task's head ({some})")
-    print(path)
+
+
+def _shown(path: Path) -> str | None:
+    """An archive that is about to be replaced, with what it computes; None where there is none."""
+    from builder.inspection import read_facts
+
+    if not path.exists():
+        return None
+    try:
+        facts = read_facts(path)
+    except BuildError:
+        return f"{path} (no archive made by this builder)"
+    return f"{path} ({facts.task}, {facts.data_type})"
 
 
 def _inspect(options: argparse.Namespace) -> None:

@@ -8,6 +8,7 @@ from builder.errors import BuildError
 from builder.files import first_line
 from builder.foreign import refuse_foreign_files
 from builder.naming import hub_name
+from builder.quiet import quiet_hub
 from builder.sentence_transformers import folder as sentences
 from builder.sentence_transformers import outputs as several
 from builder.tokenizers import TOKENIZER_FILES
@@ -39,7 +40,8 @@ def _locate(name: str, revision: str | None) -> tuple[Path, str, str | None]:
         )
     if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
         raise BuildError(f"no folder {name!r}; give a local Hugging Face folder or a hub name such as org/model")
-    folder = _download(name, revision)
+    with quiet_hub():
+        folder = _download(name, revision)
     return folder, name, revision or (hub_name(folder) or (name, None))[1]
 
 

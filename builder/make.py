@@ -35,11 +35,11 @@ class MakeError(Exception):
 def archive(given: Mapping[str, str]) -> int:
     """Build MODEL's archive, or both samples'."""
     if given.get("MODEL"):
-        return build(["archive", f"--model={given['MODEL']}", *options(given, tuple(_OPTIONS)), f"--output={STORE}"])
+        return _build(["archive", f"--model={given['MODEL']}", *options(given, tuple(_OPTIONS)), f"--output={STORE}"])
     status = _run("samples", "build")
     for name in SAMPLES:
         config = str(ROOT / "setup_configs" / f"{name}.json")
-        status = status or build(["archive", config, *options(given, _SAMPLE_OPTIONS), f"--output={STORE}"])
+        status = status or _build(["archive", config, *options(given, _SAMPLE_OPTIONS), f"--output={STORE}"])
     return status
 
 
@@ -80,6 +80,10 @@ def bench(given: Mapping[str, str], arguments: Sequence[str]) -> int:
     return _run("benchmarks", "encoder", *arguments, *more)
 
 
+def _build(arguments: Sequence[str]) -> int:
+    return build(arguments, spelled={option: f"{name}=" for name, option in _OPTIONS.items()})
+
+
 def _run(*arguments: str) -> int:
     return subprocess.run([sys.executable, "-m", *arguments], cwd=ROOT, check=False).returncode
 
@@ -93,7 +97,7 @@ def main(arguments: Sequence[str], given: Mapping[str, str]) -> int:
         if target == "predict":
             return _run("deploy", "predict", *served_names(given))
         if target == "compile":
-            return build(["compile", *options(given, ("DEVICE",))])
+            return _build(["compile", *options(given, ("DEVICE",))])
         return {"archive": archive, "serve": serve}[target](given)
     except MakeError as error:
         print(f"make: {error}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Silence transformers for a moment."""
+"""Silence transformers, or the hub's library, for a moment."""
 
 from __future__ import annotations
 
@@ -20,3 +20,16 @@ def quiet() -> Iterator[None]:
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
+
+
+@contextmanager
+def quiet_hub() -> Iterator[None]:
+    """Without the hub's library's warnings, two for each attempt to reach it: what came of them is said at the end."""
+    from huggingface_hub.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)

@@ -25,6 +25,15 @@ Task = Literal[
     "hybrid_embedding",
 ]
 TASKS: tuple[str, ...] = get_args(Task)
+PIPELINES: dict[str, Task] = {
+    "text_classification": "sequence_classification",
+    "sentiment_analysis": "sequence_classification",
+    "ner": "token_classification",
+    "feature_extraction": "embedding",
+    "sentence_similarity": "embedding",
+    "text_ranking": "rerank",
+}
+"""The names of transformers' pipelines and the hub's tags where they are others than the tasks' (with underscores)."""
 Encoder = Literal["fused", "stock"]
 """``fused``: the kernels of this project; ``stock``: transformers' own modules."""
 ModelFormat = Literal["torchscript", "export", "transformers"]
@@ -56,12 +65,22 @@ OLDER: dict[str, tuple[tuple[str, ...], Mapping[str, tuple[str, ...]]]] = {
 """An older key of setup configs and options -> the newer keys, and their values by the older value."""
 
 
+def task_named(word: str) -> str:
+    """The task of a name, which may be a pipeline's and have dashes; an unknown one as it is."""
+    name = word.strip().lower().replace("-", "_")
+    name = PIPELINES.get(name, name)
+    return name if name in TASKS else word
+
+
 def modern(given: Mapping[str, Any]) -> dict[str, Any]:
     """A setup config's keys, or the command line's, in the newer words, with what one of them says of another.
 
     Raises ValueError in one line for an older word's unknown value, and where it contradicts a newer one.
     """
     found = dict(given)
+    for key in ("task", "mode"):
+        if isinstance(found.get(key), str):
+            found[key] = task_named(found[key])
     for older, (names, table) in OLDER.items():
         value = found.pop(older, None)
         if value is None:

@@ -121,3 +121,33 @@ def test_inspect_refuses_what_is_no_archive(tmp_path: Path, capsys: pytest.Captu
     (tmp_path / "x.mar").write_bytes(b"no zip")
     assert main(["inspect", str(tmp_path / "x.mar")]) == 1
     assert "not an archive made by this builder" in capsys.readouterr().err
+
+
+def test_a_replaced_archive_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = make_checkpoint(tmp_path / "mine", "bert")
+    target = tmp_path / "store" / "mine.mar"
+    command = ["archive", "--model", str(folder), "--output", str(target.parent), "--device", "cpu", "--kind", "ori"]
+    assert main(command) == 0
+    first = capsys.readouterr()  # with the bar of the test's own saving
+    assert "replaces" not in first.out + first.err
+    assert main([*command, "--task", "feature-extraction", "--compute", "bf16"]) == 0
+    said = capsys.readouterr()
+    assert f"replaces {target} (sequence_classification, fp32)" in said.out.splitlines()
+    assert said.out.splitlines()[-1] == str(target)
+    notes = [line for line in said.err.splitlines() if "note:" in line]
+    assert notes == [said.err.splitlines()[0]]
+    assert notes[0].startswith("note: mine: no modules.json: pooled by the mean")
+    assert "\r" not in said.err
+    target.write_bytes(b"no zip")
+    assert main(command) == 0
+    assert f"replaces {target} (no archive made by this builder)" in capsys.readouterr().out.splitlines()
+
+
+def test_missing_weights_are_said_before_anything_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = make_checkpoint(tmp_path / "mine", "bert")
+    (folder / "model.safetensors").unlink()
+    capsys.readouterr()
+    command = ["archive", "--model", str(folder), "--output", str(tmp_path / "store"), "--device", "cpu"]
+    assert main([*command, "--task", "embedding"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("builder: mine: no model.safetensors or pytorch_model.bin")

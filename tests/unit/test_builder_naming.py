@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import huggingface_hub
 import pytest
 
 from builder.checkpoint import load
+from builder.cli import main
 from builder.errors import BuildError
 from builder.naming import archive_name, hub_name
 from handler.config import SetupConfig
@@ -77,3 +79,23 @@ def test_a_cached_model_is_found_without_the_hub(tmp_path: Path, monkeypatch: py
     shutil.rmtree(tmp_path / "models--acme--router")
     with pytest.raises(BuildError, match="the hub's cache here does not have it"):
         load(SetupConfig(model_name="acme/router"))
+
+
+def test_attempts_to_reach_the_hub_leave_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    logger = huggingface_hub.utils.logging.get_logger("huggingface_hub.utils._http")
+
+    def refuse(*arguments: object, **keys: object) -> None:
+        logger.warning("Retrying in 8s [Retry 4/5].")
+        raise ConnectionError("no hub")
+
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", refuse)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    monkeypatch.setattr(logging.getLogger("huggingface_hub"), "propagate", True)
+    assert main(["archive", "--model", "acme/router", "--device", "cpu"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("builder: 'acme/router' is neither a local folder nor a model the hub gives (no hub)")
+    assert caplog.records == []
+    logger.warning("again")
+    assert len(caplog.records) == 1

@@ -59,6 +59,37 @@ def test_a_kind_goes_with_the_format_that_its_project_did_not_know(kind: str) ->
         SetupConfig.model_validate({"model_name": "m", "kind": "ori", "format": "export"})
 
 
+@pytest.mark.parametrize(
+    ("word", "task"),
+    [
+        ("text-classification", "sequence_classification"),
+        ("text_classification", "sequence_classification"),
+        ("sentiment-analysis", "sequence_classification"),
+        ("token-classification", "token_classification"),
+        ("ner", "token_classification"),
+        ("question-answering", "question_answering"),
+        ("feature-extraction", "embedding"),
+        ("sentence-similarity", "embedding"),
+        ("fill-mask", "fill_mask"),
+        ("Zero-Shot-Classification", "zero_shot_classification"),
+        ("text-ranking", "rerank"),
+        *((task, task) for task in TASKS),
+    ],
+)
+def test_pipelines_names_are_tasks(word: str, task: str) -> None:
+    for key in ("task", "mode"):
+        assert SetupConfig.model_validate({"model_name": "m", key: word}).task == task
+        options = cli._parser().parse_args(["archive", "--model", "m", f"--{key}", word])
+        assert cli._setup_config(options).task == task
+
+
+def test_an_unknown_task_is_refused_with_the_choices() -> None:
+    with pytest.raises(ValueError, match="Input should be 'sequence_classification', "):
+        SetupConfig.model_validate({"model_name": "m", "task": "summarization"})
+    with pytest.raises(ValueError, match="mode: 'summarization' is none of sequence_classification, "):
+        SetupConfig.model_validate({"model_name": "m", "mode": "summarization"})
+
+
 def test_older_spellings_give_the_same_archive(tmp_path: Path, cpu_library: Path) -> None:
     folder = make_checkpoint(tmp_path / "checkpoint", "bert")
     ways: list[dict[str, Any]] = [

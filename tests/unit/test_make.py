@@ -106,6 +106,20 @@ def test_python_refuses_it_in_a_line(value: str, tmp_path: Path, monkeypatch: py
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_refusal_names_the_variable_and_the_choices(capsys: pytest.CaptureFixture[str]) -> None:
+    for variable, value, choice in (
+        ("TASK", "summarization", "rerank"),
+        ("SCHEME", "int4", "int8"),
+        ("KIND", "x", "ori"),
+    ):
+        with pytest.raises(SystemExit):
+            make.main(["archive"], {"MODEL": "x", variable: value})
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"builder: {variable}=: invalid choice: '{value}' (choose from ")
+        assert choice in line
+        assert "--" not in line
+
+
 def test_a_folder_of_such_a_name_becomes_an_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = make_checkpoint(tmp_path / "a $(touch PWNED) 'ü\n; b", "bert")
     monkeypatch.chdir(tmp_path)
