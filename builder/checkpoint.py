@@ -165,7 +165,7 @@ class Checkpoint:
         if classifies and sentences.is_cross_encoder(self.root, self.source):
             found = read_cross_encoder(self.as_source, self.config)
             if found.default_prompt_name and found.prompts[found.default_prompt_name]:
-                raise BuildError(f"{self.source}: its default prompt is for a cross-encoder; use --mode rerank")
+                raise BuildError(f"{self.source}: its default prompt is for a cross-encoder; use --task rerank")
             return found
         return SentenceModel()
 
@@ -186,7 +186,7 @@ class Checkpoint:
         if self.task in ("embedding", "hybrid_embedding") and unpooled:
             return 'no modules.json: pooled by the mean, as sentence-transformers does; set "pooling" for another'
         if self.task == "rerank" and not self.chosen_task and sentences.unmarked(self.root, self.config):
-            return "a classifier of one unnamed label is served as a cross-encoder; else give --mode"
+            return "a classifier of one unnamed label is served as a cross-encoder; else give --task"
         if self.task == "sequence_classification" and not self.chosen_task and sentences.is_nli(self.config):
             return "its labels are those of inference; --task zero_shot_classification takes labels with each request"
         return None
@@ -374,4 +374,4 @@ def _task(root: Path, config: Any, source: str) -> str:
     for suffix, task in _TASK_BY_ARCHITECTURE.items():
         if architecture.endswith(suffix):
             return task
-    raise BuildError(f'{source}: architecture {architecture!r} tells no task; set "task" to one of {list(CLASSES)}')
+    raise BuildError(f"{source}: architecture {architecture!r} tells no task; give --task, one of {', '.join(CLASSES)}")

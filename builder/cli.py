@@ -39,7 +39,7 @@ def main(
 
     ``spelled``: what a user who never typed the options calls each of them (``--task``: ``TASK``).
     """
-    options = _parser(prog, spelled).parse_args(arguments)
+    options = _parser(prog, spelled).parse_args(arguments, argparse.Namespace(spelled=spelled or {}))
     return guarded("builder", lambda: _run(options))
 
 
@@ -51,9 +51,14 @@ def _run(options: argparse.Namespace) -> int:
         print(f"builder: {first_problem(error)}", file=sys.stderr)
         return 1
     except (BuildError, ConfigError, ArchiveError) as error:
-        print(f"builder: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"builder: {_as_spelled(' '.join(str(error).split()), options.spelled)}", file=sys.stderr)
         return 1
     return 0
+
+
+def _as_spelled(text: str, spelled: Mapping[str, str]) -> str:
+    """A message in the user's own names of the options."""
+    return re.sub(r"(?<![\w-])--[a-z0-9-]+", lambda option: spelled.get(option[0], option[0]), text)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -65,7 +70,7 @@ class _Parser(argparse.ArgumentParser):
         """See argparse.ArgumentParser.error."""
         option = re.match(r"argument (--[a-z0-9-]+)", message)
         if option is not None and option[1] in self.spelled:
-            self.exit(2, f"builder: {self.spelled[option[1]]}{message[option.end() :]}\n")
+            self.exit(2, f"builder: {self.spelled[option[1]]}={message[option.end() :]}\n")
         self.exit(2, f"builder: {message}; see {self.prog} --help\n")
 
 
@@ -243,7 +248,7 @@ def _archive(options: argparse.Namespace) -> None:
     cuda = options.device == "cuda" or (wanted and _has_gpu() and shutil.which("nvcc") is not None)
     steps = _STEPS + 1 + _STEPS_OF_ADAPTER * max(0, len(config.adapters) - 1)
     for note in checkpoint.notes:
-        print(f"note: {checkpoint.source}: {note}", file=sys.stderr)
+        print(f"note: {checkpoint.source}: {_as_spelled(note, options.spelled)}", file=sys.stderr)
     replaced = _shown(options.output / f"{name}.mar")
     bar_format = "{n}/{total} {bar:20} {elapsed} {desc}"
     with tqdm(total=steps, bar_format=bar_format, file=sys.stderr, disable=None) as bar:

@@ -81,7 +81,7 @@ def bench(given: Mapping[str, str], arguments: Sequence[str]) -> int:
 
 
 def _build(arguments: Sequence[str]) -> int:
-    return build(arguments, spelled={option: f"{name}=" for name, option in _OPTIONS.items()})
+    return build(arguments, spelled={option: name for name, option in _OPTIONS.items()})
 
 
 def _run(*arguments: str) -> int:

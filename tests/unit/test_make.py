@@ -120,6 +120,22 @@ def test_a_refusal_names_the_variable_and_the_choices(capsys: pytest.CaptureFixt
         assert "--" not in line
 
 
+def test_later_refusals_and_notes_name_it_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make_checkpoint(tmp_path / "mine", "bert")
+    monkeypatch.setattr(make, "STORE", tmp_path / "store")
+    for given, said in (
+        ({"CALIBRATE": "nowhere"}, "CALIBRATE is for SCHEME int8 or fp8"),
+        ({"ADAPTER": "a=x b=y", "KIND": "ori"}, "adapters to choose from"),
+    ):
+        capsys.readouterr()
+        assert make.main(["archive"], {"MODEL": str(folder), **given}) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert said in line
+        assert "--" not in line
+
+
 def test_a_folder_of_such_a_name_becomes_an_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = make_checkpoint(tmp_path / "a $(touch PWNED) 'ü\n; b", "bert")
     monkeypatch.chdir(tmp_path)
