@@ -52,7 +52,8 @@ def _download(name: str, revision: str | None) -> Path:
 
     patterns = ["config.json", "adapter_config.json", "adapter_model.*", *TOKENIZER_FILES, *several.FILES]
     try:
-        files = huggingface_hub.list_repo_files(name, revision=revision)
+        # One request: the library's listing tries again for 25 seconds where there is no network.
+        files = [file.rfilename for file in huggingface_hub.model_info(name, revision=revision).siblings or []]
         patterns += sentences.hub_files(files)
         wanted = "*.safetensors*" if any(f.endswith(".safetensors") for f in files) else "pytorch_model*.bin*"
         return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=[*patterns, wanted]))

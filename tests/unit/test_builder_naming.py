@@ -69,7 +69,7 @@ def test_a_cached_model_is_found_without_the_hub(tmp_path: Path, monkeypatch: py
     def refuse(*arguments: object, **keys: object) -> None:
         raise error("no hub")
 
-    monkeypatch.setattr(huggingface_hub, "list_repo_files", refuse)
+    monkeypatch.setattr(huggingface_hub, "model_info", refuse)
     download = huggingface_hub.snapshot_download
     monkeypatch.setattr(
         huggingface_hub, "snapshot_download", lambda *a, **k: download(*a, **{**k, "cache_dir": str(tmp_path)})
@@ -90,7 +90,7 @@ def test_attempts_to_reach_the_hub_leave_one_line(
         logger.warning("Retrying in 8s [Retry 4/5].")
         raise ConnectionError("no hub")
 
-    monkeypatch.setattr(huggingface_hub, "list_repo_files", refuse)
+    monkeypatch.setattr(huggingface_hub, "model_info", refuse)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
     monkeypatch.setattr(logging.getLogger("huggingface_hub"), "propagate", True)
     assert main(["archive", "--model", "acme/router", "--device", "cpu"]) == 1

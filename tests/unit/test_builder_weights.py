@@ -183,7 +183,7 @@ def test_an_adapter_that_cannot_be_merged(
     def unreachable(*arguments: object, **keys: object) -> None:
         raise ConnectionError("no network in tests")
 
-    monkeypatch.setattr(huggingface_hub, "list_repo_files", unreachable)
+    monkeypatch.setattr(huggingface_hub, "model_info", unreachable)
     make_adapter(sound, tmp_path / "adapter")
     break_it(tmp_path / "adapter")
     with pytest.raises(BuildError, match=message):
