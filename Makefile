@@ -106,7 +106,7 @@ docs: $(VENV)/.docs  ## the documentation as a static site in build/site
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet && echo build/site/index.html
 
 $(VENV)/.bench $(VENV)/.peers $(VENV)/.docs: $(VENV)/.%: $(VENV)/.ready locks/%.txt
-	@$(BIN)/python -m builder.requirements $*
+	@echo "installing the packages of locks/$*.txt (a few minutes)"; $(BIN)/python -m builder.requirements $*
 	@touch $@
 
 wheel: setup  ## build/dist/efft-VERSION.whl, whose command efft works without this checkout (docs/deploy.md)
@@ -124,7 +124,7 @@ audit: $(TOOLS)/.ready  ## look every locked package up in the published advisor
 
 # An environment of their own: what these tools need must not decide what the product gets.
 $(TOOLS)/.ready: locks/tools.txt
-	@"$${PYTHON:-python3}" -m venv $(TOOLS)
+	@echo "setting up $(TOOLS)"; "$${PYTHON:-python3}" -m venv $(TOOLS)
 	@$(TOOLS)/bin/python -m builder.requirements tools
 	@touch $@
 

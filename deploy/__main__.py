@@ -146,13 +146,15 @@ def _proxy(proxy: Proxy, *, only_print: bool) -> None:
 
 
 def _serve(server: Server, models: list[str]) -> None:
-    from deploy.fitting import fit, prepare  # here, since torch comes with it
-
     def checked() -> None:
         print(f"starting TorchServe with {', '.join(models)}", flush=True)
+        from deploy.fitting import prepare  # here, since torch comes with it
+
         prepare()
 
     server.start(models, checked=checked)
+    from deploy.fitting import fit
+
     for line in fit(server, models):
         print(line)
 

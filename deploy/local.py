@@ -47,7 +47,7 @@ def running(server: Server) -> Server:
         return server
     if _started_here() is None:
         raise ServerError(NOBODY)
-    return Server(Path.cwd(), STORE)
+    return Server(Path.cwd(), STORE, ports=server.ports)
 
 
 def started_by_its_own_command() -> bool:

@@ -71,7 +71,7 @@ def java_home() -> str | None:
 
 _SETTLE = 0.5
 """Seconds for the front end to send on what the workers have answered."""
-_CLOSING = 2.0
+_CLOSING = 1.0
 """Seconds for the ports of a server that was killed to become free."""
 
 

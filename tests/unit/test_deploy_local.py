@@ -79,6 +79,8 @@ def test_the_token_is_the_running_servers(
     starts_itself(monkeypatch)
     assert run(monkeypatch, "token") == 0
     assert capsys.readouterr().out == "here\n"
+    asked = local.running(local.local_server("9380"))
+    assert (asked.folder, asked.ports) == (folder, (9380, 9381, 9382))
     runs(monkeypatch)
     assert run(monkeypatch, "token") == 1, "its own file is not there yet"
     assert "has written no token" in capsys.readouterr().err

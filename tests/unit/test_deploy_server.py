@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from builder.signing import keygen
-from deploy import ports, server
+from deploy import foreground, ports, server
 from deploy.server import PortTakenError, Server, ServerError
 
 LOG = """\
@@ -96,3 +96,18 @@ def test_a_failed_start_leaves_no_token_and_names_its_logs(tmp_path: Path, monke
     with pytest.raises(ServerError, match=r"^TorchServe did not get ready: .* \(logs: build/server/logs\)$"):
         failing.start(["a"], timeout=0.1)
     assert not (folder / "key_file.json").exists()
+
+
+def test_in_the_foreground_a_taken_port_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(server, "_CLOSING", 0.0)
+    monkeypatch.setattr(foreground, "raise_interrupts", lambda: None)
+    (tmp_path / "a.mar").touch()
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        given = [str(tmp_path / "a.mar"), "--folder", str(tmp_path / "run"), "--port", str(port)]
+        assert foreground.main(given) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith(f"efft: port {port} is taken by another process; stop it, or see --port")
