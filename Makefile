@@ -4,7 +4,12 @@
 # text of every variable of the command line, and of the environment's that are used here, is taken as it stands
 # (value), kept from being expanded again (:=), and reaches the programs as environment, never as a part of a command.
 # What make itself expands before it reads this file (a name with $ in it, NAME:=, --eval) is the caller's own program.
-VARIABLES := MODEL NAME NAMES TASK ENCODER FORMAT COMPUTE SCHEME MODE KIND DTYPE DEVICE CALIBRATE ADAPTER BENCH TORCH_INDEX PYTHON
+VARIABLES := MODEL NAME NAMES TASK ENCODER FORMAT COMPUTE SCHEME MODE KIND DTYPE DEVICE CALIBRATE ADAPTER BENCH PORT TORCH_INDEX PYTHON
+# A misspelt variable (model=, NMAE=) would be taken for none at all, and minutes go into what nobody asked for.
+override PASSED_ON := EFFT_% PIP_% CXX NVCC CUDA_HOME JAVA_HOME TMPDIR MAKE% SHELL
+$(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(if \
+  $(filter-out $(VARIABLES) $(PASSED_ON),$(name)),$(error $(name)= is no variable of this Makefile, which has \
+  $(VARIABLES); as environment it goes before make))))
 define as_it_stands
 override $(1) := $$(value $(1))
 endef
@@ -37,7 +42,9 @@ setup: $(VENV)/.ready  ## make .venv with the packages of locks/, each checked b
 # A package index with CPU builds of torch saves gigabytes on Linux: TORCH_INDEX=https://download.pytorch.org/whl/cpu
 $(VENV)/.ready: pyproject.toml $(LOCKS)
 	@python="$${PYTHON:-python3}"; "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-	  || { echo "Python 3.11 or later is needed; set PYTHON="; exit 1; }; "$$python" -m venv $(VENV)
+	  || { echo "Python 3.11 or later is needed; set PYTHON="; exit 1; }; hint=; \
+	  [ -n "$$TORCH_INDEX" ] || hint="; without a GPU TORCH_INDEX=https://download.pytorch.org/whl/cpu saves gigabytes"; \
+	  echo "setting up $(VENV) (a few minutes$$hint)"; "$$python" -m venv $(VENV)
 	@$(BIN)/python -m builder.requirements dev
 	@touch $@
 
@@ -47,17 +54,17 @@ compile: setup  ## compile the kernels for DEVICE=cpu (default) or cuda
 archive: setup  ## build archives: both samples, or MODEL=folder-or-hub-name [TASK=] [ENCODER=] [FORMAT=] [COMPUTE=] [SCHEME=] [NAME=] [DEVICE=] [CALIBRATE=texts] [ADAPTER=folder, or "NAME=folder ..."]
 	@$(RUN) archive
 
-serve: setup  ## start TorchServe in the background with NAMES (default: both samples)
+serve: setup  ## start TorchServe in the background with NAMES (default: both samples) [PORT=]
 	@$(RUN) serve
 
 stop: setup  ## let running requests be answered, then stop it
 	@$(BIN)/python -m deploy stop
 
-predict: setup  ## send the sample inputs to the running server
+predict: setup  ## send an example to each model of the running server, or to NAMES
 	@$(RUN) predict
 
-demo: archive  ## set up, build both samples, serve them, print their answers, stop
-	@$(BIN)/python -m deploy demo $(SAMPLES)
+demo: setup  ## set up, build both samples, serve them, print their answers, stop [PORT=]
+	@$(RUN) demo
 
 models: setup  ## retrain the sample models' adapters and print their dev figures
 	@for name in $(SAMPLES); do $(BIN)/python -m samples train $$name && $(BIN)/python -m samples evaluate $$name || exit 1; done
@@ -99,7 +106,7 @@ docs: $(VENV)/.docs  ## the documentation as a static site in build/site
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet && echo build/site/index.html
 
 $(VENV)/.bench $(VENV)/.peers $(VENV)/.docs: $(VENV)/.%: $(VENV)/.ready locks/%.txt
-	@$(BIN)/python -m builder.requirements $*
+	@echo "installing the packages of locks/$*.txt (a few minutes)"; $(BIN)/python -m builder.requirements $*
 	@touch $@
 
 wheel: setup  ## build/dist/efft-VERSION.whl, whose command efft works without this checkout (docs/deploy.md)
@@ -117,7 +124,7 @@ audit: $(TOOLS)/.ready  ## look every locked package up in the published advisor
 
 # An environment of their own: what these tools need must not decide what the product gets.
 $(TOOLS)/.ready: locks/tools.txt
-	@"$${PYTHON:-python3}" -m venv $(TOOLS)
+	@echo "setting up $(TOOLS)"; "$${PYTHON:-python3}" -m venv $(TOOLS)
 	@$(TOOLS)/bin/python -m builder.requirements tools
 	@touch $@
 

@@ -64,11 +64,23 @@ def served_names(given: Mapping[str, str]) -> list[str]:
 
 
 def serve(given: Mapping[str, str]) -> int:
-    """Start the server; samples that are not built yet are built."""
+    """Start the server; samples that are not built yet are built, unless it could not be started."""
     names = served_names(given)
     missing = [name for name in names if name in SAMPLES and not (STORE / f"{name}.mar").is_file()]
-    status = archive({}) if missing else 0
+    status = (_run("deploy", "check") or archive({})) if missing else 0
     return status or _run("deploy", "serve", *names)
+
+
+def demo(given: Mapping[str, str]) -> int:
+    """Build the samples, serve them, print their answers, stop."""
+    samples = {name: given.get(name, "") for name in _SAMPLE_OPTIONS}
+    return _run("deploy", "check") or archive(samples) or _run("deploy", "demo", *SAMPLES)
+
+
+def predict(given: Mapping[str, str]) -> int:
+    """Ask NAMES, or whatever is served."""
+    named = given.get("NAMES") or given.get("NAME")
+    return _run("deploy", "predict", *(served_names(given) if named else ()))
 
 
 def bench(given: Mapping[str, str], arguments: Sequence[str]) -> int:
@@ -94,11 +106,9 @@ def main(arguments: Sequence[str], given: Mapping[str, str]) -> int:
     try:
         if target == "bench":
             return bench(given, rest)
-        if target == "predict":
-            return _run("deploy", "predict", *served_names(given))
         if target == "compile":
             return _build(["compile", *options(given, ("DEVICE",))])
-        return {"archive": archive, "serve": serve}[target](given)
+        return {"archive": archive, "serve": serve, "demo": demo, "predict": predict}[target](given)
     except MakeError as error:
         print(f"make: {error}", file=sys.stderr)
         return 1

@@ -1,5 +1,6 @@
 """``python -m deploy COMMAND``: the local server behind ``make serve``, ``predict``, ``stop`` and ``demo``.
 
+The variable PORT is the first of the five ports that a new server takes; a running one is asked where it is.
 SIGTERM and SIGHUP end it as Ctrl-C does: a server that was not announced yet is stopped again, exit status 128 and the
 signal's number.
 """
@@ -8,22 +9,23 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
 import requests
 
+from deploy import local, ports
 from deploy.dashboard import dashboard
+from deploy.example import curl, example
 from deploy.proxy import Proxy, configuration
-from deploy.server import ROOT, Server, ServerError, java_home
+from deploy.server import ROOT, PortTakenError, Server, ServerError, java_home
 from deploy.signals import Interrupted, raise_interrupts
 from handler.faults import guarded
 
 SAMPLES = ("ticket_routing", "document_qa")
 INPUTS = ROOT / "setup_configs" / "sample_inputs"
-STORE = ROOT / "model_store"
-RUN = ROOT / "build" / "server"
 DRAIN = 60.0
 """Seconds that a stopping server gives its running requests."""
 
@@ -32,13 +34,17 @@ def main() -> int:
     """Run one command; returns the process's exit status."""
     parser = argparse.ArgumentParser(prog="python -m deploy", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, text in (
-        ("serve", "start TorchServe in the background and print curl lines"),
-        ("predict", "send the sample inputs to the running server"),
-        ("demo", "serve, predict, stop"),
+    for name, text, default in (
+        ("serve", "start TorchServe in the background and print curl lines", SAMPLES),
+        ("predict", "send an example to each model of the running server", ()),
+        ("demo", "serve, predict, stop", SAMPLES),
     ):
         command = commands.add_parser(name, help=text)
-        command.add_argument("models", nargs="*", default=list(SAMPLES), help="archives by name (default: the samples)")
+        command.add_argument(
+            "models", nargs="*", default=list(default),
+            help=f"archives by name (default: {'the samples' if default else 'all that are served'})",
+        )  # fmt: skip
+    commands.add_parser("check", help="whether a server can be started: none runs, and its ports are free")
     stop = commands.add_parser("stop", help="let running requests be answered, then stop the server and its proxy")
     stop.add_argument("--drain", type=float, default=DRAIN, metavar="SECONDS", help="at most; 0 resets them")
     commands.add_parser("drain", help="answer what was accepted, refuse what comes; the server keeps running")
@@ -49,13 +55,17 @@ def main() -> int:
     commands.add_parser("dashboard", help="print the Grafana dashboard (deploy/grafana/efft.json)")
     commands.add_parser("java-home", help="print the JAVA_HOME to use; empty where java is on PATH")
     options = parser.parse_args()
-    server = Server(RUN, STORE)
     raise_interrupts()
+    server = Server(local.RUN, local.STORE)
     try:
-        _run(options, server, Proxy(RUN / "proxy", server, getattr(options, "port", 8443)))
+        server = local.local_server(os.environ.get("PORT", ""))
+        _run(options, server, Proxy(local.RUN / "proxy", server, getattr(options, "port", 8443)))
     except Interrupted as error:
         print(f"deploy: ended by {error}", file=sys.stderr)
         return 128 + error.number
+    except PortTakenError as error:
+        print(f"deploy: {error}; {_way_out(server)}", file=sys.stderr)
+        return 1
     except ServerError as error:
         print(f"deploy: {error}", file=sys.stderr)
         return 1
@@ -70,6 +80,11 @@ def main() -> int:
     return 0
 
 
+def _way_out(server: Server) -> str:
+    free = ports.suggestion(server.ports[0])
+    return "stop it" + (f", or set PORT={free} ({free + 1} to {free + ports.COUNT - 1} are used, too)" if free else "")
+
+
 def _run(options: argparse.Namespace, server: Server, proxy: Proxy) -> None:
     command = options.command
     if command == "java-home":
@@ -77,7 +92,9 @@ def _run(options: argparse.Namespace, server: Server, proxy: Proxy) -> None:
     elif command == "dashboard":
         print(json.dumps(dashboard(), indent=1, ensure_ascii=False))
     elif command == "token":
-        print(server.headers().get("Authorization", "").removeprefix("Bearer "))
+        print(local.token(server))
+    elif command == "check":
+        server.check([])
     elif command == "stop":
         _stop(server, proxy, options.drain)
     elif command == "drain":
@@ -87,19 +104,34 @@ def _run(options: argparse.Namespace, server: Server, proxy: Proxy) -> None:
     elif command == "proxy":
         _proxy(proxy, only_print=options.print)
     elif command == "predict":
-        _predict(server, options.models)
+        _predict(local.running(server), options.models)
     elif command == "serve":
         _serve(server, options.models)
+        _show(server, options.models)
     else:
-        with server:
-            _serve(server, options.models)
-            _predict(server, options.models)
-        print("stopped")
+        _demo(server, options.models)
+
+
+def _demo(server: Server, models: list[str]) -> None:
+    server.check(models)  # not within the block below, which stops what runs
+    with server:
+        _serve(server, models)
+        _predict(server, models)
+    print("stopped")
 
 
 def _stop(server: Server, proxy: Proxy, drain: float) -> None:
+    ran = server.process() is not None
+    if not ran and proxy.process() is None:
+        server.stop()  # nothing but what a killed one has left
+        own = "; the one that runs here is ended by torchserve --stop" if local.started_by_its_own_command() else ""
+        print(f"no server of this folder was running{own}")
+        return
     proxy.stop(drain)  # first: nothing new comes in, and what runs goes on through it
     answered = server.stop(drain)
+    if not ran:
+        print("stopped the proxy; no server was running")
+        return
     print("stopped" if answered or not drain else f"stopped; after {drain:g} s a worker was still computing")
 
 
@@ -114,19 +146,25 @@ def _proxy(proxy: Proxy, *, only_print: bool) -> None:
 
 
 def _serve(server: Server, models: list[str]) -> None:
-    print(f"starting TorchServe with {', '.join(models)}")
-    from deploy.fitting import fit, prepare  # here, since torch comes with it
+    def checked() -> None:
+        print(f"starting TorchServe with {', '.join(models)}", flush=True)
+        from deploy.fitting import prepare  # here, since torch comes with it
 
-    prepare()
-    server.start(models)
+        prepare()
+
+    server.start(models, checked=checked)
+    from deploy.fitting import fit
+
     for line in fit(server, models):
         print(line)
-    print("ready; in another shell, for example:")
+
+
+def _show(server: Server, models: list[str]) -> None:
+    print("ready; for example:")
     print("  TOKEN=$(.venv/bin/python -m deploy token)")
     for name in models:
-        for path in _inputs(name)[:1]:
-            file = path.relative_to(ROOT)
-            print(f'  curl {server.url}/predictions/{name} -H "Authorization: Bearer $TOKEN" -T {file}')
+        file = next((path.relative_to(ROOT) for path in _inputs(name)), None)
+        print(f"  {curl(server.url, name, example(server.store / f'{name}.mar'), file)}")
 
 
 def _inputs(name: str) -> list[Path]:
@@ -134,14 +172,24 @@ def _inputs(name: str) -> list[Path]:
 
 
 def _predict(server: Server, models: list[str]) -> None:
-    for name in models:
-        if not _inputs(name):
-            print(f"{name}: no sample inputs in {INPUTS.relative_to(ROOT)}/{name}/")
-        for path in _inputs(name):
+    there = local.served(server)
+    strange = [name for name in models if name not in there]
+    if strange:
+        raise ServerError(f"{', '.join(strange)}: not served; there are: {', '.join(there) or 'none'}")
+    for name in models or there:
+        request = example(server.store / f"{name}.mar")
+        sent = [(path.name, path.read_bytes()) for path in _inputs(name)]
+        if not sent and request is not None:
+            text = json.dumps(request, ensure_ascii=False)
+            sent = [(text, text.encode())]
+        if not sent:
+            print(f"{name}: no archive in {server.store.name}/ says what it takes; ask it yourself")
+        for what, body in sent:
             answer = requests.post(
-                f"{server.url}/predictions/{name}", data=path.read_bytes(), headers=server.headers(), timeout=60
-            )
-            print(f"{name} <- {path.name}: {answer.status_code}")
+                f"{server.url}/predictions/{name}", data=body, timeout=60,
+                headers={**server.headers(), **({} if _inputs(name) else {"Content-Type": "application/json"})},
+            )  # fmt: skip
+            print(f"{name} <- {what}: {answer.status_code}")
             print(f"  {_one_line(answer)}")
             answer.raise_for_status()
 

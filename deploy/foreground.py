@@ -17,7 +17,7 @@ from typing import NoReturn
 
 import requests
 
-from deploy.server import PORTS, Server, ServerError
+from deploy.server import PORTS, PortTakenError, Server, ServerError
 from deploy.signals import Interrupted, raise_interrupts
 from handler.config import NAME_PATTERN
 from handler.faults import guarded
@@ -85,6 +85,8 @@ def _main(options: argparse.Namespace) -> int:
         return _fail(str(error))
     try:
         return _serve(server, list(archives), options)
+    except PortTakenError as error:
+        return _fail(f"{error}; stop it, or see --port, --management-port, --metrics-port and --grpc-port")
     except ServerError as error:
         return _fail(str(error))
     except Interrupted as error:
@@ -92,8 +94,8 @@ def _main(options: argparse.Namespace) -> int:
 
 
 def _serve(server: Server, names: list[str], options: argparse.Namespace) -> int:
-    print(f"starting TorchServe with {', '.join(names)}; its files: {server.folder}", flush=True)
-    server.start(names, options.timeout)
+    announcement = f"starting TorchServe with {', '.join(names)}; its files: {server.folder}"
+    server.start(names, options.timeout, checked=lambda: print(announcement, flush=True))
     print(f"ready: http://{options.host}:{options.port}/predictions/{names[0]}", flush=True)
     if not options.no_token:
         print(f"the inference token stands in {server.folder / 'key_file.json'}", flush=True)

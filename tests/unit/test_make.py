@@ -24,9 +24,9 @@ HOSTILE = [
 ]  # fmt: skip
 VARIABLES = (
     "MODEL", "NAME", "NAMES", "TASK", "ENCODER", "FORMAT", "COMPUTE", "SCHEME", "MODE", "KIND", "DTYPE",
-    "DEVICE", "CALIBRATE", "ADAPTER", "BENCH", "TORCH_INDEX", "PYTHON",
+    "DEVICE", "CALIBRATE", "ADAPTER", "BENCH", "PORT", "TORCH_INDEX", "PYTHON",
 )  # fmt: skip
-TARGETS = ("setup", "compile", "archive", "serve", "predict", "bench", "lock")
+TARGETS = ("setup", "compile", "archive", "serve", "predict", "demo", "bench", "lock")
 CLEAN = {name: text for name, text in os.environ.items() if name not in VARIABLES and not name.startswith("MAKE")}
 """Tests may be run by make."""
 _RECORD = """#!{python} -IS
@@ -63,12 +63,14 @@ def _calls(checkout: Path) -> list[tuple[list[str], dict[str, str]]]:
 def test_a_name_reaches_python_as_it_stands(checkout: Path, value: str) -> None:
     before = set(checkout.rglob("*"))
     given = dict.fromkeys(VARIABLES, value)
-    command = ["make", *TARGETS, *(f"{name}={text}" for name, text in given.items()), f"TYPO={value}"]
+    command = ["make", *TARGETS, *(f"{name}={text}" for name, text in given.items()), f"EFFT_X={value}"]
     subprocess.run(command, cwd=checkout, env=CLEAN, check=True, capture_output=True)
     calls = _calls(checkout)
     assert all(seen == given and value not in arguments for arguments, seen in calls)
     asked = [" ".join(arguments[1:3]) for arguments, _ in calls]
-    assert set(asked) >= {f"builder.make {name}" for name in ("compile", "archive", "serve", "predict", "bench")}
+    assert set(asked) >= {
+        f"builder.make {name}" for name in ("compile", "archive", "serve", "predict", "demo", "bench")
+    }
     assert "builder.locks lock" in asked
     subprocess.run(["make", "archive"], cwd=checkout, env={**CLEAN, **given}, check=True, capture_output=True)
     assert [seen for _, seen in _calls(checkout)] == [given]
@@ -144,6 +146,56 @@ def test_a_folder_of_such_a_name_becomes_an_archive(tmp_path: Path, monkeypatch:
     assert make.main(["archive"], given) == 0
     assert read_facts(tmp_path / "store" / "plain.mar").name == "plain"
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([folder.name, "store"])
+
+
+@pytest.mark.parametrize("name", ["model", "Name", "NMAE", "VENV"])
+def test_a_misspelt_variable_is_refused_before_anything_runs(checkout: Path, name: str) -> None:
+    command = ["make", "archive", f"{name}=$(shell touch PWNED)"]
+    result = subprocess.run(command, cwd=checkout, env=CLEAN, check=False, capture_output=True, text=True)
+    assert result.returncode == 2
+    (line,) = result.stderr.splitlines()
+    assert f"{name}= is no variable of this Makefile, which has MODEL NAME" in line
+    assert not _calls(checkout)
+    assert not (checkout / "PWNED").exists()
+    given = {**CLEAN, name: "x", "CXX": "g++"}
+    subprocess.run(["make", "archive", "CXX=g++"], cwd=checkout, env=given, check=True, capture_output=True)
+    assert len(_calls(checkout)) == 1
+
+
+@pytest.mark.parametrize("index", ["", "https://example.org/whl"])
+def test_setup_says_that_it_takes_minutes_once(checkout: Path, index: str) -> None:
+    (checkout / ".venv" / ".ready").unlink()
+    given = {**CLEAN, "PYTHON": str(checkout / ".venv" / "bin" / "python"), "TORCH_INDEX": index, "hint": "no"}
+    command = ["make", "setup"]
+    said = subprocess.run(command, cwd=checkout, env=given, check=True, capture_output=True, text=True).stdout
+    hint = "; without a GPU TORCH_INDEX=https://download.pytorch.org/whl/cpu saves gigabytes"
+    assert said == f"setting up .venv (a few minutes{'' if index else hint})\n"
+    assert _calls(checkout)[-1][0] == ["-m", "builder.requirements", "dev"]
+    said = subprocess.run(command, cwd=checkout, env=given, check=True, capture_output=True, text=True).stdout
+    assert "setting up" not in said
+
+
+def test_nothing_is_built_for_a_server_that_cannot_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(make, "STORE", tmp_path)
+    built: list[dict[str, str]] = []
+    ran: list[tuple[str, ...]] = []
+    monkeypatch.setattr(make, "archive", lambda given: built.append(dict(given)) or 0)
+    monkeypatch.setattr(make, "_run", lambda *arguments: ran.append(arguments) or 1)
+    assert make.main(["demo"], {}) == make.main(["serve"], {}) == 1
+    assert (ran, built) == ([("deploy", "check")] * 2, [])
+    monkeypatch.setattr(make, "_run", lambda *arguments: ran.append(arguments) or 0)
+    assert make.main(["demo"], {"MODEL": "another", "COMPUTE": "bf16"}) == 0
+    assert ran[2:] == [("deploy", "check"), ("deploy", "demo", *make.SAMPLES)]
+    assert [given["COMPUTE"] for given in built] == ["bf16"]
+    assert "MODEL" not in built[0]
+
+
+def test_without_names_whatever_is_served_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[tuple[str, ...]] = []
+    monkeypatch.setattr(make, "_run", lambda *arguments: ran.append(arguments) or 0)
+    for given in ({}, {"NAME": "one"}, {"NAMES": "two three"}):
+        make.main(["predict"], given)
+    assert ran == [("deploy", "predict"), ("deploy", "predict", "one"), ("deploy", "predict", "two", "three")]
 
 
 def test_names_are_those_given_or_the_samples() -> None:
