@@ -20,6 +20,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +172,8 @@ class Pool:
         arguments = (theirs, os.getpid(), *self._arguments, self._gpus[number], number)
         process = self._context.Process(target=_serve, args=arguments, daemon=True, name=f"bulk-{number}")
         # Blocked in the child from its first moment: a terminal's Ctrl-C goes to all, but the parent ends the others.
+        # The tracker first: to start it multiprocessing blocks the signal, too, and then lets it through.
+        resource_tracker.ensure_running()
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             process.start()

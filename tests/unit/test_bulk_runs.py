@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -48,6 +49,20 @@ def start(*arguments: Any) -> subprocess.Popen[str]:
 
 def parts(out: Path) -> list[str]:
     return sorted(file.name for file in out.with_name(out.name + ".partial").glob("part-*") if file.suffix != ".tmp")
+
+
+def workers(pid: int) -> list[psutil.Process]:
+    """Without the process in which multiprocessing keeps count of what it shares."""
+    found = [child for child in psutil.Process(pid).children() if "resource_tracker" not in " ".join(child.cmdline())]
+    assert found
+    return found
+
+
+def blocks_interrupts(process: psutil.Process) -> bool:
+    """Whether its first thread does, see proc(5)."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    blocked = int(re.search(r"^SigBlk:\t(\w+)", status, re.MULTILINE)[1], 16)  # type: ignore[index]
+    return bool(blocked >> (signal.SIGINT - 1) & 1)
 
 
 def test_a_run_that_is_killed_twice_has_every_row_once(archive: Path, tmp_path: Path) -> None:
@@ -90,6 +105,7 @@ def test_a_run_that_is_asked_to_stop_says_so_and_keeps_what_is_done(
     while not parts(out):
         assert running.poll() is None
         time.sleep(0.005)
+    assert all(blocks_interrupts(worker) for worker in workers(running.pid))
     os.killpg(running.pid, number)  # to all of its processes, as a terminal does
     _, said = running.communicate()
     assert running.returncode == 130
