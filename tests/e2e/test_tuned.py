@@ -32,7 +32,7 @@ def _cores(server: Server) -> dict[int, set[int]]:
     return found
 
 
-def _settled(server: Server, gone: int | None = None, timeout: float = 120) -> dict[int, set[int]]:
+def _settled(server: Server, gone: int | None = None, timeout: float = 60) -> dict[int, set[int]]:
     """The workers' cores once there are two workers with a core of their own each, none of them ``gone``."""
     deadline = time.monotonic() + timeout
     cores: dict[int, set[int]] = {}
@@ -44,6 +44,8 @@ def _settled(server: Server, gone: int | None = None, timeout: float = 120) -> d
     said = [
         line for log in server.folder.glob("logs/*.log") for line in log.read_text().splitlines() if "pinned" in line
     ]
+    if any("free of other pinned workers" in line for line in said):
+        pytest.skip("other processes of this machine hold its cores, so that workers cannot be pinned")
     raise AssertionError(f"no two workers with a core of their own each within {timeout} s: {cores}; {said}")
 
 
