@@ -8,7 +8,6 @@ something; merged, only passes pay that a small share of a batch is left for (do
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from builder.checkpoint import Checkpoint, load
 from builder.errors import BuildError
 from handler.archive import ArchiveFacts
 from handler.config import SetupConfig
+from handler.integrity import sha256
 from handler.runtime import ADAPTERS
 
 _ALIKE = (
@@ -69,7 +69,7 @@ def add(
         with _named(name):
             own = staged(own_stage, config, checkpoints[name])
         _check_alike(name, facts, own)
-        if _digest(stage / "tokenizer.json") != _digest(own_stage / "tokenizer.json"):
+        if sha256(stage / "tokenizer.json") != sha256(own_stage / "tokenizer.json"):
             raise BuildError(f"adapter {name}: its tokenizer is another than the first one's; archive it apart")
         target = stage / ADAPTERS / name
         target.mkdir(parents=True)
@@ -92,7 +92,3 @@ def _check_alike(name: str, first: ArchiveFacts, own: ArchiveFacts) -> None:
         found, expected = getattr(own, key), getattr(first, key)
         if found != expected:
             raise BuildError(f"adapter {name}: {key} is {found!r}, the first adapter's {expected!r}; archive it apart")
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 from collections.abc import Iterable
@@ -17,6 +16,7 @@ from handler.archive import ArchiveError, ArchiveFacts
 from handler.config import SetupConfig
 from handler.formats import load_module
 from handler.formats.weights import share
+from handler.integrity import sha256
 from handler.packing import Arrays, Model
 from handler.threads import Placement
 from handler.transfer import Staging
@@ -180,7 +180,7 @@ def _load_libraries(folder: Path, facts: ArchiveFacts, device: torch.device) -> 
 def _load_library(path: Path, digest: str) -> None:
     if not path.exists():
         raise ArchiveError(f"{path.name} is missing from the archive; build it again")
-    if _digest(path) != digest:
+    if sha256(path) != digest:
         raise ArchiveError(f"{path.name} is not the file the archive was built with; build it again")
     loaded = _loaded.get(path.name) or _loaded_elsewhere(path.name)
     if loaded == digest:
@@ -198,12 +198,8 @@ def _loaded_elsewhere(name: str) -> str | None:
     """The digest of a library of this name that another part of the process has loaded, from whatever folder."""
     for path in map(Path, torch.ops.loaded_libraries):
         if path.name == name:
-            return _digest(path) if path.exists() else "unknown"
+            return sha256(path) if path.exists() else "unknown"
     return None
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _version(text: str) -> tuple[int, int]:

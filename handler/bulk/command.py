@@ -31,6 +31,7 @@ from handler.bulk.sources import Source, kind_of, open_source, windows
 from handler.bulk.work import Job
 from handler.config import ConfigError
 from handler.doctor import extracted
+from handler.integrity import sha256
 
 _HELP = """\
 IN and OUT are .parquet, .jsonl (.ndjson, .json) or .csv (.tsv) files; IN may be packed (.gz, .zst, .bz2) or a folder of
@@ -292,9 +293,7 @@ def _identity(source: Source) -> str:
 
 
 def _digest(archive: Path) -> str:
-    path = archive / "archive.json" if archive.is_dir() else archive
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return sha256(archive / "archive.json" if archive.is_dir() else archive)
 
 
 def _unpack(archive: Path, folder: Path) -> Path:
