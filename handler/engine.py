@@ -33,7 +33,7 @@ from handler.packing import Arrays, Model, Packer
 from handler.runtime import load_adapters, load_model, pick_device, set_threads
 from handler.schemas import Answer, Request
 from handler.tasks import TASKS
-from handler.tasks.adapted import Adapted, unknown
+from handler.tasks.adapted import Adapted, chosen, unknown
 from handler.tasks.base import Job, Task
 from handler.threads import Placement, ThreadSettings, gpu_threads, place
 from handler.tokenizer import Tokenizer
@@ -263,9 +263,10 @@ class Engine:
     def _encode(self, requests: list[Request]) -> list[Job[Any] | RequestError]:
         if not requests:
             return []
-        if not self.facts.adapters and any(request.adapter is not None for request in requests):
-            plain = iter(self._encode([request for request in requests if request.adapter is None]))
-            return [next(plain) if request.adapter is None else unknown([]) for request in requests]
+        names = self.facts.adapters
+        if not all(chosen(request.adapter, names) for request in requests):
+            known = iter(self._encode([request for request in requests if chosen(request.adapter, names)]))
+            return [next(known) if chosen(request.adapter, names) else unknown(names) for request in requests]
         try:
             return self.task.encode(requests)
         except BaseException as error:

@@ -29,11 +29,9 @@ class Adapted(Task[Any]):
         self.per_token = first.per_token  # type: ignore[misc]
 
     def encode(self, requests: Many[Any]) -> list[Job[Any] | RequestError]:
-        """See Task. A request for an adapter that there is not has an error in its place."""
-        jobs: list[Job[Any] | RequestError] = [unknown(list(self._tasks))] * len(requests)
+        """See Task; every request's adapter is there (:func:`chosen`)."""
+        jobs: list[Any] = [None] * len(requests)
         for name, places in self._grouped(requests).items():
-            if name not in self._tasks:
-                continue
             for place, job in zip(places, self._tasks[name].encode([requests[i] for i in places]), strict=True):
                 jobs[place] = job
                 for sequence in job.sequences if isinstance(job, Job) else ():
@@ -74,6 +72,11 @@ class Adapted(Task[Any]):
 
     def _grouped(self, requests: Many[Request]) -> dict[str, list[int]]:
         return grouped([request.adapter or self._default for request in requests])
+
+
+def chosen(adapter: str | None, names: Many[str]) -> bool:
+    """Whether an archive with adapters of these names, maybe none, answers a request that names this one, or none."""
+    return adapter is None or adapter in names
 
 
 def unknown(names: Many[str]) -> RequestError:

@@ -11,7 +11,7 @@ from collections.abc import Sequence as Many
 
 from handler.errors import RequestError
 from handler.schemas import EmbeddingRequest
-from handler.tasks.adapted import unknown
+from handler.tasks.adapted import chosen, unknown
 from handler.tasks.base import Job
 from handler.tasks.prompts import prompt_of
 from handler.tokenizer import Sequence
@@ -31,7 +31,7 @@ class TokenIdsRequest(EmbeddingRequest):
 
 def checked_ids(ids: Many[int], options: EmbeddingRequest, view: View) -> list[int]:
     """The ids, cut to the model's length where the request's truncation cuts. Raises RequestError."""
-    if options.adapter is not None and options.adapter not in view.facts.adapters:
+    if not chosen(options.adapter, view.facts.adapters):
         raise unknown(view.facts.adapters)
     if not ids:
         raise RequestError("empty", "the list of token ids is empty", "input")
