@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from peft import PeftModel
@@ -27,20 +29,26 @@ def merged(sample: Sample) -> PreTrainedModel:
 
 
 def build(sample: Sample, target: Path | None = None) -> Path:
-    """Write the checkpoint folder (default ``build/samples/NAME``) and return it; the same bytes at every build.
-
-    It is written under a temporary name and renamed, so that a half-written folder is never taken for a checkpoint.
-    """
+    """Write the checkpoint folder (default ``build/samples/NAME``) and return it; the same bytes at every build."""
     target = target or BUILD / sample.name
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-        partial = Path(scratch) / sample.name
+    with whole(target) as partial:
         merged(sample).save_pretrained(partial)
         write_tokenizer(partial)
+    return target
+
+
+@contextmanager
+def whole(target: Path) -> Iterator[Path]:
+    """An empty folder that takes ``target``'s place at the end of the block, unless that ends by an error: so a
+    half-written folder is never taken for a checkpoint."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        partial = Path(scratch) / target.name
+        partial.mkdir()
+        yield partial
         if target.exists():
             shutil.rmtree(target)
         partial.rename(target)
-    return target
 
 
 def write_tokenizer(folder: Path) -> None:

@@ -9,8 +9,6 @@ own safetensors layout, weights in int8 and their scales, which ``python -m buil
 from __future__ import annotations
 
 import random
-import shutil
-import tempfile
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -24,7 +22,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from samples.base import SamplesError, load_tokenizer
-from samples.build import BUILD, merged, write_tokenizer
+from samples.build import BUILD, merged, whole, write_tokenizer
 from samples.recipe import Batch, Sample
 
 TORCHAO = "torchao==0.18.0"
@@ -96,19 +94,13 @@ def save(model: PreTrainedModel, target: Path) -> Path:
     from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
 
     tensors, metadata = flatten_tensor_state_dict(model.state_dict())
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-        partial = Path(scratch) / target.name
-        partial.mkdir()
+    with whole(target) as partial:
         save_file(
             {name: tensor.contiguous() for name, tensor in tensors.items()}, partial / "model.safetensors", metadata
         )
         model.config.architectures = [type(model).__name__]  # which the model's own way of saving would say
         model.config.save_pretrained(partial)
         write_tokenizer(partial)
-        if target.exists():
-            shutil.rmtree(target)
-        partial.rename(target)
     return target
 
 
