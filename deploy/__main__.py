@@ -164,7 +164,8 @@ def _show(server: Server, models: list[str]) -> None:
     print("  TOKEN=$(.venv/bin/python -m deploy token)")
     for name in models:
         file = next((path.relative_to(ROOT) for path in _inputs(name)), None)
-        print(f"  {curl(server.url, name, example(server.store / f'{name}.mar'), file)}")
+        request = None if file else example(server.store / f"{name}.mar")
+        print(f"  {curl(server.url, name, request, file)}")
 
 
 def _inputs(name: str) -> list[Path]:
@@ -177,18 +178,14 @@ def _predict(server: Server, models: list[str]) -> None:
     if strange:
         raise ServerError(f"{', '.join(strange)}: not served; there are: {', '.join(there) or 'none'}")
     for name in models or there:
-        request = example(server.store / f"{name}.mar")
-        sent = [(path.name, path.read_bytes()) for path in _inputs(name)]
-        if not sent and request is not None:
+        sent, headers = [(path.name, path.read_bytes()) for path in _inputs(name)], server.headers()
+        if not sent and (request := example(server.store / f"{name}.mar")) is not None:
             text = json.dumps(request, ensure_ascii=False)
-            sent = [(text, text.encode())]
+            sent, headers = [(text, text.encode())], {**headers, "Content-Type": "application/json"}
         if not sent:
             print(f"{name}: no archive in {server.store.name}/ says what it takes; ask it yourself")
         for what, body in sent:
-            answer = requests.post(
-                f"{server.url}/predictions/{name}", data=body, timeout=60,
-                headers={**server.headers(), **({} if _inputs(name) else {"Content-Type": "application/json"})},
-            )  # fmt: skip
+            answer = requests.post(f"{server.url}/predictions/{name}", data=body, timeout=60, headers=headers)
             print(f"{name} <- {what}: {answer.status_code}")
             print(f"  {_one_line(answer)}")
             answer.raise_for_status()
