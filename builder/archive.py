@@ -6,12 +6,12 @@ a failed parity gate leaves neither.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ from builder.tokenizers import TOKENIZER_FILES
 from handler.archive import ArchiveFacts, LibraryFacts, ModelFacts, Sizes, TorchFacts
 from handler.config import SetupConfig
 from handler.gemm_config import NAME as GEMM_CONFIG
+from handler.integrity import sha256
 from handler.original import HEADS
 from handler.schemes import SCHEMES, original_type
 from handler.spellings import FILES, devices
@@ -65,7 +66,8 @@ def build(
     gate's verdict. Raises BuildError; then no archive was written.
     """
     check_type(config, [library.facts.device for library in libraries], calibrate)
-    config, others = adapted.split(names := config)
+    names = list(config.adapters)
+    config, others = adapted.split(config)
     report("reading the checkpoint")
     checkpoint = load(config)
     config = _wide_enough(config, checkpoint)
@@ -85,7 +87,7 @@ def build(
             return _proven(folder, name, _wide_enough(own, found), found, libraries, report, calibrate)[0]
 
         adapted.add(stage, facts, others, checkpoints, staged)
-        facts = facts.model_copy(update={"adapters": list(names.adapters)})
+        facts = facts.model_copy(update={"adapters": names})
         facts.save(stage / "archive.json")
         report("packing")
         return pack(stage, facts, output), verdict
@@ -106,36 +108,30 @@ def _proven(
     """
     first, *others = shares(config.scheme)
     facts = write_files(stage, name, config, checkpoint, libraries, report, calibrate, first)
+    again = partial(_stage_model, stage, config, checkpoint, libraries, facts, calibrate)
     report("proving it equal to the checkpoint in a fresh process")
     while True:
         try:
             verdict = prove(stage, config, calibrate)
             return facts.model_copy(update={"parity": asdict(verdict)}), verdict
         except Refused as refusal:
-            facts = _with_more_kept(stage, config, checkpoint, libraries, facts, calibrate, others, refusal)
+            facts = _with_more_kept(again, facts, others, refusal)
+            facts.save(stage / "archive.json")
 
 
 def _with_more_kept(
-    stage: Path,
-    config: SetupConfig,
-    checkpoint: Checkpoint,
-    libraries: Sequence[LibraryFile],
-    facts: ArchiveFacts,
-    calibrate: Path | None,
-    others: list[float],
-    refusal: Refused,
+    again: Callable[[float], ArchiveFacts], facts: ArchiveFacts, others: list[float], refusal: Refused
 ) -> ArchiveFacts:
-    """The archive's model made again by the first of ``others`` that keeps other matrices in 16 bits; says so.
+    """The archive's model made ``again`` by the first of ``others`` that keeps other matrices in 16 bits; says so.
 
     Raises the refusal where none does.
     """
     while others:
-        found = _stage_model(stage, config, checkpoint, libraries, facts, calibrate, others.pop(0))
+        found = again(others.pop(0))
         kept = found.quantisation["kept"]
         if kept != facts.quantisation["kept"]:
             line = str(refusal).removesuffix("; no archive was written")
             tqdm.write(f"note: {line}; once more with {len(kept)} matrices in 16 bits", file=sys.stderr)
-            found.save(stage / "archive.json")
             return found
     raise refusal
 
@@ -192,9 +188,7 @@ class LibraryFile:
 
     def __init__(self, path: Path, device: str, targets: Sequence[str]) -> None:
         self.path = path
-        self.facts = LibraryFacts.model_validate(
-            {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "device": device, "targets": list(targets)}
-        )
+        self.facts = LibraryFacts.model_validate({"sha256": sha256(path), "device": device, "targets": list(targets)})
 
 
 def _facts(

@@ -19,8 +19,7 @@ from benchmarks import machine, results, table
 from builder.checkpoint import Checkpoint, load
 from builder.models import encoder_of
 from builder.quantisation import unbuilt
-from builder.quantisation.calibration import hidden_states
-from builder.quantisation.eight_bits import expected_states, gate_inputs, measure, rounder_of
+from builder.quantisation.eight_bits import expected_states, gate_inputs, measure_own, rounder_of
 from builder.quantisation.emulated import emulated
 from handler.config import SetupConfig
 from samples.base import base_folder
@@ -72,7 +71,7 @@ def rows(name: str, config: SetupConfig) -> Iterator[dict[str, Any]]:
             entered = [change(checkpoint, base, batches) for change in changes]  # all measured before any rounds
             for context in entered:
                 stack.enter_context(context)
-            found = measure(cases, lambda batch: hidden_states(checkpoint, base, batch), output)
+            found = measure_own(checkpoint, base, cases, output)
             dev = SAMPLES[name].evaluate(model, checkpoint.load_tokenizer()) if name in SAMPLES else {}
         yield {"model": name, "variant": variant, "token": found.token, "pooled": found.pooled, **dev}
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from builder.checkpoint import Checkpoint
-from builder.encoder import encode, pack, prepare, tensors_of
+from builder.encoder import PackedWeights, encode, pack, prepare, tensors_of
 from builder.errors import BuildError
 from builder.families import EncoderSpec, spec_of
 from builder.gate.compare import on_tensors
@@ -28,14 +29,13 @@ from builder.quantisation.calibration import Calibration, calibration, hidden_st
 from builder.quantisation.emulated import emulated
 from builder.quantisation.keep import kept_by_hand
 from builder.quantisation.quantise import Rounded, Rounder, fewest_kept, steps_of
+from builder.quantisation.schemes import SHARES
 from builder.quantisation.stored import stacked
 from builder.slots import matrices
 from handler.runtime import TracedModel
 
 _WORK = 1e11
 """Operations of the longest probe: every choice of matrices runs it once."""
-_SHARE = 0.9
-"""Less than all of the allowed distance: another processor rounds otherwise (``schemes.SHARES``)."""
 _GPU_TOKENS = 1024
 
 
@@ -109,6 +109,44 @@ def measure(cases: Iterable[tuple[str, Inputs, Tensor]], hidden: Callable[[Input
     return found
 
 
+def measure_own(
+    checkpoint: Checkpoint, base: nn.Module, cases: Iterable[tuple[str, Inputs, Tensor]], output: str
+) -> Cosines:
+    """The worst cosines of the checkpoint's own encoder as it computes now, rounded for a while or not."""
+    return measure(cases, lambda batch: hidden_states(checkpoint, base, batch), output)
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """What a choice of matrices in 16 bits (``kept``) uses up of the allowed distance, 1 being all of it, on ``cases``.
+
+    ``base`` is the checkpoint's encoder as transformers has it, ``served`` its weights in the type between products.
+    """
+
+    checkpoint: Checkpoint
+    base: nn.Module
+    served: PackedWeights
+    rounder: Rounder
+    cases: list[tuple[str, Inputs, Tensor]]
+    output: str
+
+    def of_engine(self, kept: Collection[str]) -> float:
+        """By this machine's."""
+        spec = spec_of(self.checkpoint.config)
+        weights = prepare(spec, replace(self.served, matrices=self.rounder.arena(kept)))
+        return measure(self.cases, lambda batch: encode(spec, weights, batch, "hidden").float(), self.output).distance
+
+    def of_emulation(self, kept: Collection[str], results: torch.dtype = torch.float32) -> float:
+        """In plain PyTorch; see ``emulated``."""
+        with emulated(self.checkpoint, self.base, self.rounder, kept, results):
+            return measure_own(self.checkpoint, self.base, self.cases, self.output).distance
+
+    def of_both(self, kept: Collection[str], enough: float) -> float:
+        """The engine's, or the emulation's where that is worse; not emulated where the engine's exceeds ``enough``."""
+        found = self.of_engine(kept)
+        return found if found > enough else max(found, self.of_emulation(kept, self.served.word.dtype))
+
+
 def quantised_model(
     checkpoint: Checkpoint,
     pooling: str | None,
@@ -116,7 +154,7 @@ def quantised_model(
     scheme: str = "int8",
     compute: str = "bf16",
     keep: Collection[str] = (),
-    share: float = _SHARE,
+    share: float = SHARES[0],
     gpu: bool = False,
 ) -> tuple[PackedModel, dict[str, Any]]:
     """The checkpoint in 8 bits, as many matrices in bf16 as the cosines ask for, and what was chosen.
@@ -139,31 +177,20 @@ def quantised_model(
     always = kept_by_hand(keep, spec)
     cases = expected_states(checkpoint, base, inputs)
     rounder = rounder_of(checkpoint, base, scheme, [batch for _, batch in chosen.inputs])
-
-    def of_engine(kept: Collection[str]) -> float:
-        weights = prepare(spec, replace(served, matrices=rounder.arena(kept)))
-        return measure(cases, lambda batch: encode(spec, weights, batch, "hidden").float(), output).distance
-
-    def of_emulation(kept: Collection[str]) -> float:
-        with emulated(checkpoint, base, rounder, kept):
-            return measure(cases, lambda batch: hidden_states(checkpoint, base, batch), output).distance
-
-    def of_both(kept: Collection[str]) -> float:
-        found = of_engine(kept)
-        if found > share:
-            return found
-        with emulated(checkpoint, base, rounder, kept, DTYPES[compute]):
-            return max(found, measure(cases, lambda batch: hidden_states(checkpoint, base, batch), output).distance)
-
+    trial = _Trial(checkpoint, base, served, rounder, cases, output)
+    reached: Callable[[Collection[str]], float] = trial.of_engine
+    if scheme != "int8":
+        reached = trial.of_emulation
+    elif gpu:
+        reached = partial(trial.of_both, enough=share)
     every = [slot.name for slot in rounder.slots]
-    reached = of_emulation if scheme != "int8" else of_both if gpu else of_engine
     if rounder.given:  # what the checkpoint's makers left alone stays so
-        always_kept: Collection[str] = {*always, *(name for name in every if name not in rounder.given)}
+        untouched = {name for name in every if name not in rounder.given}
     else:
-        always_kept = always
+        untouched = set()
         if scheme == "int8" and calibrate is not None:
             rounder.fix(few_own_steps(rounder, behind(spec, "attention", "activation"), reached, always, share))
-    kept = fewest_kept(every, reached, share, always_kept)
+    kept = fewest_kept(every, reached, share, {*always, *untouched})
     facts = {
         "calibrated_on": chosen.source,
         "matrices": len(every),
@@ -180,7 +207,7 @@ def few_own_steps(
     candidates: list[str],
     reached: Callable[[Collection[str]], float],
     always: Collection[str],
-    share: float = _SHARE,
+    share: float = SHARES[0],
 ) -> list[str]:
     """Those of ``candidates`` whose operands may have steps that all tokens share, which saves a GPU a pass over them:
     as many as the cosines bear without any further matrix in 16 bits."""
@@ -277,7 +304,7 @@ def judge(
     if scheme != "int8" and device.type == "cpu":
         rounder = rounder_of(checkpoint, base, scheme, [batch for _, batch in chosen.inputs])
         with emulated(checkpoint, base, rounder, kept):
-            found = found.worse(measure(cases, lambda batch: hidden_states(checkpoint, base, batch), output))
+            found = found.worse(measure_own(checkpoint, base, cases, output))
     exact = pack(tensors_of(base), checkpoint.family, spec, torch.float32)
     reference = assemble(checkpoint, stock, exact, pooling)
     squares = torch.zeros(2, dtype=torch.float64)

@@ -21,7 +21,7 @@ from builder.gate.probes import Inputs
 from builder.gate.verdict import POOLED_COSINE, TOKEN_COSINE
 from builder.models import encoder_of, output_of
 from builder.quantisation.calibration import hidden_states, spans_of
-from builder.quantisation.eight_bits import Cosines, expected_states, gate_inputs, measure, rounder_of
+from builder.quantisation.eight_bits import Cosines, expected_states, gate_inputs, measure_own, rounder_of
 from builder.quantisation.emulated import emulated
 from builder.slots import matrices, slots
 
@@ -57,7 +57,7 @@ def mode_two(checkpoint: Checkpoint, calibrate: Path | None) -> Cosines:
     rounder = rounder_of(checkpoint, base, "int8", [batch for _, batch in chosen.inputs])
     steps = residual_steps(checkpoint, base, [batch for _, batch in inputs])
     with emulated(checkpoint, base, rounder, ()), integer_residual(base, steps):
-        return measure(cases, lambda batch: hidden_states(checkpoint, base, batch), pooled(checkpoint))
+        return measure_own(checkpoint, base, cases, pooled(checkpoint))
 
 
 def pooled(checkpoint: Checkpoint) -> str:
