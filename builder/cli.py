@@ -121,6 +121,28 @@ def _add_archive(commands: Any) -> None:
         choices=TASKS,
         help="or a pipeline's name, such as text-classification (default: read off the checkpoint)",
     )
+    _add_types(archiving)
+    archiving.add_argument(
+        "--calibrate",
+        type=Path,
+        metavar="FILE",
+        help="for 8 bits: texts like those to be served, a line each, as JSON lines with text and text_pair, or SQuAD",
+    )
+    archiving.add_argument("--max-length", type=int, help="longest sequence in tokens")
+    archiving.add_argument("--batch-size", type=int, help="most requests TorchServe joins")
+    archiving.add_argument("--output", type=Path, default=Path("model_store"), help="default: model_store")
+    archiving.add_argument(
+        "--device",
+        choices=("cpu", "cuda", "auto"),
+        default="auto",
+        help="libraries to carry: the CPU's, CUDA's too, or CUDA's where there are nvcc and a GPU (default)",
+    )
+    archiving.add_argument("--gemm-config", type=Path, help="a gemm_config.json for the CUDA library, made by tune")
+    archiving.set_defaults(run=_archive)
+
+
+def _add_types(archiving: argparse.ArgumentParser) -> None:
+    """Which form the model takes; older words for it, and words for what is not built, too."""
     archiving.add_argument("--encoder", choices=get_args(Encoder), help="default: fused")
     archiving.add_argument(
         "--format",
@@ -144,23 +166,6 @@ def _add_archive(commands: Any) -> None:
         "(thsext)",
     )
     archiving.add_argument("--data-type", choices=tuple(DATA_TYPES), help="compute type and scheme in one word")
-    archiving.add_argument(
-        "--calibrate",
-        type=Path,
-        metavar="FILE",
-        help="for 8 bits: texts like those to be served, a line each, as JSON lines with text and text_pair, or SQuAD",
-    )
-    archiving.add_argument("--max-length", type=int, help="longest sequence in tokens")
-    archiving.add_argument("--batch-size", type=int, help="most requests TorchServe joins")
-    archiving.add_argument("--output", type=Path, default=Path("model_store"), help="default: model_store")
-    archiving.add_argument(
-        "--device",
-        choices=("cpu", "cuda", "auto"),
-        default="auto",
-        help="libraries to carry: the CPU's, CUDA's too, or CUDA's where there are nvcc and a GPU (default)",
-    )
-    archiving.add_argument("--gemm-config", type=Path, help="a gemm_config.json for the CUDA library, made by tune")
-    archiving.set_defaults(run=_archive)
 
 
 def _compile(options: argparse.Namespace) -> None:
