@@ -216,6 +216,9 @@ def test_what_two_devices_decide_otherwise_is_counted_and_int8_is_held_to_it() -
     samples.check({}, [{"data_type": "fp8", **found}])
     with pytest.raises(ValueError, match=r"ticket_routing on two devices: 1 of \d+ decided otherwise"):
         samples.check({}, [{"data_type": "int8", **found}])
+    lines = samples.verdicts([{"data_type": "bf16", **found}, {"data_type": "int8", **found}])
+    assert [line.split(": ")[-1] for line in lines] == ["MISSED", "MISSED", "kept", "kept"]
+    assert lines[1] == "ticket_routing, int8, scores apart by up to: 0.0300 (wanted at most 0.02): MISSED"
     with pytest.raises(ValueError, match="tickets-int8: parity FAILED"):
         samples.check({"tickets-int8": {"refused": "parity FAILED"}}, [])
 
