@@ -1,8 +1,8 @@
 """What an encoder is shown while its 8-bit form is chosen and judged: generated sequences, or texts of the user's.
 
 Static activation scales are not among int8's uses: the engines round each token with a range of its own
-(docs/cpu-log.md has the comparison). Inputs serve to measure how far activations reach and which matrices lose too much
-in 8 bits.
+(docs/cpu-log.md has the comparison). Inputs serve to fit factors and integers, to measure how far activations reach,
+and which matrices lose too much in 8 bits.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from builder.checkpoint import Checkpoint
 from builder.errors import BuildError
 from builder.families import spec_of
 from builder.gate.probes import Inputs
+from builder.quantisation.sentences import SENTENCES
 from builder.slots import matrices
 
 Text = tuple[str, str | None]
@@ -37,6 +38,10 @@ _REPEATS = (1, 2, 3, 4, 6, 8, 12, 16)
 _DEGENERATE = ("", "a", "!!!", "...", "!!! ???", "!!! ??? ...", "1 2 3 4 5", "[ ] { } ( )")
 """Strings whose tokens err alike in 8 bits, so that pooling does not level it out."""
 _BATCH = 16
+_FITTED = ((16, 32), (32, 16), (64, 8), (128, 4))
+"""Lengths of the random sequences that integers are fitted to besides, and how many there are of each."""
+_MOST_BYTES = 1 << 30
+"""Of all samples together."""
 
 
 def read_texts(path: Path) -> list[Text]:
@@ -125,20 +130,53 @@ def _spread(items: Sequence[_T], most: int) -> list[_T]:
 
 def _generated(checkpoint: Checkpoint, tokenizer: Any, longest: int) -> list[list[int]]:
     """Random ids between the special tokens, of many lengths, and single ids repeated, as in "!!!"."""
-    frame = tokenizer("").input_ids
-    before, after = frame[: len(frame) // 2], frame[len(frame) // 2 :]
-    special = set(tokenizer.all_special_ids)
-    size = min(len(tokenizer), checkpoint.config.vocab_size)
-    ordinary = torch.tensor([index for index in range(size) if index not in special])
-    generator = torch.Generator().manual_seed(20)
-    room = longest - len(frame)
+    draws = _Draws(checkpoint, tokenizer, longest, seed=20)
+    mixed = [draws.ids(length) for length in _LENGTHS]
+    repeated = [draws.ids(1) * min(length, draws.room) for length in _REPEATS]
+    return [draws.framed(row) for row in mixed + repeated]
 
-    def draw(count: int) -> list[int]:
-        return ordinary[torch.randint(len(ordinary), (count,), generator=generator)].tolist()
 
-    mixed = [draw(min(length, room)) for length in _LENGTHS]
-    repeated = [draw(1) * min(length, room) for length in _REPEATS]
-    return [before + row + after for row in mixed + repeated]
+def more_sequences(checkpoint: Checkpoint) -> list[Inputs]:
+    """What integers are fitted to besides, the same at every build: to a few hundred tokens they would fit better than
+    to anything else. Some 2,000 tokens of random ids between the special ones, and plain sentences."""
+    tokenizer, longest = checkpoint.load_tokenizer(), min(LONGEST, checkpoint.longest)
+    draws = _Draws(checkpoint, tokenizer, longest, seed=21)
+    frame = len(draws.framed([]))
+    return [
+        plain_sentences(checkpoint),
+        *(
+            _padded(checkpoint, [draws.framed(draws.ids(length - frame)) for _ in range(count)])
+            for length, count in _FITTED
+        ),
+    ]
+
+
+def plain_sentences(checkpoint: Checkpoint) -> Inputs:
+    """Text to judge and fit by where there is none of the user's."""
+    tokenizer, longest = checkpoint.load_tokenizer(), min(LONGEST, checkpoint.longest)
+    return _encoded(checkpoint, [tokenizer(text, truncation=True, max_length=longest) for text in SENTENCES])
+
+
+class _Draws:
+    """Random ids that are no special tokens."""
+
+    def __init__(self, checkpoint: Checkpoint, tokenizer: Any, longest: int, *, seed: int) -> None:
+        frame = tokenizer("").input_ids
+        self.before, self.after = frame[: len(frame) // 2], frame[len(frame) // 2 :]
+        special = set(tokenizer.all_special_ids)
+        size = min(len(tokenizer), checkpoint.config.vocab_size)
+        self.ordinary = torch.tensor([index for index in range(size) if index not in special])
+        self.generator = torch.Generator().manual_seed(seed)
+        self.room = longest - len(frame)
+
+    def ids(self, count: int) -> list[int]:
+        """So many, or as many as there is room for."""
+        shape = (max(1, min(count, self.room)),)
+        return self.ordinary[torch.randint(len(self.ordinary), shape, generator=self.generator)].tolist()
+
+    def framed(self, row: list[int]) -> list[int]:
+        """Between the special tokens."""
+        return self.before + row + self.after
 
 
 def _padded(checkpoint: Checkpoint, rows: Sequence[list[int]]) -> Inputs:
@@ -171,11 +209,30 @@ def measured_spans(checkpoint: Checkpoint, base: nn.Module, batches: Sequence[In
 
     ``base`` is the checkpoint's encoder as transformers has it.
     """
+    return spans_of(base, _watched(checkpoint), batches, lambda inputs: hidden_states(checkpoint, base, inputs))
+
+
+def samples(checkpoint: Checkpoint, base: nn.Module, batches: Sequence[Inputs]) -> dict[str, Tensor]:
+    """Inputs of all products [tokens, inputs] in bf16, by the matrix's slot name; as many tokens at even distances as
+    ``_MOST_BYTES`` hold of all together."""
+    bytes_of_a_token = sum(2 * slot.columns for slot in matrices(spec_of(checkpoint.config)))
+    tokens = sum(int(mask.sum()) for _, _, mask in batches)
+    stride = max(1, -(-tokens * bytes_of_a_token // _MOST_BYTES))
+    found: dict[str, list[Tensor]] = {}
+
+    def keep(matrix: str, rows: Tensor) -> None:
+        found.setdefault(matrix, []).append(rows[::stride].to(torch.bfloat16))
+
+    watch(base, _watched(checkpoint), batches, lambda inputs: hidden_states(checkpoint, base, inputs), keep)
+    return {matrix: torch.cat(rows) for matrix, rows in found.items()}
+
+
+def _watched(checkpoint: Checkpoint) -> dict[str, str]:
+    """A module of each matrix, by its slot name."""
     # Of qkv that of the values: DeBERTa's projections of queries and keys are given positions too.
-    watched = {
+    return {
         slot.name: checkpoint.family.modules(slot.name, slot.layer)[-1] for slot in matrices(spec_of(checkpoint.config))
     }
-    return spans_of(base, watched, batches, lambda inputs: hidden_states(checkpoint, base, inputs))
 
 
 def spans_of(
@@ -189,21 +246,40 @@ def spans_of(
     """What the inputs of ``base``'s modules span, or with ``made`` their results, by the keys of ``watched``, while
     ``run`` computes the batches; pads do not count."""
     spans: dict[str, Span] = {}
+
+    def widen(matrix: str, rows: Tensor) -> None:
+        low, high = rows.float().aminmax(dim=0)
+        if matrix in spans:
+            low, high = torch.minimum(spans[matrix][0], low), torch.maximum(spans[matrix][1], high)
+        spans[matrix] = low, high
+
+    watch(base, watched, batches, run, widen, made=made)
+    return spans
+
+
+def watch(
+    base: nn.Module,
+    watched: Mapping[str, str],
+    batches: Sequence[Inputs],
+    run: Callable[[Inputs], object],
+    see: Callable[[str, Tensor], None],
+    *,
+    made: bool = False,
+) -> None:
+    """Show ``see`` the rows of tokens [tokens, inputs] that each of ``base``'s modules is given while ``run`` computes
+    the batches, or with ``made`` those that it makes, under the keys of ``watched``."""
     valid = torch.empty(0)
 
-    def watch(matrix: str) -> Any:
+    def hook_of(key: str) -> Any:
         def hook(_module: nn.Module, arguments: tuple[Tensor, ...], *result: Tensor) -> None:
-            low, high = (result or arguments)[0][valid].float().aminmax(dim=0)
-            if matrix in spans:
-                low, high = torch.minimum(spans[matrix][0], low), torch.maximum(spans[matrix][1], high)
-            spans[matrix] = low, high
+            see(key, (result or arguments)[0][valid])
 
         return hook
 
-    modules = {name: base.get_submodule(path) for name, path in watched.items()}
+    modules = {key: base.get_submodule(path) for key, path in watched.items()}
     hooks = [
-        module.register_forward_hook(watch(name)) if made else module.register_forward_pre_hook(watch(name))
-        for name, module in modules.items()
+        module.register_forward_hook(hook_of(key)) if made else module.register_forward_pre_hook(hook_of(key))
+        for key, module in modules.items()
     ]
     try:
         for inputs in batches:
@@ -212,7 +288,6 @@ def spans_of(
     finally:
         for handle in hooks:
             handle.remove()
-    return spans
 
 
 def hidden_states(checkpoint: Checkpoint, base: nn.Module, inputs: Inputs) -> Tensor:

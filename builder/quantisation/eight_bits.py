@@ -25,10 +25,19 @@ from builder.gate.compare import on_tensors
 from builder.gate.probes import Inputs, probes
 from builder.gate.verdict import HEAD_ERROR, POOLED_COSINE, TOKEN_COSINE, CosineVerdict
 from builder.models import DTYPES, PackedModel, assemble, encoder_of, output_of
-from builder.quantisation.calibration import Calibration, calibration, hidden_states, measured_spans
+from builder.quantisation.calibration import (
+    Calibration,
+    calibration,
+    hidden_states,
+    measured_spans,
+    more_sequences,
+    plain_sentences,
+    samples,
+)
 from builder.quantisation.emulated import emulated
 from builder.quantisation.keep import kept_by_hand
 from builder.quantisation.quantise import Rounded, Rounder, fewest_kept, steps_of
+from builder.quantisation.ranking import by_answers, pooled
 from builder.quantisation.schemes import SHARES
 from builder.quantisation.stored import stacked
 from builder.slots import matrices
@@ -82,10 +91,7 @@ def _worst(actual: Tensor, expected: Tensor) -> float:
 
 
 def _pool(hidden: Tensor, mask: Tensor, output: str) -> Tensor:
-    if output == "first":
-        return hidden[:, 0]
-    weights = mask.unsqueeze(-1).to(hidden.dtype)
-    return (hidden * weights).sum(1) / weights.sum(1)
+    return pooled(hidden, mask, "first" if output == "first" else "mean")
 
 
 def gate_inputs(checkpoint: Checkpoint, calibrate: Path | None) -> tuple[Calibration, list[tuple[str, Inputs]]]:
@@ -161,7 +167,7 @@ def quantised_model(
 
     Matrices are kept in bf16 until no more than ``share`` of the allowed distance is used up: by this machine's engine,
     and with ``gpu`` by an emulation too, since a GPU does not fall to the same side wherever a value lies between two
-    integers.
+    integers. Of int8 those are kept first that move the answers most.
 
     Matrices named in ``keep`` (``builder.quantisation.keep``) stay bf16 whatever the cosines say; where the checkpoint
     brings its own scales, these are used, and what it has left alone stays bf16 too. Tables and the arithmetic between
@@ -190,7 +196,9 @@ def quantised_model(
         untouched = set()
         if scheme == "int8" and calibrate is not None:
             rounder.fix(few_own_steps(rounder, behind(spec, "attention", "activation"), reached, always, share))
-    kept = fewest_kept(every, reached, share, {*always, *untouched})
+    texts = [plain_sentences(checkpoint)] if calibrate is None else [batch for _, batch in chosen.inputs]
+    ranked = by_answers(checkpoint, model, served, pooling, rounder, texts) if scheme == "int8" else None
+    kept = fewest_kept(every, reached, share, {*always, *untouched}, ranked)
     facts = {
         "calibrated_on": chosen.source,
         "matrices": len(every),
@@ -222,9 +230,11 @@ def few_own_steps(
 
 def rounder_of(checkpoint: Checkpoint, base: nn.Module, scheme: str, batches: Sequence[Inputs]) -> Rounder:
     """The matrices of ``base``, the checkpoint's encoder, on their way to 8 bits: with what ``batches`` show of how far
-    activations reach. Operands of fp8 behind attention and activations are rounded in steps that all tokens share: rows
-    behind a LayerNorm get a scale each at no cost, others by a pass of their own. Those of int8 may be fixed so, too
-    (:meth:`Rounder.fix`)."""
+    activations reach; int8's factors and integers are fitted to them and to ``more_sequences``.
+
+    Operands of fp8 behind attention and activations are rounded in steps that all tokens share: rows behind a LayerNorm
+    get a scale each at no cost, others by a pass of their own. Those of int8 may be fixed so, too (``Rounder.fix``).
+    """
     spec = spec_of(checkpoint.config)
     exact = pack(tensors_of(base), checkpoint.family, spec, torch.float32)
     given = of_checkpoint(checkpoint, base, scheme)
@@ -235,9 +245,12 @@ def rounder_of(checkpoint: Checkpoint, base: nn.Module, scheme: str, batches: Se
     ranges = {name: (float(low.min()), float(high.max())) for name, (low, high) in spans.items() if name in made}
     steps = steps_of(ranges, scheme)
     smoothed = {n: torch.maximum(high.abs(), low.abs()) for n, (low, high) in spans.items() if n not in made}
-    rounder = Rounder(exact.matrices, exact.vectors, spec, smoothed, number=scheme, steps=steps, given=given)
-    if scheme == "int8":
-        rounder.fix(())
+    arenas = (exact.matrices, exact.vectors, spec)
+    if scheme != "int8":
+        return Rounder(*arenas, smoothed, number=scheme, steps=steps, given=given)
+    fitted = {} if given else samples(checkpoint, base, [*batches, *more_sequences(checkpoint)])
+    rounder = Rounder(*arenas, smoothed, number=scheme, steps=steps, given=given, samples=fitted)
+    rounder.fix(())
     return rounder
 
 

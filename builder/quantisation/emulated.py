@@ -40,8 +40,9 @@ def emulated(
             if slot.name in keep:
                 continue
             rounded = rounder.rounded(slot.name)
-            modules = [base.get_submodule(path) for path in checkpoint.family.modules(slot.name, slot.layer)]
-            for module, weight in zip(modules, rounded.weight.chunk(len(modules)), strict=True):
+            modules: list[Any] = [base.get_submodule(path) for path in checkpoint.family.modules(slot.name, slot.layer)]
+            rows = [len(module.weight) for module in modules]  # of grouped queries, keys and values have fewer
+            for module, weight in zip(modules, rounded.weight.split(rows), strict=True):
                 undo.append(_replace(module, weight))
                 handle = module.register_forward_pre_hook(
                     lambda _module, inputs, rounded=rounded: (operand(inputs[0], rounded, rounder.number), *inputs[1:])

@@ -2,8 +2,8 @@
 
 Weights get one symmetric scale per output; activations are rounded at run time, with a scale per token, or in steps
 that are the same for every token where some are given. Integers cannot hold outliers: these are moved from activations
-into weights as in SmoothQuant (Xiao et al., 2023), by how far each input reaches: measured
-(``builder.quantisation.calibration``), or read off the LayerNorm that produces it. The inverse factor is applied when
+into weights as in SmoothQuant (Xiao et al., 2023): fitted to inputs (``builder.quantisation.fitting``), or where none
+are at hand by how far they reach, read off the LayerNorm that produces them. The inverse factor is applied when
 the operand is rounded, so that the residual stream stays as it is. E4M3 (Micikevicius et al., "FP8 formats for deep
 learning", 2022) keeps outliers beside small numbers and needs no such factors.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from torch import Tensor
 from builder import slots
 from builder.errors import BuildError
 from builder.families.spec import EncoderSpec
+from builder.quantisation.fitting import compensated, learned_factors
 
 Reach = Mapping[str, Tensor]
 """A matrix's slot name -> the largest magnitude of each input [inputs] of its product; matrices that are absent keep
@@ -37,6 +38,9 @@ class Step:
 
 Steps = Mapping[str, Step]
 """A matrix's slot name -> the steps of its operands; those that are absent round each token over its own range."""
+
+Samples = Mapping[str, Tensor]
+"""A matrix's slot name -> inputs of its product, [tokens, inputs] of any float type."""
 
 
 @dataclass(frozen=True)
@@ -146,14 +150,18 @@ def most_sensitive(
 
 
 def fewest_kept(
-    every: list[str], reached: Callable[[Collection[str]], float], target: float, always: Collection[str] = ()
+    every: list[str],
+    reached: Callable[[Collection[str]], float],
+    target: float,
+    always: Collection[str] = (),
+    rank: Callable[[list[str]], list[str]] | None = None,
 ) -> tuple[str, ...]:
     """Few of ``every`` matrix to keep in 16 bits so that ``reached(kept) <= target``, found greedily.
 
-    ``reached`` says how far the encoder strays with those kept. Matrices are ranked by the error that each causes when
-    it alone is rounded, kept from the worst on until the target holds (by bisection), and then rounded after all, from
-    the mildest on, where it holds without them too. Where the target does not even hold in 16 bits, that is all of
-    them. Those of ``always`` are kept whatever is reached, and come first.
+    ``reached`` says how far the encoder strays with those kept. Matrices are ranked, by ``rank`` or else by the error
+    that each causes when it alone is rounded, kept from the worst on until the target holds (by bisection), and then
+    rounded after all, from the mildest on, where it holds without them too. Where the target does not even hold in 16
+    bits, that is all of them. Those of ``always`` are kept whatever is reached, and come first.
     """
     always = [matrix for matrix in every if matrix in always]
     if reached(always) <= target:
@@ -161,7 +169,10 @@ def fewest_kept(
     if reached(every) > target:
         return tuple(every)
     free = [matrix for matrix in every if matrix not in always]
-    ranked = sorted(free, key=lambda matrix: reached([other for other in every if other != matrix]), reverse=True)
+    if rank is None:
+        ranked = sorted(free, key=lambda matrix: reached([other for other in every if other != matrix]), reverse=True)
+    else:
+        ranked = rank(free)
     too_few, count = 0, len(ranked)
     while count - too_few > 1:
         middle = (too_few + count) // 2
@@ -187,6 +198,7 @@ class Rounder:
         number: str = "int8",
         steps: Steps | None = None,
         given: Given | None = None,
+        samples: Samples | None = None,
     ) -> None:
         self.slots = slots.matrices(spec)
         if matrices.numel() != sum(slot.elements for slot in self.slots):
@@ -199,8 +211,9 @@ class Rounder:
         self.reach = _estimated_reach(spec, vectors.float()) if reach is None else reach
         self.steps = steps or {}
         self.given = given or {}
+        self.samples = samples or {}
         self._fixed = set(self.steps)
-        self._rounded: dict[str, Rounded] = dict(self.given)
+        self._rounded: dict[tuple[str, bool], Rounded] = {}
 
     def fix(self, matrices: Collection[str]) -> None:
         """Let the operands of these matrices, and of no others, have the steps that are known of them."""
@@ -208,13 +221,31 @@ class Rounder:
 
     def rounded(self, matrix: str) -> Rounded:
         """A matrix in 8 bits, by its slot's name."""
-        if matrix not in self._rounded:
-            reach = self.reach.get(matrix) if self.number.smooths and matrix not in self.steps else None
-            self._rounded[matrix] = _round(self.weights[matrix].float(), reach, self.number)
-        found = self._rounded[matrix]
-        if matrix in self.given or matrix not in self._fixed:
-            return found
-        return replace(found, step=self.steps.get(matrix))
+        if matrix in self.given:
+            return self.given[matrix]
+        step = self.steps.get(matrix) if matrix in self._fixed else None
+        key = matrix, step is not None
+        if key not in self._rounded:
+            self._rounded[key] = self._round(matrix, step)
+        return self._rounded[key]
+
+    def _round(self, matrix: str, step: Step | None) -> Rounded:
+        """Operands in steps that all tokens share have no factors: the kernels that write them know of none."""
+        weight, inputs = self.weights[matrix].float(), self.samples.get(matrix)
+        factors = torch.ones(weight.shape[1])
+        if self.number.smooths and step is None:
+            if matrix in self.reach:
+                factors = _smoothing(weight, self.reach[matrix])
+            if inputs is not None:
+                factors = learned_factors(weight, inputs, factors)
+        spread = weight / factors
+        scales = spread.abs().amax(1) / self.number.largest
+        steps_of_weights = scales.clamp(min=torch.finfo(torch.float32).tiny)
+        if inputs is not None and self.number.dtype is torch.int8:
+            numbers = compensated(spread, steps_of_weights, inputs.float() * factors, self.number.largest)
+        else:
+            numbers = self.number.rounded(spread / steps_of_weights[:, None])
+        return Rounded(numbers.to(self.number.dtype), scales, factors, step)
 
     def arena(self, keep: Collection[str]) -> Tensor:
         """The archived form with the matrices of ``keep`` in bf16, uint8 [bytes]."""
@@ -229,18 +260,12 @@ class Rounder:
         return writer.finish()
 
 
-def _round(weight: Tensor, magnitude: Tensor | None, number: Number) -> Rounded:
-    """``magnitude``: how far each input reaches, where its outliers are to move into the weights."""
-    factors = torch.ones(weight.shape[1])
-    if magnitude is not None:
-        tiny = torch.finfo(torch.float32).tiny ** 0.5
-        range_in, range_out = magnitude.clamp(min=tiny), weight.abs().amax(0).clamp(min=tiny)
-        factors = range_out ** (1 - _SMOOTHING) / range_in**_SMOOTHING
-        factors = factors / factors.log().mean().exp()
-    spread = weight / factors
-    scales = spread.abs().amax(1) / number.largest
-    numbers = number.rounded(spread / scales.clamp(min=torch.finfo(torch.float32).tiny)[:, None])
-    return Rounded(numbers.to(number.dtype), scales, factors)
+def _smoothing(weight: Tensor, magnitude: Tensor) -> Tensor:
+    """SmoothQuant's factors [inputs]; ``magnitude`` [inputs]: how far each input reaches."""
+    tiny = torch.finfo(torch.float32).tiny ** 0.5
+    range_in, range_out = magnitude.clamp(min=tiny), weight.abs().amax(0).clamp(min=tiny)
+    factors = range_out ** (1 - _SMOOTHING) / range_in**_SMOOTHING
+    return factors / factors.log().mean().exp()
 
 
 def _estimated_reach(spec: EncoderSpec, vectors: Tensor) -> dict[str, Tensor]:
