@@ -11,12 +11,13 @@ from safetensors.torch import load_file, save_file
 
 from builder import archive
 from builder.checkpoint import Checkpoint, load
-from builder.families import spec_of
+from builder.encoder import pack, tensors_of
+from builder.families import EncoderSpec, spec_of
 from builder.gate import parity
 from builder.gate.verdict import CosineVerdict
 from builder.inspection import read_facts
 from builder.models import PackedModel, encoder_of
-from builder.quantisation.calibration import hidden_states
+from builder.quantisation.calibration import hidden_states, plain_sentences
 from builder.quantisation.eight_bits import (
     expected_states,
     gate_inputs,
@@ -26,13 +27,15 @@ from builder.quantisation.eight_bits import (
     rounder_of,
 )
 from builder.quantisation.emulated import emulated
+from builder.quantisation.quantise import Rounder
+from builder.quantisation.ranking import by_answers
 from builder.quantisation.schemes import SHARES, shares
 from builder.slots import matrices
 from handler.archive import ArchiveFacts
 from handler.config import SetupConfig
 from handler.runtime import TracedModel
 from tests import newer_families as newer
-from tests.checkpoints import FAMILIES, HEADS, NEWER, make_checkpoint
+from tests.checkpoints import FAMILIES, HEADS, NEWER, TEXTS, make_checkpoint
 
 pytestmark = pytest.mark.usefixtures("cpu_library")
 
@@ -150,3 +153,63 @@ def test_an_archive_for_a_gpu_holds_in_the_emulation_too(tmp_path: Path) -> None
     assert distances[True] <= 0.9
     assert len(kept[False]) <= len(kept[True]) < 8
     assert distances[True] <= distances[False]
+
+
+def _rounder_of(checkpoint: Checkpoint) -> tuple[Any, Any, Rounder]:
+    stock = checkpoint.load_model()
+    base = encoder_of(checkpoint, stock)
+    chosen, _ = gate_inputs(checkpoint, None)
+    return stock, base, rounder_of(checkpoint, base, "int8", [batch for _, batch in chosen.inputs])
+
+
+@pytest.mark.parametrize("task", ["sequence_classification", "question_answering", "embedding", "fill_mask"])
+def test_what_moves_the_answers_most_is_kept_first(tmp_path: Path, task: str) -> None:
+    checkpoint = _checkpoint(tmp_path, "bert", task)
+    stock, base, rounder = _rounder_of(checkpoint)
+    every = [slot.name for slot in rounder.slots]
+    served = pack(tensors_of(base), checkpoint.family, spec_of(checkpoint.config), torch.bfloat16)
+    ranked = by_answers(checkpoint, stock, served, _pooling(task), rounder, [plain_sentences(checkpoint)])
+    before = ranked(every)
+    assert sorted(before) == sorted(every)
+    mildest = rounder.rounded(before[-1])
+    mildest.numbers.zero_()
+    assert ranked(every)[0] == before[-1]
+
+
+def test_an_archive_is_built_alike_each_time(tmp_path: Path) -> None:
+    checkpoint = _checkpoint(tmp_path, "bert", "sequence_classification")
+    first, second = (quantised_model(checkpoint, None, None) for _ in range(2))
+    assert first[1] == second[1]
+    assert torch.equal(first[0].encoder.matrices, second[0].encoder.matrices)
+
+
+def test_fitted_integers_err_less_than_rounded_ones(tmp_path: Path) -> None:
+    """On text that they were not fitted to."""
+    checkpoint = _checkpoint(tmp_path, "bert", "sequence_classification")
+    _, base, rounder = _rounder_of(checkpoint)
+    plain = Rounder(*_arenas(checkpoint, base), rounder.reach)
+    tokens = checkpoint.load_tokenizer()(TEXTS, padding=True, return_tensors="pt")
+    batch = (tokens.input_ids, torch.zeros_like(tokens.input_ids), tokens.attention_mask)
+    exact = hidden_states(checkpoint, base, batch)
+    errors = []
+    for one in (rounder, plain):
+        with emulated(checkpoint, base, one, ()):
+            errors.append(float((hidden_states(checkpoint, base, batch) - exact)[batch[2].bool()].norm()))
+    assert errors[0] < 0.9 * errors[1]
+
+
+def _arenas(checkpoint: Checkpoint, base: Any) -> tuple[torch.Tensor, torch.Tensor, EncoderSpec]:
+    spec = spec_of(checkpoint.config)
+    packed = pack(tensors_of(base), checkpoint.family, spec, torch.float32)
+    return packed.matrices, packed.vectors, spec
+
+
+@pytest.mark.parametrize("family", NEWER)
+def test_the_emulation_of_a_newer_family_errs_as_8_bits_do(tmp_path: Path, family: str) -> None:
+    """Grouped queries among them, whose keys and values have fewer rows."""
+    checkpoint = _checkpoint(tmp_path, family, newer.HEADS[family][0])
+    _, base, rounder = _rounder_of(checkpoint)
+    cases = expected_states(checkpoint, base, gate_inputs(checkpoint, None)[1][:1])
+    with emulated(checkpoint, base, rounder, ()):
+        found = measure(cases, lambda batch: hidden_states(checkpoint, base, batch), "mean")
+    assert 0.9 < found.token < 1 - 1e-6
