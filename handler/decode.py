@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 from pydantic import ValidationError
 
 from handler import quick_json
-from handler.bodies import FORM, RAW_FORM, Headers, check_form, decompressed, form_fields, is_json, text_of
+from handler.bodies import FORM, RAW_FORM, Headers, check_form, decompressed, form_fields, is_json, is_plain, text_of
 from handler.config import Limits, first_problem
 from handler.errors import RequestError
 from handler.schemas import Request
@@ -110,7 +110,7 @@ class Decoder:
     def _texts_of(body: Any, content_type: str | None, headers: Mapping[str, Any] | None) -> dict[str, str] | None:
         """The body where it is what nearly all are, an object of texts in UTF-8: read without a look for anything else.
         None: it is to be looked at."""
-        if type(body) not in (bytes, bytearray) or not Headers(headers, content_type).plain:
+        if type(body) not in (bytes, bytearray) or not is_plain(headers, content_type):
             return None
         return quick_json.object_of_texts(body)
 
