@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import gc
 import logging
+import math
 import os
 from collections import OrderedDict
 from collections.abc import Callable
 from collections.abc import Sequence as Many
-from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
@@ -81,12 +82,23 @@ class Replayable(Protocol):
         """Enqueue it again."""
 
 
-@dataclass(slots=True)
 class _Kept:
-    """What is remembered of a shape."""
+    """What is remembered of a shape: where its outputs land, how often it was run, and its graph."""
 
-    runs: int = 0
-    graph: Replayable | None = None
+    __slots__ = ("graph", "numbers", "places", "runs", "shape")
+
+    def __init__(self, shape: Shape, outputs: Many[Output]) -> None:
+        self.shape = shape
+        self.places: list[tuple[Output, int, int, tuple[int, ...]]] = []
+        """Of each output its place among the numbers that come back, from and to, and its sizes."""
+        self.numbers = 0
+        for output in outputs:
+            sizes = output.sizes(shape)
+            end = self.numbers + math.prod(sizes)
+            self.places.append((output, self.numbers, end, sizes))
+            self.numbers = end
+        self.runs = 0
+        self.graph: Replayable | None = None
 
 
 class Capture:
@@ -192,50 +204,62 @@ class Graphs:
             return None
         if self._outputs is None and not self._learn(int(ids.flat[0])):
             return None
-        shape = self._shape(ids, mask)
-        if shape is None:
+        kept = self._of(ids, mask)
+        if kept is None:
             return None
         if self._under_way:
             self._wait(soon=False)
-        (self._fill_packed if self._packed else self._fill_padded)(shape, ids, segments, mask)
+        (self._fill_packed if self._packed else self._fill_padded)(kept.shape, ids, segments, mask)
         self._under_way = True
-        if not self._run(shape):
+        if not self._run(kept):
             return None
-        self._wait(soon=(len(mask) - 1 if self._packed else len(ids)) == 1)
+        rows = len(mask) - 1 if self._packed else len(ids)
+        self._wait(soon=rows == 1)
         self._under_way = False
-        return self._taken(shape, ids, mask)
+        return self._taken(kept, rows, ids)
 
-    def _run(self, shape: Shape) -> bool:
-        """Enqueue a pass; whether its outputs are what they should be."""
+    def _of(self, ids: np.ndarray, mask: np.ndarray) -> _Kept | None:
+        """What is remembered of the shape in which a pass is computed; None where that is to have no graph."""
+        assert self._outputs is not None
+        shape = self._shape(ids, mask)
+        if shape is None:
+            return None
         kept = self._kept.get(shape)
-        if kept is None:
-            kept = self._kept[shape] = _Kept()
-            if len(self._kept) > _KEPT:
-                self._kept.popitem(last=False)
-        else:
+        if kept is not None:
             self._kept.move_to_end(shape)
+            return kept
+        kept = _Kept(shape, self._outputs)
+        if kept.numbers > _NUMBERS:
+            return None
+        self._kept[shape] = kept
+        if len(self._kept) > _KEPT:
+            self._kept.popitem(last=False)
+        return kept
+
+    def _run(self, kept: _Kept) -> bool:
+        """Enqueue a pass; whether its outputs are what they should be."""
         if kept.graph is None and kept.runs >= _RUNS:
-            kept.graph = self._graph(shape)
+            kept.graph = self._graph(kept)
         if kept.graph is not None:
             kept.graph.replay()
             return True
         kept.runs += 1
         try:
-            self._enqueue(shape)
+            self._enqueue(kept)
         except _OtherOutputs as error:
             self._give_up(error)
             return False
         return True
 
-    def _enqueue(self, shape: Shape) -> None:
+    def _enqueue(self, kept: _Kept) -> None:
         """The whole of a pass: to the device, through the module, and back."""
-        assert self._outputs is not None
-        self._there[: shape.numbers].copy_(self._sent[: shape.numbers], non_blocking=True)
-        outputs = self._module(*self._inputs(shape))
-        if [tuple(output.shape) for output in outputs] != [output.sizes(shape) for output in self._outputs]:
-            raise _OtherOutputs("its outputs' sizes do not follow from a pass's rows and tokens")
-        flat = joined(outputs)
-        self._landed[: flat.numel()].copy_(flat, non_blocking=True)
+        size = kept.shape.numbers
+        with torch.inference_mode():
+            self._there[:size].copy_(self._sent[:size], non_blocking=True)
+            outputs = self._module(*self._inputs(kept.shape))
+            if [tuple(output.shape) for output in outputs] != [sizes for *_, sizes in kept.places]:
+                raise _OtherOutputs("its outputs' sizes do not follow from a pass's rows and tokens")
+            self._landed[: kept.numbers].copy_(joined(outputs), non_blocking=True)
 
     def _inputs(self, shape: Shape) -> list[torch.Tensor]:
         if not shape.tokens:
@@ -244,12 +268,12 @@ class Graphs:
         ids, segments, offsets = self._there[: shape.numbers].split([shape.tokens, shape.tokens, shape.rows + 1])
         return [ids, segments, as_column(offsets, shape.columns)]
 
-    def _graph(self, shape: Shape) -> Replayable | None:
+    def _graph(self, kept: _Kept) -> Replayable | None:
         if self._rests:
             self._rests -= 1
             return None
         try:
-            return self._capture(lambda: self._enqueue(shape))
+            return self._capture(lambda: self._enqueue(kept))
         except Exception as error:
             if out_of_memory(error):  # there may be some again later
                 self._rests, self._patience = self._patience, 2 * self._patience
@@ -266,7 +290,8 @@ class Graphs:
     def _learn(self, token: int) -> bool:
         """Find out what the module's outputs are like, with passes of this token; whether graphs may be had."""
         try:
-            made = [self._module(*self._probe(token, *sizes)) for sizes in _PROBES]
+            with torch.inference_mode():
+                made = [self._module(*self._probe(token, *sizes)) for sizes in _PROBES]
             self._outputs = [_output(*pair, packed=self._packed) for pair in zip(*made, strict=True)]
         except Exception as error:
             if not out_of_memory(error):
@@ -282,19 +307,15 @@ class Graphs:
         return [ids.view(-1), torch.zeros_like(ids).view(-1), as_column(offsets, columns)]
 
     def _shape(self, ids: np.ndarray, mask: np.ndarray) -> Shape | None:
-        """In which a pass is computed; None where that has no graph."""
-        assert self._outputs is not None
+        """In which a pass is computed; None where that is too large."""
         if self._packed:
             rows = len(mask) - 1
             longest = ids.size if rows == 1 else int((mask[1:] - mask[:-1]).max())
             shape = packed_shape(ids.size, rows, longest, self._longest)
-            fits = shape.columns >= 16 and shape.tokens <= self._most
-        else:
-            rows, columns = ids.shape
-            shape = Shape(rounded_size(rows), _within(rounded_tokens(columns), columns, self._longest), 0)
-            fits = shape.rows * shape.columns <= self._most
-        numbers = sum(int(np.prod(output.sizes(shape))) for output in self._outputs) if fits else _NUMBERS + 1
-        return shape if numbers <= _NUMBERS else None
+            return shape if shape.columns >= 16 and shape.tokens <= self._most else None
+        rows, columns = ids.shape
+        shape = Shape(rounded_size(rows), _within(rounded_tokens(columns), columns, self._longest), 0)
+        return shape if shape.rows * shape.columns <= self._most else None
 
     def _fill_packed(self, shape: Shape, ids: np.ndarray, segments: np.ndarray, offsets: np.ndarray) -> None:
         block, count, tokens = self._block, ids.size, shape.tokens
@@ -318,21 +339,15 @@ class Graphs:
         whole[2, :rows, :columns] = mask
         whole[2, rows:, 0] = 1
 
-    def _taken(self, shape: Shape, ids: np.ndarray, mask: np.ndarray) -> Arrays:
+    def _taken(self, kept: _Kept, rows: int, ids: np.ndarray) -> Arrays:
         """What has landed, without what was added."""
-        assert self._outputs is not None
-        parts, place = [], 0
-        for output in self._outputs:
-            sizes = output.sizes(shape)
-            end = place + int(np.prod(sizes))
+        parts = []
+        for output, place, end, sizes in kept.places:
             whole = self._numbers[place:end].reshape(sizes)
             if output.counts == "cells":
-                part = whole[: len(ids), : ids.shape[1]]
+                parts.append(whole[:rows, : ids.shape[1]].copy())
             else:
-                rows = len(mask) - 1 if self._packed else len(ids)
-                part = whole[: rows if output.counts == "rows" else ids.size]
-            parts.append(part.copy())
-            place = end
+                parts.append(whole[: rows if output.counts == "rows" else ids.size].copy())
         return tuple(parts)
 
 
@@ -353,6 +368,7 @@ def as_column(offsets: torch.Tensor, longest: int) -> torch.Tensor:
     return offsets.as_strided((len(offsets), longest), (1, 0))
 
 
+@lru_cache(1024)
 def packed_shape(tokens: int, rows: int, longest: int, most: int) -> Shape:
     """A pass of packed ids with room for what is added: at least one text, and as many as the added tokens need of at
     most ``columns`` each. ``most``: tokens that a text may have."""

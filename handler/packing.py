@@ -263,6 +263,11 @@ def collate(sequences: Many[Sequence], pad_id: int) -> tuple[np.ndarray, np.ndar
 def join(sequences: Many[Sequence]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """ids and segments: int64 [T], one sequence behind the other; offsets: int64 [B + 1], the place of each one's first
     token, then T. There are no marks: a model that needs them takes no packed ids."""
+    if len(sequences) == 1:
+        (lone,) = sequences
+        ids = np.array(lone.ids, dtype=np.int64)
+        of_pair = None if lone.segments is None else np.array(lone.segments, dtype=np.int64)
+        return ids, np.zeros_like(ids) if of_pair is None else of_pair, np.array([0, len(ids)], dtype=np.int64)
     offsets = np.zeros(len(sequences) + 1, dtype=np.int64)
     np.cumsum([len(sequence.ids) for sequence in sequences], out=offsets[1:])
     count = int(offsets[-1])

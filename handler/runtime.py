@@ -56,9 +56,9 @@ class TracedModel:
 
     def __call__(self, ids: np.ndarray, segments: np.ndarray, mask: np.ndarray) -> Arrays:
         """See the class."""
+        if self.graphs is not None and (outputs := self.graphs(ids, segments, mask)) is not None:
+            return outputs
         with torch.inference_mode():
-            if self.graphs is not None and (outputs := self.graphs(ids, segments, mask)) is not None:
-                return outputs
             inputs = self._staging.to_device((ids, segments, mask))
             if ids.ndim == 1:
                 inputs[2] = as_column(inputs[2], int((mask[1:] - mask[:-1]).max()))

@@ -6,7 +6,7 @@ from collections.abc import Sequence as Many
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias, TypeVar
 
 import tokenizers
 from tokenizers import Encoding, processors
@@ -24,6 +24,16 @@ Input: TypeAlias = "str | tuple[str, str]"
 """A text or a pair of texts."""
 Cut: TypeAlias = Literal["longest", "first"]
 """Which text of a pair is cut: the longer one, and windows go over the second; or always the first."""
+
+
+T_co = TypeVar("T_co", covariant=True)
+
+
+class ByPlace(Protocol[T_co]):
+    """Something for each input: a list, or what is asked only for the inputs that need it."""
+
+    def __getitem__(self, place: int, /) -> T_co:
+        """Of the input at this place."""
 
 
 @dataclass(slots=True)
@@ -129,8 +139,8 @@ class Tokenizer:
     def encode(
         self,
         inputs: Many[Input],
-        policies: Many[Truncation],
-        strides: Many[int],
+        policies: ByPlace[Truncation],
+        strides: ByPlace[int],
         *,
         offsets: bool = False,
         cut: Cut = "longest",
@@ -191,7 +201,7 @@ class Tokenizer:
         if self._words is None:
             return None
         if isinstance(text, str):
-            ids = self._words.single(text)
+            ids = self._words.single(text) if text.isascii() else self._words.mixed(text)
             return None if ids is None else Sequence(ids)
         pair = self._words.pair(*text)
         return None if pair is None else Sequence(pair[0], pair[1] if self._uses_segments else None)
