@@ -177,8 +177,8 @@ class Tokenizer:
             if place not in fronts and not offsets:
                 whole[place] = self._quick(inputs[place])
         rest = [place for place, row in enumerate(whole) if row is None and place not in fronts]
-        for place, row in zip(rest, self._whole([inputs[place] for place in rest], offsets), strict=True):
-            whole[place] = row
+        for place, made in zip(rest, self._whole([inputs[place] for place in rest], offsets), strict=True):
+            whole[place] = made
         results: list[Tokenized | RequestError] = []
         for place, (text, fit, row) in enumerate(zip(inputs, fits, whole, strict=True)):
             if place in fronts or row is None:
