@@ -10,8 +10,12 @@ from __future__ import annotations
 import platform
 from pathlib import Path
 
-MOST = 8
+from handler.config import SetupConfig
+
+MOST = 4
 """Workers of one GPU: each has a context (some hundred MB) and its own copy of the weights."""
+GPU_BATCH = 64
+"""Requests of a batch on a GPU, of which a large one takes less for each of many short texts than of few."""
 _DRIVER = Path("/proc/driver/nvidia/gpus")
 
 
@@ -29,6 +33,12 @@ def default_workers(on_gpu: bool, cores: int, gpus: int) -> int:
     if not on_gpu or gpus == 0:
         return 1
     return gpus * max(1, min(MOST, cores // (2 * gpus)))
+
+
+def default_batch(config: SetupConfig, on_gpu: bool, gpus: int) -> int:
+    """What the config says, else more on a GPU than its own default, which is a CPU's."""
+    stated = "batch_size" in config.model_fields_set
+    return config.batch_size if stated or not on_gpu or gpus == 0 else GPU_BATCH
 
 
 def processor() -> str:

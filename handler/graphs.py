@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 VARIABLE: Final = "EFFT_GPU_GRAPHS"
 """Of the environment: ``off`` to have every pass launched kernel by kernel."""
-PACKED_TOKENS: Final = 2048
+PACKED_TOKENS: Final = 4096
 """Most tokens of a pass of packed ids that gets a graph: beyond, the host is ready before the device is."""
 FUSED_CELLS: Final = 256
 """Most cells of a padded pass of the fused encoder: of more it counts the tokens on the way, which no graph can
