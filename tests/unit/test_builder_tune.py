@@ -20,6 +20,7 @@ from builder.tune import workers as tune_workers
 from builder.tune.mix import MIXES, make_requests
 from builder.tune.server import collect
 from builder.tune.workers import Figures, Setting, choose, divisions, gpu_divisions, table, variants
+from handler.config import SetupConfig
 from handler.decode import Decoder
 from handler.predictor import Predictor
 from tests.unit.handler_fakes import MAX_LENGTH, PooledLogits, TokenOutputs, facts, save_archive
