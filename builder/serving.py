@@ -1,9 +1,9 @@
 """How an archive is served where nobody has said or measured it: workers by the machine's GPUs and cores.
 
 On an H200 with 16 cores a classifier of BERT-base's size got 27,700 requests/s out of four workers with batches of 64,
-which is .81 of what an empty handler gets there, and 34,500 out of eight with batches of 32, .68 of it: the GPU, which
-computes for one process at a time, does less with small batches. The four need 7.1 GB of it instead of 11.7 and
-answer a lone request .17 ms sooner (docs/benchmarks.md).
+.81 of what an empty handler gets there, and 34,500 to 35,800 out of eight with batches of 32, .70 of it: the GPU, which
+computes for one process at a time, does less with small batches. The four need less of its memory and answer a lone
+request .17 ms sooner (docs/benchmarks.md).
 """
 
 from __future__ import annotations
