@@ -90,7 +90,7 @@ def _own(weight: Tensor, data_type: str, rows: int) -> Call:
 
     def call(x: Tensor) -> Tensor:
         fixed = x.view(torch.uint8), scales, bits, columns, sums, none, none, like, count
-        return torch.ops.efft_test.eight_bit_rows(*fixed, False, 0.0, name, -1)
+        return torch.ops.efft_test.eight_bit_rows(*fixed, False, 0.0, name, -1, 0)
 
     return call
 

@@ -32,6 +32,15 @@ class OnlineSoftmax {
     if (exceeds(highest)) raise_to<kColumns>(highest, output);
   }
 
+  // Takes note of the first block's largest scores: nothing has been accumulated.
+  template <int kKeys>
+  __device__ void begin(const Accumulator<kKeys>& scores) {
+    float highest[2];
+    largest<kKeys>(scores, highest);
+#pragma unroll
+    for (int r = 0; r < 2; ++r) origin_[r] = fmaxf(highest[r] * scale_, kLowest);
+  }
+
   // The largest score of each row.
   template <int kKeys>
   __device__ static void largest(const Accumulator<kKeys>& scores, float (&highest)[2]) {

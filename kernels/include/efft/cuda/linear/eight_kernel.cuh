@@ -31,7 +31,7 @@ __device__ __forceinline__ void consume_eight_bits(const EightBitArguments<Types
     wait_for_predecessor();  // from the second tile on without effect
     epilogue.fetch();
     if (Tile::kInTurns && i > 0) ptx::barrier_sync(kTurnBarrier + group, 256);
-    multiply<typename Types::Operand, Tile>(sums, ring, i * walk.steps, walk.steps, row, lane, [&] {
+    multiply<typename Types::Operand, Tile>(sums, ring, walk, i, row, lane, [&] {
       if (Tile::kInTurns && walk.has(i + 1)) ptx::barrier_arrive(kTurnBarrier + 1 - group, 256);
     });
     ptx::barrier_sync(kGroupBarrier + group, 128);
@@ -52,17 +52,10 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
   uint64_t* const barriers = reinterpret_cast<uint64_t*>(warps + Tile::kOwnBytes);
   const Ring<Tile> ring{shared, barriers, barriers + Tile::kStages};
   constexpr int kFeeder = 128 * Tile::kGroups;
-  if (threadIdx.x == kFeeder) {
-    for (int stage = 0; stage < Tile::kStages; ++stage) {
-      ptx::mbarrier_init(ring.full + stage, 1);
-      ptx::mbarrier_init(ring.empty + stage, 4 * Tile::kReaders);
-    }
-    ptx::fence_mbarrier_init();
-    ptx::prefetch_tensormap(&w);
-    ptx::prefetch_tensormap(&x);
-  }
+  if (threadIdx.x == kFeeder) open_ring(ring, &x, &w, a.sharers);
+  if (a.sharers > 1) ptx::barrier_cluster_sync();
   __syncthreads();
-  const ManyWalk<Tile> walk(a, tokens);
+  const ManyWalk<Tile> walk(a, tokens, a.sharers, static_cast<int>(ptx::cluster_ctarank()));
   if (threadIdx.x >= kFeeder) {
     ptx::setmaxnreg_dec<24>();
     if (threadIdx.x / 32 == kFeeder / 32 && ptx::elect_sync()) feed<Types>(&x, &w, ring, walk);
@@ -70,9 +63,11 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
     ptx::setmaxnreg_inc<240>();
     consume_eight_bits<Types, Tile, KIND>(a, ring, walk, warps, tokens);
   } else if (threadIdx.x == 0) {
-    // Nothing to do, but shared memory must outlive the copies.
-    for (int stage = 0; stage < walk.ahead(); ++stage) ptx::mbarrier_wait(ring.full + stage, 0);
+    drain(ring, walk);
   }
+  __syncwarp();
+  // A block's shared memory must outlive its peer's copies and arrivals.
+  if (a.sharers > 1) ptx::barrier_cluster_sync();
 #endif
 }
 

@@ -1,36 +1,23 @@
 // Host side of the products of eight-bit operands.
 #pragma once
 
-#include <algorithm>
-
 #include "efft/cuda/linear/eight_kernel.cuh"
 #include "efft/cuda/linear/eight_portable.cuh"
-#include "efft/cuda/linear/tensor_map.cuh"
+#include "efft/cuda/linear/many_launch.cuh"
 
 namespace efft::cuda {
 
-template <typename Types, typename Tile, Pointwise KIND>
-cudaError_t launch_eight_bits(const typename Types::Operand* x, const typename Types::Weight* w,
-                              const EightBitArguments<Types>& a, int capacity, Order order, cudaStream_t stream) {
-  CUtensorMap x_map, w_map;
-  cudaError_t error = encode_matrix(x, capacity, a.k, Tile::kRows, &x_map);
-  if (error == cudaSuccess) error = encode_matrix(w, a.n, a.k, Tile::kColumns, &w_map);
-  if (error != cudaSuccess) return error;
-  const int tiles = (capacity + Tile::kRows - 1) / Tile::kRows * ((a.n + Tile::kColumns - 1) / Tile::kColumns);
-  const int blocks = std::min(tiles, DeviceInfo::current().multiprocessors);
-  return launch(eight_bit_kernel<Types, Tile, KIND>,
-                {dim3(blocks), dim3(Tile::kThreads), Tile::kSharedBytes, order, stream}, x_map, w_map, a);
-}
-
 template <typename Types>
 cudaError_t eight_bit_rows(const typename Types::Operand* x, const typename Types::Weight* w,
-                           const EightBitArguments<Types>& a, int capacity, EightBitCut cut, cudaStream_t stream,
+                           const EightBitArguments<Types>& a, int capacity, EightBitPlan plan, cudaStream_t stream,
                            Order order) {
   const auto with = [&](auto tile, auto kind) {
-    return launch_eight_bits<Types, decltype(tile), kind.value>(x, w, a, capacity, order, stream);
+    using Tile = decltype(tile);
+    return launch_walk<Tile, Types>(eight_bit_kernel<Types, Tile, kind.value>, x, w, a, capacity, plan.sharers, order,
+                                    stream);
   };
   const auto cut_with = [&](auto kind) {
-    switch (cut) {
+    switch (plan.cut) {
       case EightBitCut::columns96:
         return with(EightBitTile<96, Warpgroups::together>{}, kind);
       case EightBitCut::columns256:
@@ -62,4 +49,4 @@ cudaError_t eight_bit_rows(const typename Types::Operand* x, const typename Type
 
 #define EFFT_EIGHT_BIT_ROWS(...)                                                               \
   template cudaError_t eight_bit_rows(const __VA_ARGS__::Operand*, const __VA_ARGS__::Weight*, \
-                                      const EightBitArguments<__VA_ARGS__>&, int, EightBitCut, cudaStream_t, Order);
+                                      const EightBitArguments<__VA_ARGS__>&, int, EightBitPlan, cudaStream_t, Order);

@@ -9,17 +9,22 @@
 
 namespace efft::cuda {
 
-template <typename Types, typename Tile, Pointwise KIND, bool NORMALISE>
-cudaError_t launch_many(const typename Types::Operand* x, const typename Types::Weight* w,
-                        const LinearArguments<Types>& a, int capacity, Order order, cudaStream_t stream) {
+// Starts a kernel whose blocks walk over tiles, ManyWalk's, in clusters of `sharers` blocks.
+template <typename Tile, typename Types, typename Arguments>
+cudaError_t launch_walk(void (*kernel)(const CUtensorMap, const CUtensorMap, const Arguments),
+                        const typename Types::Operand* x, const typename Types::Weight* w, Arguments a, int capacity,
+                        int sharers, Order order, cudaStream_t stream) {
+  a.sharers = sharers;
   CUtensorMap x_map, w_map;
   cudaError_t error = encode_matrix(x, capacity, a.k, Tile::kRows, &x_map);
-  if (error == cudaSuccess) error = encode_matrix(w, a.n, a.k, Tile::kColumns, &w_map);
+  if (error == cudaSuccess) error = encode_matrix(w, a.n, a.k, Tile::kColumns / sharers, &w_map);
   if (error != cudaSuccess) return error;
-  const int tiles = (capacity + Tile::kRows - 1) / Tile::kRows * ((a.n + Tile::kColumns - 1) / Tile::kColumns);
-  const int blocks = std::min(tiles, DeviceInfo::current().multiprocessors);
-  return launch(many_rows_kernel<Types, Tile, KIND, NORMALISE>,
-                {dim3(blocks), dim3(Tile::kThreads), Tile::kSharedBytes, order, stream}, x_map, w_map, a);
+  const auto ceil_divide = [](int size, int tile) { return (size + tile - 1) / tile; };
+  const int tiles = ceil_divide(capacity, Tile::kRows * sharers) * ceil_divide(a.n, Tile::kColumns);
+  const int clusters = std::min(tiles, DeviceInfo::current().multiprocessors / sharers);
+  const Launch how{dim3(clusters * sharers),      dim3(Tile::kThreads), Tile::kSharedBytes, order, stream,
+                   static_cast<unsigned>(sharers)};
+  return launch(kernel, how, x_map, w_map, a);
 }
 
 template <typename Types>
@@ -30,7 +35,9 @@ cudaError_t many_rows(const typename Types::Operand* x, const typename Types::We
   using Together192 = ManyTile<192, Warpgroups::together>;
   using Together256 = ManyTile<256, Warpgroups::together>;
   const auto with = [&](auto tile, auto kind, auto normalise) {
-    return launch_many<Types, decltype(tile), kind.value, normalise.value>(x, w, a, capacity, order, stream);
+    using Tile = decltype(tile);
+    return launch_walk<Tile, Types>(many_rows_kernel<Types, Tile, kind.value, normalise.value>, x, w, a, capacity, 1,
+                                    order, stream);
   };
   constexpr std::integral_constant<Pointwise, Pointwise::none> none;
   constexpr std::integral_constant<Pointwise, Pointwise::gelu> gelu;
