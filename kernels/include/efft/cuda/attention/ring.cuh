@@ -102,7 +102,8 @@ class Warpgroup {
   // The tiles of the list; `round` counts all tiles so far.
   __device__ void run(unsigned& round) {
     for (int listed = 0; listed < Tiles::kListedTiles; ++listed, ++round) {
-      const SequenceTile tile = pipeline_.control.tiles[listed];
+      SequenceTile tile = pipeline_.control.tiles[listed];
+      tile.length = __shfl_sync(~0u, tile.length, 0);  // tells the compiler that loops take all lanes alike
       if (tile.length == 0) return;
       ptx::mbarrier_wait(pipeline_.tile_full(), round % 2);
       // Short sequences leave the last rows of a tile empty: the warpgroups take turns at them.

@@ -17,7 +17,10 @@ __device__ __forceinline__ void consume_eight_bits(const EightBitArguments<Types
   constexpr int kTurnBarrier = 1;   // and 2: whose turn it is to multiply
   constexpr int kGroupBarrier = 3;  // and 4: a warpgroup's columns are there, or used
   constexpr int kStride = Tile::kInTurns ? Tile::kGroups : 1;
-  const int warp = threadIdx.x / 32, group = warp / 4, lane = threadIdx.x % 32;
+  // Told that it is the same for a warp, the compiler keeps what follows from it, stages and descriptors, in uniform
+  // registers, where the matrix unit reads them.
+  const int group = __shfl_sync(~0u, threadIdx.x / 128, 0);
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int row = Tile::kInTurns ? 0 : group * 64;
   using Epilogue = EightBitEpilogue<Types, Tile, KIND>;
   char* const columns = warps + 4 * Tile::kGroups * Tile::kWarpBytes + group * Tile::kColumnBytes;
@@ -34,6 +37,7 @@ __device__ __forceinline__ void consume_eight_bits(const EightBitArguments<Types
     multiply<typename Types::Operand, Tile>(sums, ring, walk, i, row, lane, [&] {
       if (Tile::kInTurns && walk.has(i + 1)) ptx::barrier_arrive(kTurnBarrier + 1 - group, 256);
     });
+    epilogue.wait_columns();
     ptx::barrier_sync(kGroupBarrier + group, 128);
     epilogue.finish(sums);
   }
@@ -47,7 +51,7 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
                      const __grid_constant__ EightBitArguments<Types> a) {
 #ifdef EFFT_HOPPER
   extern __shared__ __align__(1024) char shared[];
-  const int tokens = *a.tokens;  // readable before the predecessor has ended: see linear.cuh
+  const int tokens = __shfl_sync(~0u, *a.tokens, 0);  // readable before the predecessor has ended: see linear.cuh
   char* const warps = shared + Tile::kStages * Tile::kStageBytes;
   uint64_t* const barriers = reinterpret_cast<uint64_t*>(warps + Tile::kOwnBytes);
   const Ring<Tile> ring{shared, barriers, barriers + Tile::kStages};

@@ -16,18 +16,20 @@ cudaError_t eight_bit_rows(const typename Types::Operand* x, const typename Type
     return launch_walk<Tile, Types>(eight_bit_kernel<Types, Tile, kind.value>, x, w, a, capacity, plan.sharers, order,
                                     stream);
   };
-  const auto cut_with = [&](auto kind) {
+  constexpr bool kShifts = std::is_same_v<typename Types::Operand, uint8_t>;
+  const auto cut_with = [&](auto kind, auto adds) {
+    constexpr bool kAdds = decltype(adds)::value;
     switch (plan.cut) {
       case EightBitCut::columns96:
-        return with(EightBitTile<96, Warpgroups::together>{}, kind);
+        return with(EightBitTile<96, Warpgroups::together, kAdds, kShifts>{}, kind);
       case EightBitCut::columns256:
-        return with(EightBitTile<256, Warpgroups::together>{}, kind);
+        return with(EightBitTile<256, Warpgroups::together, kAdds, kShifts>{}, kind);
       case EightBitCut::turns128:
-        return with(EightBitTile<128, Warpgroups::in_turns>{}, kind);
+        return with(EightBitTile<128, Warpgroups::in_turns, kAdds, kShifts>{}, kind);
       case EightBitCut::turns176:
-        return with(EightBitTile<176, Warpgroups::in_turns>{}, kind);
+        return with(EightBitTile<176, Warpgroups::in_turns, kAdds, kShifts>{}, kind);
       case EightBitCut::turns192:
-        return with(EightBitTile<192, Warpgroups::in_turns>{}, kind);
+        return with(EightBitTile<192, Warpgroups::in_turns, kAdds, kShifts>{}, kind);
     }
     return cudaErrorInvalidValue;
   };
@@ -38,9 +40,10 @@ cudaError_t eight_bit_rows(const typename Types::Operand* x, const typename Type
   if (!eight_bit_linear(device, kE4m3, a.n, a.k)) return cudaErrorInvalidValue;
   if (!device.hopper) return portable_eight_bits(x, w, a, capacity, order, stream);
   const Pointwise kind = a.epilogue.pointwise;
-  if (kind == Pointwise::gelu && a.epilogue.residual == nullptr) return cut_with(gelu);
+  if (kind == Pointwise::gelu && a.epilogue.residual == nullptr) return cut_with(gelu, std::false_type{});
   if constexpr (sizeof(typename Types::Result) == 2) {
-    if (kind == Pointwise::none) return cut_with(none);
+    if (kind == Pointwise::none)
+      return a.epilogue.residual == nullptr ? cut_with(none, std::false_type{}) : cut_with(none, std::true_type{});
   }
   return cudaErrorInvalidValue;
 }
