@@ -90,7 +90,7 @@ def _own(weight: Tensor, data_type: str, rows: int) -> Call:
 
     def call(x: Tensor) -> Tensor:
         fixed = x.view(torch.uint8), scales, bits, columns, sums, none, none, like, count
-        return torch.ops.efft_test.eight_bit_rows(*fixed, False, 0.0, name, -1, 0)
+        return torch.ops.efft_test.eight_bit_rows(*fixed, False, 0.0, name, -1)
 
     return call
 
@@ -169,16 +169,16 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=results.RESULTS, help="folder for the JSON")
     options = parser.parse_args()
     libraries.load_parts()
-    found = []
+    found: list[dict[str, Any]] = []
+    settings = {"copies": COPIES, "statistic": "median between events of a busy stream"}
+    facts = machine.facts("cuda", machine.threads_available())
     for data_type in options.types:
         for rows in options.rows:
             for row in map(partial(measure, rows=rows, data_type=data_type), products()):
                 found.append(row)
                 print(row, flush=True)
             torch.cuda.empty_cache()
-    settings = {"copies": COPIES, "statistic": "median between events of a busy stream"}
-    facts = machine.facts("cuda", machine.threads_available())
-    path = results.save("sparse", {**facts, "settings": settings, "rows": found}, options.output)
+            path = results.save("sparse", {**facts, "settings": settings, "rows": found}, options.output)
     table.print_all(results.load(path))
     print(path)
     return 0

@@ -85,24 +85,20 @@ std::tuple<Tensor, Tensor, Tensor> norm_operands_op(const Tensor& x, const Tenso
 }
 
 template <typename Types>
-void product(const Tensor& x, const Tensor& w, EightBitArguments<Types>& a, const Tensor& out, int64_t cut,
-             int64_t sharers) {
+void product(const Tensor& x, const Tensor& w, EightBitArguments<Types>& a, const Tensor& out, int64_t cut) {
   a.epilogue.out = data<typename Types::Result>(out);
   const int capacity = static_cast<int>(x.size(0));
   const EightBitShape shape{capacity, a.n, a.k, a.epilogue.pointwise == Pointwise::gelu};
-  EightBitPlan plan = choose_eight_bits(DeviceInfo::current(), shape);
-  if (cut >= 0) plan.cut = static_cast<EightBitCut>(cut);
-  if (sharers > 0) plan.sharers = static_cast<int>(sharers);
-  check(eight_bit_rows(data<const typename Types::Operand>(x), data<const typename Types::Weight>(w), a, capacity, plan,
-                       current_stream(x), Order::kSerial),
+  const EightBitCut chosen = cut < 0 ? choose_eight_bits(DeviceInfo::current(), shape) : static_cast<EightBitCut>(cut);
+  check(eight_bit_rows(data<const typename Types::Operand>(x), data<const typename Types::Weight>(w), a, capacity,
+                       chosen, current_stream(x), Order::kSerial),
         "eight_bit_rows");
 }
 
 // tokens int32 [1]; like: what the result, or the residual, is of.
 Tensor eight_bit_rows_op(const Tensor& x, const Tensor& rows, const Tensor& w, const Tensor& columns,
                          const Tensor& sums, const Tensor& bias, const Tensor& residual, const Tensor& like,
-                         const Tensor& tokens, bool gelu, double step, const std::string& operand, int64_t cut,
-                         int64_t sharers) {
+                         const Tensor& tokens, bool gelu, double step, const std::string& operand, int64_t cut) {
   const DeviceGuard guard(x.get_device_index());
   const int64_t n = w.size(0), k = w.size(1);
   const Tensor out = empty(like, {x.size(0), n}, step > 0 ? ScalarType::Byte : like.scalar_type());
@@ -121,14 +117,14 @@ Tensor eight_bit_rows_op(const Tensor& x, const Tensor& rows, const Tensor& w, c
       EightBitArguments<EightBitTypes<Operand, Operand, __half>> a{};
       fill(a);
       a.scales.result = {static_cast<float>(step), zero_of<Operand>()};
-      return product(x, w, a, out, cut, sharers);
+      return product(x, w, a, out, cut);
     }
     for_two_bytes(type_of(like), [&](auto zero) {
       using T = decltype(zero);
       EightBitArguments<EightBitTypes<Operand, T, T>> a{};
       fill(a);
       if (residual.numel() > 0) a.epilogue.residual = data<const T>(residual);
-      product(x, w, a, out, cut, sharers);
+      product(x, w, a, out, cut);
     });
   });
   return out;
@@ -144,11 +140,10 @@ STABLE_TORCH_LIBRARY_FRAGMENT(efft_test, m) {
   m.def(
       "norm_operands(Tensor x, Tensor bias, Tensor gamma, Tensor beta, Tensor factors, float epsilon, float step, "
       "str operand) -> (Tensor, Tensor, Tensor)");
-  // See linear/eight.cuh; empty vectors are absent. step > 0: the result is an operand in such steps. cut -1, sharers
-  // 0: chosen.
+  // See linear/eight.cuh; empty vectors are absent. step > 0: the result is an operand in such steps. cut -1: chosen.
   m.def(
       "eight_bit_rows(Tensor x, Tensor rows, Tensor w, Tensor columns, Tensor sums, Tensor bias, Tensor residual, "
-      "Tensor like, Tensor tokens, bool gelu, float step, str operand, int cut, int sharers) -> Tensor");
+      "Tensor like, Tensor tokens, bool gelu, float step, str operand, int cut) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(efft_test, CUDA, m) {

@@ -14,6 +14,6 @@ int main(int count, char** arguments) {
   for (int i = 2; i + 3 < count; i += 4) {
     const EightBitShape shape{std::atoi(arguments[i]), std::atoi(arguments[i + 1]), std::atoi(arguments[i + 2]),
                               std::atoi(arguments[i + 3]) != 0};
-    std::printf("%s\n", kCuts[static_cast<int>(choose_eight_bits(device, shape).cut)]);
+    std::printf("%s\n", kCuts[static_cast<int>(choose_eight_bits(device, shape))]);
   }
 }

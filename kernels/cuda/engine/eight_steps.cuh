@@ -174,8 +174,8 @@ class EightBitSteps {
     const auto* const x = static_cast<const typename Types::Operand*>(layout_.operands(memory_, held_.buffer));
     const auto* const w = static_cast<const typename Types::Weight*>(matrix(step).w);
     const EightBitShape shape{bucket_.tokens, a.n, a.k, a.epilogue.pointwise == Pointwise::gelu};
-    const EightBitPlan plan = choose_eight_bits(DeviceInfo::current(), shape);
-    check(eight_bit_rows(x, w, a, bucket_.tokens, plan, stream_), "a product in eight bits");
+    const EightBitCut cut = choose_eight_bits(DeviceInfo::current(), shape);
+    check(eight_bit_rows(x, w, a, bucket_.tokens, cut, stream_), "a product in eight bits");
   }
 
   const Model& model_;

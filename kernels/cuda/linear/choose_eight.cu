@@ -25,15 +25,11 @@ constexpr float kLastOutputs = 10.f;  // cycles a column, in turns: the last til
 
 int ceil_divide(int a, int b) { return (a + b - 1) / b; }
 
-// Tiles of the fullest multiprocessor.
-int tiles_of(const DeviceInfo& device, const EightBitShape& s, int columns, int sharers) {
-  return ceil_divide(ceil_divide(s.rows, kTokens * sharers) * ceil_divide(s.n, columns),
-                     device.multiprocessors / sharers);
-}
-
+// Cycles of the fullest multiprocessor.
 float cycles(const DeviceInfo& device, const EightBitShape& s, const Candidate& c) {
   const auto columns = static_cast<float>(c.columns);
-  const auto tiles = static_cast<float>(tiles_of(device, s, c.columns, 1));
+  const auto tiles = static_cast<float>(
+      ceil_divide(ceil_divide(s.rows, kTokens) * ceil_divide(s.n, c.columns), device.multiprocessors));
   const float products = 2.f * kTokens * columns * static_cast<float>(s.k) / (kOperationsPerCycle * c.share);
   const bool in_turns = c.cut != EightBitCut::columns96 && c.cut != EightBitCut::columns256;
   return tiles * (products + (s.gelu ? c.with_gelu : c.plain)) + (in_turns ? columns * kLastOutputs : 0.f);
@@ -41,14 +37,10 @@ float cycles(const DeviceInfo& device, const EightBitShape& s, const Candidate& 
 
 }  // namespace
 
-EightBitPlan choose_eight_bits(const DeviceInfo& device, const EightBitShape& s) {
-  const Candidate& best =
-      *std::min_element(std::begin(kCandidates), std::end(kCandidates),
-                        [&](const auto& a, const auto& b) { return cycles(device, s, a) < cycles(device, s, b); });
-  // Two blocks that share weights read less of the L2 cache, but take rows by twice as many.
-  const bool shared =
-      device.multiprocessors > 1 && tiles_of(device, s, best.columns, 2) <= tiles_of(device, s, best.columns, 1);
-  return {best.cut, shared ? 2 : 1};
+EightBitCut choose_eight_bits(const DeviceInfo& device, const EightBitShape& s) {
+  return std::min_element(std::begin(kCandidates), std::end(kCandidates),
+                          [&](const auto& a, const auto& b) { return cycles(device, s, a) < cycles(device, s, b); })
+      ->cut;
 }
 
 }  // namespace efft::cuda

@@ -69,17 +69,12 @@ struct EightBitShape {
   bool gelu = false;
 };
 
-struct EightBitPlan {
-  EightBitCut cut;
-  int sharers;  // neighbouring tiles along the rows whose blocks share copies of the weights: 1 or 2
-};
-
 // Whether there is a kernel for the product: of e4m3, or of integers.
 inline bool eight_bit_linear(const DeviceInfo& device, bool e4m3, int n, int k) {
   return (e4m3 ? device.e4m3 : device.integers) && n % 16 == 0 && k % 16 == 0;
 }
 
-EightBitPlan choose_eight_bits(const DeviceInfo& device, const EightBitShape& shape);
+EightBitCut choose_eight_bits(const DeviceInfo& device, const EightBitShape& shape);
 
 // Tokens to expect where up to `capacity` fit: beyond a single sequence's worth, batches are half padding on average.
 int expected_tokens(int capacity);

@@ -35,7 +35,7 @@ struct EightBitArguments : LinearArguments<Types> {
 // as the result without GELU; another device.
 template <typename Types>
 cudaError_t eight_bit_rows(const typename Types::Operand* x, const typename Types::Weight* w,
-                           const EightBitArguments<Types>& a, int capacity, EightBitPlan plan, cudaStream_t stream,
+                           const EightBitArguments<Types>& a, int capacity, EightBitCut cut, cudaStream_t stream,
                            Order order = Order::kOverlap);
 
 }  // namespace efft::cuda

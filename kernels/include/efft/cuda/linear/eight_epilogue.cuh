@@ -97,6 +97,8 @@ class EightBitEpilogue {
 
   // Once all threads' have.
   __device__ __forceinline__ void finish(Sums& sums) {
+    Made made;
+    make_with(made, 0, 0);
 #pragma unroll
     for (int piece = 0; piece < Tile::kPieces; ++piece) {
       if constexpr (kAdds) {
@@ -107,7 +109,7 @@ class EightBitEpilogue {
         }
         __syncwarp();
       }
-      stage(sums[piece / kAlong], piece);
+      stage(sums[piece / kAlong], piece, made);
       __syncwarp();
       write(piece);
       __syncwarp();
@@ -137,58 +139,69 @@ class EightBitEpilogue {
     return fmaf(static_cast<float>(sum), row.scale * scale, bias);
   }
 
-  // What two chunks of eight columns are made with: the lane's two columns of each.
+  // Chunks of eight columns that are made at a time. An operand's are four, since a warp that finishes a tile has its
+  // scheduler almost to itself, and each instruction of the activation waits for the one before.
+  static constexpr int kAtOnce = kOperand ? 4 : 2;
+
+  // What they are made with: the lane's two columns of each.
   struct Made {
-    float4 factors[2];
-    float2 sums[2];
+    float4 factors[kAtOnce];
+    float2 sums[kShifts ? kAtOnce : 1];
   };
-  __device__ __forceinline__ Made made_with(int piece, int chunk) const {
-    Made m{};
+  static __device__ __forceinline__ bool has(int piece, int chunk) {
+    return chunk < Tile::kStagedColumns / 8 && first_of(piece) + chunk * 8 < Tile::kColumns;
+  }
+  __device__ __forceinline__ void make_with(Made& made, int piece, int chunk) const {
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
+    for (int i = 0; i < kAtOnce; ++i) {
+      if (!has(piece, chunk + i)) break;
       const int pair = (first_of(piece) / 8 + chunk + i) * 4 + lane_ % 4;
-      m.factors[i] = columns_.factors[pair];
-      if constexpr (kShifts) m.sums[i] = columns_.sums[pair];
+      made.factors[i] = columns_.factors[pair];
+      if constexpr (kShifts) made.sums[i] = columns_.sums[pair];
     }
-    return m;
+  }
+  // For what comes after: the same piece's next chunks, or the next piece's first.
+  __device__ __forceinline__ void make_with_next(Made& made, int piece, int chunk) const {
+    if (has(piece, chunk + kAtOnce)) {
+      make_with(made, piece, chunk + kAtOnce);
+    } else if (piece + 1 < Tile::kPieces) {
+      make_with(made, piece + 1, 0);
+    }
   }
 
-  // Two chunks from `chunk` of a piece on: of each, two columns of the lane's first row, then of its second.
-  __device__ __forceinline__ void values_of(const Sum (&sums)[Tile::kColumns / 2], int piece, int chunk, const Made& m,
-                                            float (&values)[8]) const {
+  // Two chunks from `chunk` of a piece on, with what `made` has from `first` on: of each, two columns of the lane's
+  // first row, then of its second.
+  __device__ __forceinline__ void values_of(const Sum (&sums)[Tile::kColumns / 2], int piece, int chunk,
+                                            const Made& made, int first, float (&values)[8]) const {
 #pragma unroll
     for (int i = 0; i < 2; ++i)
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
         const int at = (first_of(piece) / 8 + chunk + i) * 4 + r * 2;
         const RowNorm row = scales_[piece / kAlong][r];
-        values[i * 4 + r * 2] = product(sums[at], row, m.factors[i].x, m.sums[i].x, m.factors[i].y);
-        values[i * 4 + r * 2 + 1] = product(sums[at + 1], row, m.factors[i].z, m.sums[i].y, m.factors[i].w);
+        const float4 factors = made.factors[first + i];
+        float2 shifts{};
+        if constexpr (kShifts) shifts = made.sums[first + i];
+        values[i * 4 + r * 2] = product(sums[at], row, factors.x, shifts.x, factors.y);
+        values[i * 4 + r * 2 + 1] = product(sums[at + 1], row, factors.z, shifts.y, factors.w);
       }
   }
 
-  __device__ __forceinline__ void stage(const Sum (&sums)[Tile::kColumns / 2], int piece) const {
-    if constexpr (kOperand) {
-      stage_operands(sums, piece);
-    } else {
-      stage_results(sums, piece);
-    }
-  }
-
-  __device__ __forceinline__ void stage_results(const Sum (&sums)[Tile::kColumns / 2], int piece) const {
-    Made next = made_with(piece, 0);
+  // `made` is read ahead of the stores, which the compiler keeps later loads of shared memory behind: where the matrix
+  // unit works, a load takes its time.
+  __device__ __forceinline__ void stage(const Sum (&sums)[Tile::kColumns / 2], int piece, Made& made) const {
 #pragma unroll
-    for (int chunk = 0; chunk < Tile::kStagedColumns / 8; chunk += 2) {
-      if (first_of(piece) + chunk * 8 >= Tile::kColumns) break;
-      const Made m = next;
-      // Ahead of the stores, which the compiler keeps later loads of shared memory behind.
-      const int after = chunk + 2;
-      if (after < Tile::kStagedColumns / 8 && first_of(piece) + after * 8 < Tile::kColumns)
-        next = made_with(piece, after);
-      float values[8];
-      values_of(sums, piece, chunk, m, values);
-      apply<KIND, Result>(values);
-      stage_result(values, piece, chunk);
+    for (int chunk = 0; chunk < Tile::kStagedColumns / 8; chunk += kAtOnce) {
+      if (!has(piece, chunk)) break;
+      if constexpr (kOperand) {
+        stage_operands(sums, piece, chunk, made);
+      } else {
+        float values[8];
+        values_of(sums, piece, chunk, made, 0, values);
+        make_with_next(made, piece, chunk);
+        apply<KIND, Result>(values);
+        stage_result(values, piece, chunk);
+      }
     }
   }
 
@@ -209,30 +222,27 @@ class EightBitEpilogue {
     ptx::stmatrix_x4(fragment, pairs);
   }
 
-  // With the activation, in pairs of fp16: half the instructions. Four chunks at a time, since a warp that finishes a
-  // tile has its scheduler almost to itself, and each instruction of the activation waits for the one before.
-  __device__ __forceinline__ void stage_operands(const Sum (&sums)[Tile::kColumns / 2], int piece) const {
+  // With the activation, in pairs of fp16: half the instructions.
+  __device__ __forceinline__ void stage_operands(const Sum (&sums)[Tile::kColumns / 2], int piece, int chunk,
+                                                 Made& made) const {
     static_assert(!kOperand || KIND == Pointwise::gelu, "no other product's result is an operand");
+    const bool both = has(piece, chunk + 2);
+    __half2 pairs[8] = {};
 #pragma unroll
-    for (int chunk = 0; chunk < Tile::kStagedColumns / 8; chunk += 4) {
-      if (first_of(piece) + chunk * 8 >= Tile::kColumns) break;
-      const bool both = first_of(piece) + (chunk + 2) * 8 < Tile::kColumns;
-      __half2 pairs[8] = {};
+    for (int two = 0; two < 2; ++two) {
+      if (two > 0 && !both) break;
+      float values[8];
+      values_of(sums, piece, chunk + 2 * two, made, kAtOnce / 2 * two, values);
 #pragma unroll
-      for (int two = 0; two < 2; ++two) {
-        if (two > 0 && !both) break;
-        float values[8];
-        values_of(sums, piece, chunk + 2 * two, made_with(piece, chunk + 2 * two), values);
+      for (int i = 0; i < 4; ++i) pairs[4 * two + i] = __floats2half2_rn(values[2 * i], values[2 * i + 1]);
+    }
+    make_with_next(made, piece, chunk);
+    short_gelu(pairs);
 #pragma unroll
-        for (int i = 0; i < 4; ++i) pairs[4 * two + i] = __floats2half2_rn(values[2 * i], values[2 * i + 1]);
-      }
-      short_gelu(pairs);
-#pragma unroll
-      for (int i = 0; i < 8; ++i) {
-        if (i >= 4 && !both) break;
-        char* const to = buffer(piece) + (lane_ / 4 + i % 2 * 8) * kOperandPitch + (chunk + i / 2) * 8 + lane_ % 4 * 2;
-        *reinterpret_cast<uint16_t*>(to) = pair_in_steps<Result>(pairs[i], inverse_, zero_);
-      }
+    for (int i = 0; i < 8; ++i) {
+      if (i >= 4 && !both) break;
+      char* const to = buffer(piece) + (lane_ / 4 + i % 2 * 8) * kOperandPitch + (chunk + i / 2) * 8 + lane_ % 4 * 2;
+      *reinterpret_cast<uint16_t*>(to) = pair_in_steps<Result>(pairs[i], inverse_, zero_);
     }
   }
 

@@ -56,10 +56,9 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
   uint64_t* const barriers = reinterpret_cast<uint64_t*>(warps + Tile::kOwnBytes);
   const Ring<Tile> ring{shared, barriers, barriers + Tile::kStages};
   constexpr int kFeeder = 128 * Tile::kGroups;
-  if (threadIdx.x == kFeeder) open_ring(ring, &x, &w, a.sharers);
-  if (a.sharers > 1) ptx::barrier_cluster_sync();
+  if (threadIdx.x == kFeeder) open_ring(ring, &x, &w);
   __syncthreads();
-  const ManyWalk<Tile> walk(a, tokens, a.sharers, static_cast<int>(ptx::cluster_ctarank()));
+  const ManyWalk<Tile> walk(a, tokens);
   if (threadIdx.x >= kFeeder) {
     ptx::setmaxnreg_dec<24>();
     if (threadIdx.x / 32 == kFeeder / 32 && ptx::elect_sync()) feed<Types>(&x, &w, ring, walk);
@@ -69,9 +68,6 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
   } else if (threadIdx.x == 0) {
     drain(ring, walk);
   }
-  __syncwarp();
-  // A block's shared memory must outlive its peer's copies and arrivals.
-  if (a.sharers > 1) ptx::barrier_cluster_sync();
 #endif
 }
 

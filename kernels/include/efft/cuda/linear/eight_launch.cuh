@@ -9,17 +9,16 @@ namespace efft::cuda {
 
 template <typename Types>
 cudaError_t eight_bit_rows(const typename Types::Operand* x, const typename Types::Weight* w,
-                           const EightBitArguments<Types>& a, int capacity, EightBitPlan plan, cudaStream_t stream,
+                           const EightBitArguments<Types>& a, int capacity, EightBitCut cut, cudaStream_t stream,
                            Order order) {
   const auto with = [&](auto tile, auto kind) {
     using Tile = decltype(tile);
-    return launch_walk<Tile, Types>(eight_bit_kernel<Types, Tile, kind.value>, x, w, a, capacity, plan.sharers, order,
-                                    stream);
+    return launch_walk<Tile, Types>(eight_bit_kernel<Types, Tile, kind.value>, x, w, a, capacity, order, stream);
   };
   constexpr bool kShifts = std::is_same_v<typename Types::Operand, uint8_t>;
   const auto cut_with = [&](auto kind, auto adds) {
     constexpr bool kAdds = decltype(adds)::value;
-    switch (plan.cut) {
+    switch (cut) {
       case EightBitCut::columns96:
         return with(EightBitTile<96, Warpgroups::together, kAdds, kShifts>{}, kind);
       case EightBitCut::columns256:
@@ -52,4 +51,4 @@ cudaError_t eight_bit_rows(const typename Types::Operand* x, const typename Type
 
 #define EFFT_EIGHT_BIT_ROWS(...)                                                               \
   template cudaError_t eight_bit_rows(const __VA_ARGS__::Operand*, const __VA_ARGS__::Weight*, \
-                                      const EightBitArguments<__VA_ARGS__>&, int, EightBitPlan, cudaStream_t, Order);
+                                      const EightBitArguments<__VA_ARGS__>&, int, EightBitCut, cudaStream_t, Order);

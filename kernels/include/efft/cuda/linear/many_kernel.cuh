@@ -11,17 +11,14 @@
 
 namespace efft::cuda {
 
-constexpr int kMostSharers = 2;  // blocks of a cluster, which share copies of the weights
-
 #ifdef EFFT_HOPPER
 
 // By one thread, before the block's other threads touch the ring.
 template <typename Tile>
-__device__ __forceinline__ void open_ring(const Ring<Tile>& ring, const CUtensorMap* x, const CUtensorMap* w,
-                                          int sharers) {
+__device__ __forceinline__ void open_ring(const Ring<Tile>& ring, const CUtensorMap* x, const CUtensorMap* w) {
   for (int stage = 0; stage < Tile::kStages; ++stage) {
     ptx::mbarrier_init(ring.full + stage, 1);
-    ptx::mbarrier_init(ring.empty + stage, 4 * Tile::kReaders * sharers);
+    ptx::mbarrier_init(ring.empty + stage, 4 * Tile::kReaders);
   }
   ptx::fence_mbarrier_init();
   ptx::prefetch_tensormap(w);
@@ -40,14 +37,7 @@ template <typename Types, typename Tile>
 __device__ void feed(const CUtensorMap* x, const CUtensorMap* w, const Ring<Tile>& ring, const ManyWalk<Tile>& walk) {
   const auto weights = [&](int stage, int k, int column) {
     ptx::mbarrier_arrive_expect_tx(ring.full + stage, Tile::kStageBytes);
-    if (walk.sharers == 1) {
-      ptx::cp_async_bulk_tensor(ring.weight(stage), w, k, column, ring.full + stage);
-    } else {  // half of them, into both blocks
-      constexpr int kHalf = Tile::kColumns / kMostSharers;
-      static_assert(kHalf % 8 == 0, "whole groups of the swizzle");
-      ptx::cp_async_bulk_tensor_multicast(ring.weight(stage) + walk.rank * kHalf * kBoxBytes, w, k,
-                                          column + walk.rank * kHalf, ring.full + stage, (1 << kMostSharers) - 1);
-    }
+    ptx::cp_async_bulk_tensor(ring.weight(stage), w, k, column, ring.full + stage);
   };
   const auto input = [&](int stage, const ManyStep<Types, Tile>& step) {
     ptx::cp_async_bulk_tensor(ring.input(stage), x, step.k, step.row, ring.full + stage);
@@ -70,6 +60,7 @@ template <typename Operand, typename Tile, typename Sum, typename LastStage>
 __device__ __forceinline__ void multiply(Sum (&sums)[Tile::kGroupHalves][Tile::kColumns / 2], const Ring<Tile>& ring,
                                          const ManyWalk<Tile>& walk, int tile, int row, int lane,
                                          LastStage&& last_stage) {
+  constexpr int kRank = 0, kSharers = 1;      // no cluster: no other block writes into a stage
   constexpr int kHalf = 64 * kBoxBytes / 16;  // of a tile's rows, in a descriptor's units
   RingPosition<Tile> at(tile * walk.steps);
   int previous = 0;
@@ -88,13 +79,13 @@ __device__ __forceinline__ void multiply(Sum (&sums)[Tile::kGroupHalves][Tile::k
     ptx::wgmma_commit_group();
     if (step > 0) {
       ptx::wgmma_wait_group<1>();
-      ring.release(previous, lane, walk.rank, walk.sharers);
+      ring.release(previous, lane, kRank, kSharers);
     }
     previous = at.stage;
     at.advance(1);
   }
   ptx::wgmma_wait_group<0>();
-  ring.release(previous, lane, walk.rank, walk.sharers);
+  ring.release(previous, lane, kRank, kSharers);
 }
 
 // A consumer warpgroup's tiles.
@@ -143,7 +134,7 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
   constexpr int kFeeder = 128 * Tile::kGroups;
   if (threadIdx.x == kFeeder) {
     ptx::mbarrier_init(&norm.arrived, 1);
-    open_ring(ring, &x, &w, 1);
+    open_ring(ring, &x, &w);
   }
   __syncthreads();
   const ManyWalk<Tile> walk(a, tokens);

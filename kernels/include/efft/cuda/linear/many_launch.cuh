@@ -9,22 +9,18 @@
 
 namespace efft::cuda {
 
-// Starts a kernel whose blocks walk over tiles, ManyWalk's, in clusters of `sharers` blocks.
+// Starts a kernel whose blocks walk over tiles as ManyWalk says.
 template <typename Tile, typename Types, typename Arguments>
 cudaError_t launch_walk(void (*kernel)(const CUtensorMap, const CUtensorMap, const Arguments),
-                        const typename Types::Operand* x, const typename Types::Weight* w, Arguments a, int capacity,
-                        int sharers, Order order, cudaStream_t stream) {
-  a.sharers = sharers;
+                        const typename Types::Operand* x, const typename Types::Weight* w, const Arguments& a,
+                        int capacity, Order order, cudaStream_t stream) {
   CUtensorMap x_map, w_map;
   cudaError_t error = encode_matrix(x, capacity, a.k, Tile::kRows, &x_map);
-  if (error == cudaSuccess) error = encode_matrix(w, a.n, a.k, Tile::kColumns / sharers, &w_map);
+  if (error == cudaSuccess) error = encode_matrix(w, a.n, a.k, Tile::kColumns, &w_map);
   if (error != cudaSuccess) return error;
-  const auto ceil_divide = [](int size, int tile) { return (size + tile - 1) / tile; };
-  const int tiles = ceil_divide(capacity, Tile::kRows * sharers) * ceil_divide(a.n, Tile::kColumns);
-  const int clusters = std::min(tiles, DeviceInfo::current().multiprocessors / sharers);
-  const Launch how{dim3(clusters * sharers),      dim3(Tile::kThreads), Tile::kSharedBytes, order, stream,
-                   static_cast<unsigned>(sharers)};
-  return launch(kernel, how, x_map, w_map, a);
+  const int tiles = (capacity + Tile::kRows - 1) / Tile::kRows * ((a.n + Tile::kColumns - 1) / Tile::kColumns);
+  const int blocks = std::min(tiles, DeviceInfo::current().multiprocessors);
+  return launch(kernel, {dim3(blocks), dim3(Tile::kThreads), Tile::kSharedBytes, order, stream}, x_map, w_map, a);
 }
 
 template <typename Types>
@@ -36,7 +32,7 @@ cudaError_t many_rows(const typename Types::Operand* x, const typename Types::We
   using Together256 = ManyTile<256, Warpgroups::together>;
   const auto with = [&](auto tile, auto kind, auto normalise) {
     using Tile = decltype(tile);
-    return launch_walk<Tile, Types>(many_rows_kernel<Types, Tile, kind.value, normalise.value>, x, w, a, capacity, 1,
+    return launch_walk<Tile, Types>(many_rows_kernel<Types, Tile, kind.value, normalise.value>, x, w, a, capacity,
                                     order, stream);
   };
   constexpr std::integral_constant<Pointwise, Pointwise::none> none;

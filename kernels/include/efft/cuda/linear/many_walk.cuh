@@ -7,27 +7,20 @@
 namespace efft::cuda {
 
 // The tiles of one block: those whose number is the block's modulo the number of blocks, outputs fastest. Where a tile
-// lies does not depend on the number of tokens, only whether there is one. Blocks that share weights are a cluster and
-// walk together: tiles then are those of the cluster, one below the other for each block, and may be without a token.
+// lies does not depend on the number of tokens, only whether there is one.
 template <typename Tile>
 struct ManyWalk {
   int along_n, tiles, steps;  // steps: of a tile along K
-  int sharers, rank;          // blocks of the cluster, and which one this is
-  int first, stride;          // of the cluster's tiles
 
   template <typename Types>
-  __device__ __forceinline__ ManyWalk(const LinearArguments<Types>& a, int tokens, int sharers = 1, int rank = 0)
+  __device__ ManyWalk(const LinearArguments<Types>& a, int tokens)
       : along_n((a.n + Tile::kColumns - 1) / Tile::kColumns),
-        tiles((tokens + Tile::kRows * sharers - 1) / (Tile::kRows * sharers) * along_n),
-        steps((a.k + elements_in<Types>(kBoxBytes) - 1) / elements_in<Types>(kBoxBytes)),
-        sharers(sharers),
-        rank(rank),
-        first(static_cast<int>(blockIdx.x) / sharers),
-        stride(static_cast<int>(gridDim.x) / sharers) {}
-  __device__ int tile(int i) const { return first + i * stride; }
+        tiles((tokens + Tile::kRows - 1) / Tile::kRows * along_n),
+        steps((a.k + elements_in<Types>(kBoxBytes) - 1) / elements_in<Types>(kBoxBytes)) {}
+  __device__ int tile(int i) const { return static_cast<int>(blockIdx.x + i * gridDim.x); }
   __device__ bool has(int i) const { return tile(i) < tiles; }
   // First token and output of the block's i-th tile.
-  __device__ int row(int i) const { return (tile(i) / along_n * sharers + rank) * Tile::kRows; }
+  __device__ int row(int i) const { return tile(i) / along_n * Tile::kRows; }
   __device__ int column(int i) const { return tile(i) % along_n * Tile::kColumns; }
   // Steps that are begun before it is known whether there is a tile at all.
   __device__ int ahead() const { return min(Tile::kStages, steps); }
