@@ -93,6 +93,8 @@ _SMOOTHING = 0.5
 """SmoothQuant's alpha: how much of an input's range the weights take over."""
 _HEADROOM = 2.0
 """Costs one of e4m3's 15 binades of small numbers; what reaches further yet stays at its largest."""
+_FIRM = 6
+"""Of so many matrices one is not rounded after all because the target holds without it."""
 _DEVIATIONS = 3.0
 """A LayerNorm's output is taken to reach beta plus or minus this many gammas."""
 
@@ -160,8 +162,9 @@ def fewest_kept(
 
     ``reached`` says how far the encoder strays with those kept. Matrices are ranked, by ``rank`` or else by the error
     that each causes when it alone is rounded, kept from the worst on until the target holds (by bisection), and then
-    rounded after all, from the mildest on, where it holds without them too. Where the target does not even hold in 16
-    bits, that is all of them. Those of ``always`` are kept whatever is reached, and come first.
+    rounded after all, from the mildest on, where it holds without them too; but not the first of a ``rank``, one in
+    ``_FIRM`` of all, since it knows what ``reached`` does not. Where the target does not even hold in 16 bits, that is
+    all of them. Those of ``always`` are kept whatever is reached, and come first.
     """
     always = [matrix for matrix in every if matrix in always]
     if reached(always) <= target:
@@ -178,7 +181,8 @@ def fewest_kept(
         middle = (too_few + count) // 2
         too_few, count = (too_few, middle) if reached([*always, *ranked[:middle]]) <= target else (middle, count)
     keep = ranked[:count]
-    for matrix in reversed(ranked[: count - 1]):
+    firm = len(every) // _FIRM if rank is not None else 0
+    for matrix in reversed(ranked[firm : count - 1]):
         fewer = [other for other in keep if other != matrix]
         if reached([*always, *fewer]) <= target:
             keep = fewer

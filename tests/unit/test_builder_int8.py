@@ -21,7 +21,7 @@ from builder.families import EncoderSpec
 from builder.inspection import describe, read_facts
 from builder.quantisation import eight_bits
 from builder.quantisation.calibration import MOST_TEXTS, calibration, read_texts
-from builder.quantisation.quantise import most_sensitive
+from builder.quantisation.quantise import fewest_kept, most_sensitive
 from builder.slots import matrices
 from handler.config import SetupConfig
 from tests.checkpoints import TEXTS, make_checkpoint
@@ -177,6 +177,19 @@ def test_as_few_matrices_are_kept_as_the_target_allows(costs: dict[str, float], 
     keep = most_sensitive(weights, vectors, SPEC, error, 0.9)
     assert left(keep) <= 0.9
     assert all(left([other for other in keep if other != matrix]) > 0.9 for matrix in keep)
+
+
+def test_the_first_of_a_ranking_stay() -> None:
+    """Of 12 two, though the target would hold without the first one."""
+
+    def reached(keep: Collection[str]) -> float:
+        return 0.0 if "1.output" in keep else 2.0
+
+    order = ["2.qkv", "0.qkv", "0.output", "1.output"]
+    ranked = [*order, *(matrix for matrix in ALL if matrix not in order)]
+    assert fewest_kept(ALL, reached, 1.0, (), lambda free: ranked) == ("2.qkv", "0.qkv", "1.output")
+    assert fewest_kept(ALL, reached, 1.0) == ("1.output",)
+    assert fewest_kept(ALL, lambda _: 0.5, 1.0, (), lambda free: ranked) == ()
 
 
 def test_where_bf16_misses_the_target_all_are_kept(cpu_library: Path) -> None:
