@@ -147,7 +147,7 @@ def _real_sizes(check: Check) -> None:
     _, memory = torch.cuda.mem_get_info()
     workers = max(1, min(4, memory // LARGE_BYTES, machine.threads_available() // 2))
     environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, machine.threads_available() // workers))}
-    command = [*_PYTEST, "-n", str(workers), "-rA", "tests/gpu", "-m", "large"]
+    command = [*_PYTEST, "-n", str(workers), "-s", "tests/gpu", "-m", "large"]
     check.checks["real_sizes"] = subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode == 0
 
 

@@ -54,7 +54,7 @@ class TorchScript(_Module):
     looped = True
 
     def __init__(self, source: Source, data_type: str, device: str, threads: int) -> None:
-        self.module = through_file(source.as_type(DTYPES[data_type]), source, device)
+        self.module = _through_file(source.as_type(DTYPES[data_type]), source, device)
         self.freezes = device == "cuda"
 
     def bind(self, batch: Batch) -> Callable[[], Tensor]:
@@ -92,7 +92,7 @@ class Fused(_Module):
         self.prepare(device)
         spec = spec_of(source.config)
         module = PackedEncoder(spec, packed_weights(source, data_type, device), "hidden")
-        self.module = through_file(module, source, device)
+        self.module = _through_file(module, source, device)
         self.module.matrices = prepare(spec, self.module).matrices
 
 
@@ -168,8 +168,7 @@ def _inferring(module: Callable[..., Tensor], batch: Batch) -> Callable[[], Tens
     return call
 
 
-def through_file(module: nn.Module, source: Source, device: str) -> torch.jit.ScriptModule:
-    """A module traced, saved and loaded on a device."""
+def _through_file(module: nn.Module, source: Source, device: str) -> torch.jit.ScriptModule:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.pt"
         save_torchscript(module, example_inputs(source.config.vocab_size, 2, 16), path)
