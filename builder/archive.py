@@ -35,7 +35,7 @@ from builder.naming import archive_name, check_output
 from builder.quantisation.schemes import RECIPES, SHARES, shares
 from builder.quiet import quiet
 from builder.sentence_transformers.outputs import skipped
-from builder.serving import default_workers, gpus
+from builder.serving import default_batch, default_workers, gpus
 from builder.staging import staging
 from builder.tokenizers import TOKENIZER_FILES
 from handler.archive import ArchiveFacts, LibraryFacts, ModelFacts, Sizes, TorchFacts
@@ -361,11 +361,12 @@ def _stage_files(
 
 def _server_settings(config: SetupConfig, facts: ArchiveFacts) -> dict[str, Any]:
     """TorchServe's per-model settings (its documentation: "Model configuration", model-config.yaml)."""
-    workers = config.workers or default_workers("cuda" in facts.model.devices, available_cores(), gpus())
+    on_gpu, here = "cuda" in facts.model.devices, gpus()
+    workers = config.workers or default_workers(on_gpu, available_cores(), here)
     return {
         "minWorkers": workers,
         "maxWorkers": workers,
-        "batchSize": config.batch_size,
+        "batchSize": default_batch(config, on_gpu, here),
         "maxBatchDelay": max(1, config.max_batch_delay),  # TorchServe takes 0 for its default, 100
         "responseTimeout": config.response_timeout,
         "startupTimeout": config.startup_timeout,

@@ -99,6 +99,30 @@ class Headers:
         return [name for name in names if name and name != "identity"]
 
 
+def is_plain(headers: Mapping[str, Any] | None, type: str | None) -> bool:
+    """As ``Headers(headers, type).plain``. Clients state the same again and again, so little of it is looked at."""
+    whole, coding = "", ""
+    if headers:
+        content_type, encoding = _places(tuple(headers))
+        whole = "" if content_type is None else headers[content_type]
+        coding = "" if encoding is None else headers[encoding]
+        if not (isinstance(whole, str) and isinstance(coding, str)):  # a part of a form: there may be others
+            return Headers(headers, type).plain
+    return _plain(whole, coding, type)
+
+
+@lru_cache(256)
+def _places(names: tuple[str, ...]) -> tuple[str | None, str | None]:
+    """Of a request's header names those under which its content type and its coding stand."""
+    known = {name.lower(): name for name in names}
+    return known.get("content-type"), known.get("content-encoding")
+
+
+@lru_cache(256)
+def _plain(whole: str, coding: str, type: str | None) -> bool:
+    return Headers({"content-type": whole, "content-encoding": coding}, type).plain
+
+
 @lru_cache(256)
 def media_type(value: str) -> str:
     """A content type without its parameters, in lower case."""

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 from pydantic import ValidationError
 
 from handler import quick_json
-from handler.bodies import FORM, RAW_FORM, Headers, check_form, decompressed, form_fields, is_json, text_of
+from handler.bodies import FORM, RAW_FORM, Headers, check_form, decompressed, form_fields, is_json, is_plain, text_of
 from handler.config import Limits, first_problem
 from handler.errors import RequestError
 from handler.schemas import Request
@@ -80,6 +80,7 @@ class Decoder:
         self._texts = texts & set(self._fields)
         self._many = bool(self._texts & {"texts", "candidate_labels"})
         self._allow_overrides = allow_overrides
+        self._validate = schema.__pydantic_validator__.validate_python
 
     def decode(
         self, row: Mapping[str, Any], content_type: str | None = None, headers: Mapping[str, Any] | None = None
@@ -91,7 +92,8 @@ class Decoder:
         list becomes an error in its place.
         """
         if len(row) == 1 and (texts := self._texts_of(row.get("body"), content_type, headers)) is not None:
-            return self._call(texts, {})
+            lone = len(texts) == 1 and self._plain and not self._many and "text" in texts
+            return Call([self._lone(texts)], one) if lone else self._call(texts, {})
         payload, parameters, content_type = self._split(row, content_type, headers)
         options = _controls(parameters)
         call = self._call(self._parse(payload, content_type, headers), parameters)
@@ -110,9 +112,20 @@ class Decoder:
     def _texts_of(body: Any, content_type: str | None, headers: Mapping[str, Any] | None) -> dict[str, str] | None:
         """The body where it is what nearly all are, an object of texts in UTF-8: read without a look for anything else.
         None: it is to be looked at."""
-        if type(body) not in (bytes, bytearray) or not Headers(headers, content_type).plain:
+        if type(body) not in (bytes, bytearray) or not is_plain(headers, content_type):
             return None
         return quick_json.object_of_texts(body)
+
+    def _lone(self, fields: dict[str, str]) -> Request:
+        """The request of a text and nothing else, which most are: as :meth:`_checked`, without what can be said of
+        others alone."""
+        try:
+            request: Request = self._validate(fields)
+        except ValidationError as error:
+            raise _schema_error(error, self._schema, self._texts) from None
+        if _checked_length(fields["text"], "text") > self._limits.max_characters:
+            self._too_large()
+        return request
 
     def _split(
         self, row: Mapping[str, Any], content_type: str | None, headers: Mapping[str, Any] | None
@@ -237,7 +250,7 @@ class Decoder:
         if not self._allow_overrides:
             self._refuse_options(merged)
         try:
-            return self._schema.model_validate(merged)
+            return self._validate(merged)
         except ValidationError as error:
             raise _schema_error(error, self._schema, self._texts) from None
 

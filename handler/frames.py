@@ -91,22 +91,15 @@ class Reader:
         identity, place = _field(data, place)
         if identity is None:
             return None, place
-        headers = []
-        while True:
-            name, place = _field(data, place)
-            if name is None:
-                break
-            value, place = _field(data, place)
-            headers.append({"name": name, "value": value or b""})
-        parameters = []
-        while True:
-            name, place = _field(data, place)
-            if name is None:
-                break
-            kind, place = _field(data, place)
-            value, place = _field(data, place)
-            parameters.append(self._parameter(name, kind or b"", value or b""))
-        return {"requestId": identity, "headers": headers, "parameters": parameters}, place
+        fields, place = _list(data, place, 2)
+        headers = [{"name": name, "value": value} for name, value in zip(fields[::2], fields[1::2], strict=True)]
+        fields, place = _list(data, place, 3)
+        triples = zip(fields[::3], fields[1::3], fields[2::3], strict=True)
+        return {
+            "requestId": identity,
+            "headers": headers,
+            "parameters": [self._parameter(*one) for one in triples],
+        }, place
 
     def _parameter(self, name: bytes, kind: bytes, value: bytes) -> dict[str, Any]:
         content_type = kind.decode()
@@ -132,6 +125,28 @@ def _field(data: bytes, place: int) -> tuple[bytes | None, int]:
     if len(data) < end:
         raise _Short(end)
     return data[start:end], end
+
+
+def _list(data: bytes, place: int, each: int) -> tuple[list[bytes], int]:
+    """The fields of a list whose elements have ``each`` of them, of which only the first may end the list, and the
+    place behind it. Raises _Short."""
+    fields: list[bytes] = []
+    size = len(data)
+    while True:
+        start = place + 4
+        if size < start:
+            raise _Short(start)
+        (length,) = _INT.unpack_from(data, place)
+        if length == _END:
+            place = start
+            if len(fields) % each == 0:
+                return fields, place
+            fields.append(b"")
+            continue
+        place = start + length
+        if size < place:
+            raise _Short(place)
+        fields.append(data[start:place])
 
 
 class Writer:

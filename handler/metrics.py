@@ -59,6 +59,11 @@ class Histogram:
         self.counts[bisect_left(self.bounds, value)] += 1
         self.total += value
 
+    @property
+    def count(self) -> int:
+        """Values seen."""
+        return sum(self.counts)
+
     def samples(self, name: str, unit: str, labels: tuple[tuple[str, str], ...]) -> Iterator[Sample]:
         """What Prometheus' client libraries would show, less the buckets that have not grown."""
         below = 0
@@ -117,8 +122,8 @@ class Metrics:
     def _clear(self) -> None:
         self._counters: dict[str, float] = defaultdict(float)
         self._errors: dict[str, int] = defaultdict(int)
-        self._times: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
-        self._histograms: dict[tuple[str, str], Histogram] = {}
+        self._stages: dict[str, Histogram] = {}
+        self._histograms: dict[str, Histogram] = {}
 
     def add(self, name: str, value: float) -> None:
         """Raise a counter."""
@@ -129,12 +134,11 @@ class Metrics:
         """Set a gauge."""
         self._gauges[name] = value
 
-    def observe(self, name: str, value: float, stage: str = "") -> None:
-        """Count a value in the histogram of this name (of BOUNDS), and of this stage where it has stages."""
-        key = (name, stage)
-        histogram = self._histograms.get(key)
+    def observe(self, name: str, value: float) -> None:
+        """Count a value in the histogram of this name (of BOUNDS)."""
+        histogram = self._histograms.get(name)
         if histogram is None:
-            histogram = self._histograms[key] = Histogram(BOUNDS[name])
+            histogram = self._histograms[name] = Histogram(BOUNDS[name])
         histogram.observe(value)
 
     def add_error(self, type: str) -> None:
@@ -152,10 +156,10 @@ class Metrics:
 
     def staged(self, name: str, seconds: float) -> None:
         """Count a stage that took so long."""
-        entry = self._times[name]
-        entry[0] += seconds
-        entry[1] += 1
-        self.observe("stage_seconds", seconds, name)
+        histogram = self._stages.get(name)
+        if histogram is None:
+            histogram = self._stages[name] = Histogram(SECONDS)
+        histogram.observe(seconds)
 
     def flush(self, sink: Sink, *, force: bool = False) -> None:
         """Hand everything gathered to ``sink`` if the interval has passed."""
@@ -168,7 +172,7 @@ class Metrics:
 
     def taken(self) -> list[Sample]:
         """Everything gathered since the last time, which is forgotten; empty where no batch was answered."""
-        if not (self._counters or self._errors or self._times):
+        if not (self._counters or self._errors or self._stages):
             return []
         samples = list(self._samples())
         self._clear()
@@ -181,8 +185,9 @@ class Metrics:
             yield Sample("request_errors", number, "count", "counter", (("Error", type),))
         for name, value in self._gauges.items():
             yield Sample(name, value, "count", "gauge")
-        for stage, (seconds, count) in self._times.items():
-            yield Sample(f"{stage}_time", 1e3 * seconds / count, "ms", "gauge")
-        for (name, stage), histogram in self._histograms.items():
-            labels = (("Stage", stage),) if stage else ()
-            yield from histogram.samples(name, "seconds" if name == "stage_seconds" else "count", labels)
+        for stage, times in self._stages.items():
+            yield Sample(f"{stage}_time", 1e3 * times.total / times.count, "ms", "gauge")
+        for stage, times in self._stages.items():
+            yield from times.samples("stage_seconds", "seconds", (("Stage", stage),))
+        for name, histogram in self._histograms.items():
+            yield from histogram.samples(name, "count", ())

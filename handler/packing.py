@@ -42,9 +42,10 @@ def plan_passes(lengths: Many[int], max_tokens: int, most_cells: int | None = No
     times longest row may be this much, for the sake of the memory that ids take. A single row longer than the budget
     gets a pass of its own.
     """
-    longest = max(lengths, default=0)
-    if longest * len(lengths) <= max_tokens:
-        return [sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)] if lengths else []
+    if len(lengths) <= 1:
+        return [[0]] if lengths else []
+    if max(lengths) * len(lengths) <= max_tokens:
+        return [sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)]
     order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
     passes: list[list[int]] = []
     capacity, tokens = 0, 0
@@ -113,12 +114,15 @@ class Packer:
         No pass begins after ``deadline`` (of time.monotonic): what is left then fails as overloaded, so that a server
         does not take a busy worker for a dead one. Short sequences run first.
         """
+        if len(sequences) == 1:
+            return self._run_pass(sequences, deadline)
         lengths = [len(sequence.ids) for sequence in sequences]
-        results: list[Arrays | RequestError] = [_late()] * len(sequences)
+        placed: list[tuple[int, Arrays | RequestError]] = []
         for indices in self._passes(sequences, lengths):
-            outputs = self._run_pass([sequences[index] for index in indices], deadline)
-            for index, output in zip(indices, outputs, strict=True):
-                results[index] = output
+            placed += zip(indices, self._run_pass([sequences[index] for index in indices], deadline), strict=True)
+        results: list[Any] = [None] * len(sequences)
+        for index, output in placed:
+            results[index] = output
         return results
 
     def _passes(self, sequences: Many[Sequence], lengths: list[int]) -> list[list[int]]:
@@ -259,6 +263,11 @@ def collate(sequences: Many[Sequence], pad_id: int) -> tuple[np.ndarray, np.ndar
 def join(sequences: Many[Sequence]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """ids and segments: int64 [T], one sequence behind the other; offsets: int64 [B + 1], the place of each one's first
     token, then T. There are no marks: a model that needs them takes no packed ids."""
+    if len(sequences) == 1:
+        (lone,) = sequences
+        ids = np.array(lone.ids, dtype=np.int64)
+        of_pair = None if lone.segments is None else np.array(lone.segments, dtype=np.int64)
+        return ids, np.zeros_like(ids) if of_pair is None else of_pair, np.array([0, len(ids)], dtype=np.int64)
     offsets = np.zeros(len(sequences) + 1, dtype=np.int64)
     np.cumsum([len(sequence.ids) for sequence in sequences], out=offsets[1:])
     count = int(offsets[-1])

@@ -23,6 +23,9 @@ _DEEP: Final = 900
 """Brackets that may open before the depth is left to the standard library: far below where either gives up."""
 
 
+_TEXT: Final = {str}
+
+
 def _not_a_number(name: str) -> Any:
     raise ValueError(name)
 
@@ -54,7 +57,7 @@ def loads(text: str) -> Any:
 def object_of_texts(raw: bytes | bytearray) -> dict[str, str] | None:
     """The value of a body in UTF-8 that begins with an object and is one of texts alone; None for any other, and for
     what is no JSON: :func:`loads` says what."""
-    if orjson is None or raw[:1] != b"{" or raw.count(b"[") + raw.count(b"{") >= _DEEP:
+    if orjson is None or raw[:1] != b"{" or (len(raw) >= _DEEP and raw.count(b"[") + raw.count(b"{") >= _DEEP):
         return None
     try:
         value = orjson.loads(raw)
@@ -65,7 +68,9 @@ def object_of_texts(raw: bytes | bytearray) -> dict[str, str] | None:
 
 def _only_texts(value: Any) -> bool:
     """Whether it is an object without numbers, as most requests are: then the text need not be searched for any."""
-    return type(value) is dict and all(type(inner) is str for inner in value.values())
+    if type(value) is not dict:
+        return False
+    return set(map(type, value.values())) <= _TEXT
 
 
 def dumps(value: Any) -> bytes:

@@ -16,6 +16,7 @@ from handler.archive import ArchiveError, ArchiveFacts
 from handler.config import SetupConfig
 from handler.formats import load_module
 from handler.formats.weights import share
+from handler.graphs import Graphs, as_column, graphs_of
 from handler.integrity import sha256
 from handler.packing import Arrays, Model
 from handler.threads import Placement
@@ -42,21 +43,25 @@ class TracedModel:
     arrays as the task defines them. See handler.packing.Model.
     """
 
-    def __init__(self, module: Any, device: torch.device, *, takes_packed: bool = False) -> None:
+    def __init__(
+        self, module: Any, device: torch.device, *, takes_packed: bool = False, graphs: Graphs | None = None
+    ) -> None:
         self.module = module
         self.device = device
         self.takes_packed = takes_packed
+        self.graphs = graphs
+        """For passes that they take; only of a module whose tensors stay where they are."""
         self._staging = Staging(device)
         self.vocabulary = word_rows(module)
 
     def __call__(self, ids: np.ndarray, segments: np.ndarray, mask: np.ndarray) -> Arrays:
         """See the class."""
+        if self.graphs is not None and (outputs := self.graphs(ids, segments, mask)) is not None:
+            return outputs
         with torch.inference_mode():
             inputs = self._staging.to_device((ids, segments, mask))
             if ids.ndim == 1:
-                # As the operator wants offsets (kernels/torch/schema.cpp): a column, as wide as the longest sequence.
-                longest = int((mask[1:] - mask[:-1]).max())
-                inputs[2] = inputs[2].as_strided((len(mask), longest), (1, 0))
+                inputs[2] = as_column(inputs[2], int((mask[1:] - mask[:-1]).max()))
             return self._staging.to_host(self.module(*inputs))
 
 
@@ -83,7 +88,7 @@ def load_model(folder: Path, facts: ArchiveFacts, config: SetupConfig, gpu: int 
         if device.type == "cuda":
             with torch.cuda.device(device):
                 gemm_config.use(folder)
-    model = TracedModel(load_module(folder, facts, device), device, takes_packed=facts.model.packed)
+    model = _traced(load_module(folder, facts, device), facts, device)
     logger.info("%s runs on %s", facts.name, _place(facts, device))
     return model
 
@@ -98,8 +103,15 @@ def load_adapters(folder: Path, facts: ArchiveFacts, first: Model) -> dict[str, 
             raise ArchiveError(f"adapter {name} is of another kind than the archive; build the archive again")
         module = load_module(folder / ADAPTERS / name, own, first.device)
         share(module, first.module)
-        found[name] = own, TracedModel(module, first.device, takes_packed=own.model.packed)
+        found[name] = own, _traced(module, own, first.device)
     return found
+
+
+def _traced(module: Any, facts: ArchiveFacts, device: torch.device) -> TracedModel:
+    """Of a module whose weights are prepared and shared."""
+    packed, fused = facts.model.packed, facts.encoder == "fused"
+    graphs = graphs_of(module, device, packed=packed, fused=fused, longest=facts.max_positions)
+    return TracedModel(module, device, takes_packed=packed, graphs=graphs)
 
 
 def _kind(facts: ArchiveFacts) -> tuple[object, ...]:

@@ -83,7 +83,7 @@ class EncoderService:
                 answers = unwrapped(replies, context)
             else:
                 doors = [Door(context.get_all_request_header(index)) for index in range(len(rows or []))]
-                with tracing.batch(metrics.tracer, context.model_name, [door.headers for door in doors]):
+                with tracing.batch(metrics.tracer, context.model_name, (door.headers for door in doors)):
                     replies = answered(predictor, rows or [], context, doors, stopping=stopping)
                 limit = predictor.config.limits.max_answer_bytes
                 with metrics.stage("respond"):

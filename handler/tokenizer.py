@@ -6,7 +6,7 @@ from collections.abc import Sequence as Many
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias, TypeVar
 
 import tokenizers
 from tokenizers import Encoding, processors
@@ -24,6 +24,16 @@ Input: TypeAlias = "str | tuple[str, str]"
 """A text or a pair of texts."""
 Cut: TypeAlias = Literal["longest", "first"]
 """Which text of a pair is cut: the longer one, and windows go over the second; or always the first."""
+
+
+T_co = TypeVar("T_co", covariant=True)
+
+
+class ByPlace(Protocol[T_co]):
+    """Something for each input: a list, or what is asked only for the inputs that need it."""
+
+    def __getitem__(self, place: int, /) -> T_co:
+        """Of the input at this place."""
 
 
 @dataclass(slots=True)
@@ -129,8 +139,8 @@ class Tokenizer:
     def encode(
         self,
         inputs: Many[Input],
-        policies: Many[Truncation],
-        strides: Many[int],
+        policies: ByPlace[Truncation],
+        strides: ByPlace[int],
         *,
         offsets: bool = False,
         cut: Cut = "longest",
@@ -142,43 +152,56 @@ class Tokenizer:
         ``longest``: limits of single inputs below ``max_length``.
         """
         most = self.max_length
-        limits = [most if limit is None else min(limit, most) for limit in longest or [None] * len(inputs)]
-        far = {
-            place: Fit(policies[place], strides[place], limits[place], cut)
-            for place, text in enumerate(inputs)
-            if (len(text) if isinstance(text, str) else max(map(len, text))) > LONG
-        }
-        fronts = {place: front for place, fit in far.items() if (front := self._front(inputs[place], fit)) is not None}
-        whole = [text for place, text in enumerate(inputs) if place not in fronts] if fronts else inputs
-        rows = iter(self._rows(whole, offsets))
+        limits = [most if limit is None else min(limit, most) for limit in longest] if longest else [most] * len(inputs)
+        rows = [None if offsets or is_long(text) else self._quick(text) for text in inputs]
+        results: list[Any] = [
+            Tokenized([row]) if row is not None and 0 < len(row.ids) <= limit else None
+            for row, limit in zip(rows, limits, strict=True)
+        ]
+        left = [place for place, result in enumerate(results) if result is None]
+        if left:
+            fits = [Fit(policies[place], strides[place], limits[place], cut) for place in left]
+            slow = self._fully([inputs[place] for place in left], [rows[place] for place in left], fits, offsets)
+            for place, result in zip(left, slow, strict=True):
+                results[place] = result
+        return results
+
+    def _fully(
+        self, inputs: list[Input], rows: list[Sequence | None], fits: list[Fit], offsets: bool
+    ) -> list[Tokenized | RequestError]:
+        """What the word cache alone has not answered. ``rows``: what it made of each input; that does not fit then."""
+        far = [place for place, text in enumerate(inputs) if is_long(text)]
+        fronts = {place: front for place in far if (front := self._front(inputs[place], fits[place])) is not None}
+        whole = list(rows)
+        for place in far:
+            if place not in fronts and not offsets:
+                whole[place] = self._quick(inputs[place])
+        rest = [place for place, row in enumerate(whole) if row is None and place not in fronts]
+        for place, made in zip(rest, self._whole([inputs[place] for place in rest], offsets), strict=True):
+            whole[place] = made
         results: list[Tokenized | RequestError] = []
-        for place, (text, limit) in enumerate(zip(inputs, limits, strict=True)):
-            if place in fronts:
-                results.append(self._beginning(*fronts[place], far[place], offsets))
-                continue
-            row = next(rows)
-            if 0 < len(row.ids) <= limit:
+        for place, (text, fit, row) in enumerate(zip(inputs, fits, whole, strict=True)):
+            if place in fronts or row is None:
+                results.append(self._beginning(*fronts[place], fit, offsets))
+            elif 0 < len(row.ids) <= fit.longest:
                 results.append(Tokenized([row]))
             else:
-                fit = Fit(policies[place], strides[place], limit, cut)
                 results.append(self._fitted(row, text, fit, offsets))
         return results
 
-    def _rows(self, inputs: Many[Input], offsets: bool) -> list[Sequence]:
-        """Each input whole, however long; by the word cache where that will do."""
-        quick = [None] * len(inputs) if offsets else [self._quick(text) for text in inputs]
-        rest = [text for text, row in zip(inputs, quick, strict=True) if row is None]
-        if not rest:
-            return [row for row in quick if row is not None]
+    def _whole(self, inputs: list[Input], offsets: bool) -> list[Sequence]:
+        """Each input's tokens, however many."""
+        if not inputs:
+            return []
         batch = self.backend.encode_batch if offsets else self.backend.encode_batch_fast
-        slow = (self._sequence(e, t, offsets) for e, t in zip(batch(rest), rest, strict=True))
-        return [next(slow) if row is None else row for row in quick]
+        return [self._sequence(*pair, offsets) for pair in zip(batch(inputs), inputs, strict=True)]
 
     def _quick(self, text: Input) -> Sequence | None:
+        """By the word cache where that will do."""
         if self._words is None:
             return None
         if isinstance(text, str):
-            ids = self._words.single(text)
+            ids = self._words.single(text) if text.isascii() else self._words.mixed(text)
             return None if ids is None else Sequence(ids)
         pair = self._words.pair(*text)
         return None if pair is None else Sequence(pair[0], pair[1] if self._uses_segments else None)
@@ -278,6 +301,11 @@ class Tokenizer:
         texts = (text,) if isinstance(text, str) else text
         parts = zip(encoding.sequence_ids, encoding.tokens, encoding.offsets, strict=True)
         return [span if part is None else _without_spaces(texts[part], token, *span) for part, token, span in parts]
+
+
+def is_long(text: Input) -> bool:
+    """Whether one is, or one of a pair, of which the beginning may do (handler.front)."""
+    return len(text) > LONG if isinstance(text, str) else len(text[0]) > LONG or len(text[1]) > LONG
 
 
 def _stop_trimming(backend: tokenizers.Tokenizer) -> bool:

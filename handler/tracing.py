@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeAlias
 
 logger = logging.getLogger(__name__)
@@ -37,12 +37,16 @@ def tracer_of_environment(service: str) -> Tracer | None:
     return provider.get_tracer("efft")
 
 
-@contextmanager
-def batch(tracer: Tracer | None, model: str, headers: Iterable[Mapping[str, Any]]) -> Iterator[None]:
+def batch(tracer: Tracer | None, model: str, headers: Iterable[Mapping[str, Any]]) -> AbstractContextManager[None]:
     """A batch's span; ``headers`` of each of its requests."""
-    if tracer is None:
-        yield
-        return
+    return _NOTHING if tracer is None else _span(tracer, model, headers)
+
+
+_NOTHING: AbstractContextManager[None] = nullcontext()
+
+
+@contextmanager
+def _span(tracer: Tracer, model: str, headers: Iterable[Mapping[str, Any]]) -> Iterator[None]:
     from opentelemetry import trace
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 

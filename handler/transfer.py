@@ -17,27 +17,65 @@ import torch
 
 from handler.packing import Arrays
 
-Wait = Literal["spin", "block"]
+How = Literal["spin", "block"]
 WAIT: Final = "EFFT_GPU_WAIT"
 """Of the environment: ``spin`` or ``block``, whatever the number of workers."""
 _SMALL: Final = 1 << 14
 """Numbers of a result that is copied out of memory that is kept: 64 KB, whose copy takes less than pinning others."""
-_waiting: list[Wait] = ["spin"]
+_waiting: list[How] = ["spin"]
 
 
 def wait_as(workers: int) -> None:
     """How this process waits for the GPU from now on, by how many workers the server has.
 
     A lone worker spins, which notices the end some ten microseconds sooner. Of several each sleeps, so that the cores
-    are there for the others' tokenizing and for the front end.
+    are there for the others' tokenizing and for the front end; but not through the pass of a lone text, which is over
+    soon and comes when there is little else to do.
     """
     wanted = os.environ.get(WAIT)
     _waiting[0] = "spin" if wanted == "spin" or (wanted != "block" and workers == 1) else "block"
 
 
-def waiting() -> Wait:
+def waiting() -> How:
     """How this process waits for the GPU."""
     return _waiting[0]
+
+
+def joined(outputs: Many[torch.Tensor]) -> torch.Tensor:
+    """A model's outputs in fp32, one behind the other."""
+    parts = [output.reshape(-1).float() for output in outputs]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+class Wait:
+    """Waits for what this thread has enqueued on a device, in the way that the process waits."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream: torch.cuda.Stream | None = None
+        self._handle = -1
+        self._event: torch.cuda.Event | None = None
+
+    def _current(self) -> torch.cuda.Stream:
+        """This thread's stream; nearly always the last one, and made anew it costs some microseconds."""
+        index = self._device.index
+        handle = torch._C._cuda_getCurrentRawStream(torch.cuda.current_device() if index is None else index)
+        if self._stream is None or handle != self._handle:
+            self._handle, self._stream = handle, torch.cuda.current_stream(self._device)
+        return self._stream
+
+    def __call__(self, *, soon: bool) -> None:
+        """``soon``: whether it is the pass of a lone text, see :func:`wait_as`."""
+        if self._device.type == "cpu":
+            return
+        stream = self._current()
+        if _waiting[0] == "spin" or (soon and os.environ.get(WAIT) != "block"):
+            stream.synchronize()
+            return
+        if self._event is None:
+            self._event = torch.cuda.Event(blocking=True)
+        self._event.record(stream)
+        self._event.synchronize()
 
 
 class Staging:
@@ -50,7 +88,7 @@ class Staging:
         self._landed = torch.empty(0)
         self._under_way = False
         """Whether what was sent may not have been read yet: a pass that failed has not been waited for."""
-        self._event: torch.cuda.Event | None = None
+        self._wait = Wait(device)
 
     def to_device(self, arrays: Many[np.ndarray]) -> list[torch.Tensor]:
         """int64 arrays on the device, each contiguous there; on the CPU the arrays' own memory."""
@@ -71,25 +109,15 @@ class Staging:
         if self._device.type == "cpu":
             return tuple(output.float().numpy() for output in outputs)
         made = list(outputs)
-        flat = made[0].float() if len(made) == 1 else torch.cat([output.reshape(-1).float() for output in made])
+        flat = joined(made)
         small = flat.numel() <= _SMALL
         if small and not len(self._landed):
             self._landed = torch.empty(_SMALL, pin_memory=True)
         place = self._landed[: flat.numel()] if small else torch.empty(flat.numel(), pin_memory=True)
-        place.copy_(flat.reshape(-1), non_blocking=True)
-        self._wait()
+        place.copy_(flat, non_blocking=True)
+        self._wait(soon=False)
         self._under_way = False
         whole = place.numpy().copy() if small else place.numpy()
         ends = np.cumsum([output.numel() for output in made])
         parts = [whole] if len(made) == 1 else np.split(whole, ends[:-1])
         return tuple(part.reshape(output.shape) for part, output in zip(parts, made, strict=True))
-
-    def _wait(self) -> None:
-        stream = torch.cuda.current_stream(self._device)
-        if _waiting[0] == "spin":
-            stream.synchronize()
-            return
-        if self._event is None:
-            self._event = torch.cuda.Event(blocking=True)
-        self._event.record(stream)
-        self._event.synchronize()

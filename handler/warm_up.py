@@ -16,7 +16,8 @@ logger = logging.getLogger(__name__)
 SECONDS = 10.0
 """No new shape is begun after this long: a slow CPU shall not miss the server's start-up timeout."""
 _RUNS = 2
-"""TorchScript's profiling executor records during the first run of a graph and optimises in the second."""
+"""TorchScript's profiling executor records during the first run of a graph and optimises in the second. A third makes a
+CUDA graph of it, where the model has such."""
 
 
 def shapes(max_length: int, batch_size: int, max_tokens: int) -> Iterator[tuple[int, int]]:
@@ -45,7 +46,7 @@ def warm_up(model: Model, token_id: int, max_length: int, batch_size: int, max_t
             break
         inputs = inputs_of(model, token_id, *shape)
         try:
-            for _ in range(_RUNS):
+            for _ in range(_RUNS + (getattr(model, "graphs", None) is not None)):
                 model(*inputs)
         except Exception as error:
             if not out_of_memory(error):

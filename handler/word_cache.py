@@ -1,4 +1,4 @@
-"""A shortcut for plain ASCII texts with BERT's WordPiece tokenizers.
+"""A shortcut for plain texts with BERT's WordPiece tokenizers.
 
 Such a tokenizer splits a text at white space (and then further) and treats each part on its own, so the tokens of
 what stands between two spaces can be remembered. Splitting and a dictionary then take a tenth of the time of the
@@ -28,6 +28,7 @@ _PROBES = (
     "a", "The quick brown fox, jumps over: (lazy) dogs!", "unbelievably o'clock x-ray 3.14 C++", "a_b @home #1 50% off",
     " leading\tand\r\ntrailing ", "MiXeD CaSe ABC", string.punctuation, "supercalifragilisticexpialidocious" * 2,
 )  # fmt: skip
+_MIXED = ("Caf\u00e9 na\u00efve \u2013 5 \u20ac", "\u6771\u4eac ok \U0001f44d", "\u0130\u03a3 e\u0301a [x] \u00df")
 
 
 class _Words(dict[str, list[int]]):
@@ -68,7 +69,10 @@ class WordCache:
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
         self._words = _Words(backend)
         self._lowercase = bool(getattr(backend.normalizer, "lowercase", False))
-        added = {token.content for token in backend.get_added_tokens_decoder().values()}
+        tokens = backend.get_added_tokens_decoder().values()
+        added = {token.content for token in tokens}
+        # One that is sought in the normalized text may be found where its characters do not stand in the text.
+        self._mixes = not any(token.normalized for token in tokens)
         alternatives = "|".join(re.escape(content) for content in sorted(added))
         self._added = re.compile(alternatives, re.IGNORECASE) if added else None
         # Most texts hold none of the characters that these begin with, which takes a tenth of the time to see.
@@ -89,16 +93,30 @@ class WordCache:
         except ValueError:
             return None
         agrees = all(cache.single(probe) == backend.encode(probe).ids for probe in _PROBES)
+        cache._mixes = cache._mixes and all(cache.mixed(probe) == backend.encode(probe).ids for probe in _MIXED)
         pair = backend.encode(_PROBES[1], _PROBES[2])
         return cache if agrees and cache.pair(_PROBES[1], _PROBES[2]) == (pair.ids, pair.type_ids) else None
 
     def single(self, text: str) -> list[int] | None:
         """A text's ids, special tokens included."""
-        content = self._ids(text)
-        if content is None:
+        content = self._parts(text)
+        return None if content is None else self._alone(content)
+
+    def mixed(self, text: str) -> list[int] | None:
+        """As :meth:`single`, of a text with other characters than ASCII's, such as accents and emoji, that are all
+        printable: then nothing but a space parts its words, and no character joins two of them or vanishes."""
+        if not self._mixes or text.isascii() or not text.isprintable() or self._has_added(text):
             return None
+        # Letters beyond ASCII are not all made small in Python as the tokenizer makes them.
+        words = text.split()
+        content = self._looked_up(
+            [word.lower() if word.isascii() else word for word in words] if self._lowercase else words
+        )
+        return None if content is None else self._alone(content)
+
+    def _alone(self, parts: list[list[int]]) -> list[int]:
         (before, _), (after, _) = self._single
-        return [*before, *content, *after]
+        return [*before, *chain.from_iterable(parts), *after]
 
     def pair(self, first: str, second: str) -> tuple[list[int], list[int]] | None:
         """A pair's ids and segments, special tokens included."""
@@ -110,20 +128,29 @@ class WordCache:
         return ids, [*start, *[0] * len(a), *middle, *[1] * len(b), *end]
 
     def _ids(self, text: str) -> list[int] | None:
+        parts = self._parts(text)
+        return None if parts is None else list(chain.from_iterable(parts))
+
+    def _parts(self, text: str) -> list[list[int]] | None:
+        """The ids of each word of an ASCII text."""
         if not (text.isascii() and (text.isprintable() or _PLAIN.fullmatch(text))) or self._has_added(text):
             return None
-        if self._lowercase:
-            text = text.lower()
+        return self._looked_up((text.lower() if self._lowercase else text).split())
+
+    def _looked_up(self, words: list[str]) -> list[list[int]] | None:
         self._words.allowed = NEW_WORDS
         try:
-            return list(chain.from_iterable(map(self._words.__getitem__, text.split())))
+            return list(map(self._words.__getitem__, words))
         except KeyError:
             return None
 
     def _has_added(self, text: str) -> bool:
-        if self._added is None or not any(opener in text for opener in self._openers):
+        if self._added is None:
             return False
-        return self._added.search(text) is not None
+        for opener in self._openers:
+            if opener in text:
+                return self._added.search(text) is not None
+        return False
 
 
 def _around(encoding: tokenizers.Encoding, parts: list[list[int]]) -> list[tuple[list[int], list[int]]]:

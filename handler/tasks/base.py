@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
@@ -17,6 +18,7 @@ from handler.schemas import Answer, Request
 from handler.tokenizer import Input, Sequence, Tokenized, Tokenizer
 
 R = TypeVar("R", bound=Request)
+V = TypeVar("V")
 
 
 @dataclass(slots=True)
@@ -26,6 +28,19 @@ class Job(Generic[R]):
     request: R
     sequences: list[Sequence]
     dropped: int = 0
+
+
+class Each(Generic[V]):
+    """What a function says of each of several requests; it is asked only for those that matter."""
+
+    __slots__ = ("_function", "_requests")
+
+    def __init__(self, function: Callable[[Any], V], requests: Many[Any]) -> None:
+        self._function = function
+        self._requests = requests
+
+    def __getitem__(self, place: int) -> V:
+        return self._function(self._requests[place])
 
 
 class Task(ABC, Generic[R]):
@@ -44,8 +59,7 @@ class Task(ABC, Generic[R]):
 
     def encode(self, requests: Many[R]) -> list[Job[R] | RequestError]:
         """Tokenize a batch of requests in one call of the tokenizer."""
-        policies = [self.truncation(request) for request in requests]
-        strides = [self.stride(request) for request in requests]
+        policies, strides = Each(self.truncation, requests), Each(self.stride, requests)
         inputs = [self.input(request) for request in requests]
         tokenized = self.tokenizer.encode(inputs, policies, strides, offsets=self.offsets)
         return [self._job(request, result) for request, result in zip(requests, tokenized, strict=True)]
@@ -106,8 +120,9 @@ class Task(ABC, Generic[R]):
 
 def softmax(logits: np.ndarray) -> np.ndarray:
     """Over the last dimension."""
-    exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return exponentials / exponentials.sum(axis=-1, keepdims=True)
+    # The ufuncs' own reductions: an array's methods are Python around them, which costs a lone text as much again.
+    exponentials = np.exp(logits - np.maximum.reduce(logits, axis=-1, keepdims=True))
+    return exponentials / np.add.reduce(exponentials, axis=-1, keepdims=True)
 
 
 def sigmoid(logits: np.ndarray) -> np.ndarray:

@@ -15,11 +15,12 @@ from builder.cli import main
 from builder.errors import BuildError
 from builder.inspection import read_facts
 from builder.mar import replace_files
-from builder.serving import default_workers
+from builder.serving import default_batch, default_workers
 from builder.tune import workers as tune_workers
 from builder.tune.mix import MIXES, make_requests
 from builder.tune.server import collect
 from builder.tune.workers import Figures, Setting, choose, divisions, gpu_divisions, table, variants
+from handler.config import SetupConfig
 from handler.decode import Decoder
 from handler.predictor import Predictor
 from tests.unit.handler_fakes import MAX_LENGTH, PooledLogits, TokenOutputs, facts, save_archive
@@ -92,11 +93,17 @@ def test_on_gpus_every_gpu_gets_workers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("on_gpu", "cores", "gpus", "expected"), [(True, 16, 1, 8), (True, 64, 8, 32), (True, 4, 2, 2), (True, 128, 1, 8),
+    ("on_gpu", "cores", "gpus", "expected"), [(True, 16, 1, 4), (True, 64, 8, 32), (True, 4, 2, 2), (True, 128, 1, 4),
                                               (True, 16, 0, 1), (False, 16, 1, 1), (True, 1, 1, 1)],
 )  # fmt: skip
 def test_default_workers(on_gpu: bool, cores: int, gpus: int, expected: int) -> None:
     assert default_workers(on_gpu, cores, gpus) == expected
+
+
+def test_a_gpus_batches_are_larger_unless_the_config_says_otherwise() -> None:
+    silent = SetupConfig(model_name="any")
+    assert [default_batch(silent, on_gpu, gpus) for on_gpu, gpus in ((True, 1), (True, 0), (False, 1))] == [64, 32, 32]
+    assert default_batch(SetupConfig(model_name="any", batch_size=8), True, 1) == 8
 
 
 @pytest.mark.parametrize(

@@ -126,3 +126,37 @@ def test_order_numbers_are_not_kept(backend: Tokenizer) -> None:
     assert cache.single("order 4711 12345 #998877x") == backend.encode("order 4711 12345 #998877x").ids
     assert {"order", "4711"} <= set(cache._words)
     assert not {"12345", "#998877x"} & set(cache._words)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    text=st.lists(
+        st.one_of(
+            st.sampled_from(
+                ["caf\u00e9", "\U0001f44d", "5\u20ac", "\u6771\u4eac", "[CLS]", "The", "it's", "\u0130", "e\u0301"]
+            ),
+            st.text(st.characters(exclude_categories=["Cs"]), max_size=6),
+            st.text(st.characters(categories=["Ll", "Lu", "Mn", "So", "Po", "Sk", "Zs"]), max_size=6),
+        ),
+        max_size=7,
+    ).map(" ".join)
+)
+def test_a_text_beyond_ascii_has_the_tokenizers_ids_or_is_left_to_it(
+    backend: Tokenizer, cache: WordCache, text: str
+) -> None:
+    ids = cache.mixed(text)
+    assert ids is None or ids == backend.encode(text).ids
+
+
+@pytest.mark.parametrize("text", ["caf\u00e9 \U0001f64f", "\u6771\u4eac 5 \u20ac", "The \u0130 \u03a3\u03a3 e\u0301a"])
+def test_printable_words_beyond_ascii_are_not_left_to_the_tokenizer(
+    backend: Tokenizer, cache: WordCache, text: str
+) -> None:
+    assert cache.mixed(text) == backend.encode(text).ids
+
+
+@pytest.mark.parametrize(
+    "text", ["a\u200bb \u00e9", "a\u00a0\u00e9", "caf\u00e9\nau lait", "caf\u00e9 [MASK]", "plain"]
+)
+def test_what_could_join_words_is_left_to_the_tokenizer(cache: WordCache, text: str) -> None:
+    assert cache.mixed(text) is None
