@@ -30,6 +30,7 @@ from builder.families import spec_of
 from builder.formats.torchscript import example_inputs, save_torchscript
 from builder.models import PackedModel
 from handler.engine import default_pass_tokens
+from handler.graphs import graphs_of
 from handler.metrics import Metrics
 from handler.packing import Packer
 from handler.runtime import TracedModel
@@ -56,7 +57,7 @@ class _Head(nn.Module):
 
 def adapters(source: Source, data_type: str, device: str, count: int) -> list[TracedModel]:
     """Models of the same shape, each with weights of its own, on the device and prepared as a worker does."""
-    spec = spec_of(source.config)
+    spec, where = spec_of(source.config), torch.device("cuda:0" if device == "cuda" else device)
     weights = packed_weights(source, data_type, device)
     module = PackedModel(PackedEncoder(spec, weights, "first"), _Head(spec.hidden), splits=False, marks_prompts=False)
     found = []
@@ -66,7 +67,9 @@ def adapters(source: Source, data_type: str, device: str, count: int) -> list[Tr
         for _ in range(count):
             loaded: Any = torch.jit.load(str(path), map_location=device).eval()
             loaded.encoder.matrices = prepare(spec, loaded.encoder).matrices
-            found.append(TracedModel(loaded, torch.device(device), takes_packed=True))
+            longest = source.config.max_position_embeddings
+            graphs = graphs_of(loaded, where, packed=True, fused=True, longest=longest)
+            found.append(TracedModel(loaded, where, takes_packed=True, graphs=graphs))
     return found
 
 
