@@ -194,6 +194,7 @@ def _eight_bits(check: Check) -> None:
         if outcome:
             print(f"SQuAD-like stream, BERT-large {data_type}: {outcome['sequences_per_second']:.0f} sequences/s")
             check.more[f"stream_{data_type}"] = outcome
+        results.save("encoder", check.result(), check.output)  # each type takes a minute: what there is, is kept
 
 
 def _devices(check: Check) -> None:

@@ -103,8 +103,11 @@ class Walk {
           "the embeddings");
   }
 
-  // Attention adds the bias of queries, keys and values while it loads them; folded products add all of theirs.
-  bool attention_adds_bias() const { return layout_.path != Path::small && !positions_.want_biases(); }
+  // Attention adds the bias of queries, keys and values while it loads them; folded products and those of eight bits
+  // add all of theirs, where it costs nothing.
+  bool attention_adds_bias(const Step& maker) const {
+    return layout_.path != Path::small && !positions_.want_biases() && !eight_bits_.takes(maker);
+  }
 
   // Where a product goes: a gated one to where both of its halves find room.
   T* target(const Step& step) const {
@@ -115,7 +118,7 @@ class Walk {
     const Step& step = program_.steps[i];
     const bool closes = step.residual >= 0;
     const Pointwise kind = step.activates && !step.gated ? pointwise(spec_.activation) : Pointwise::none;
-    const float* bias = next_is(i, Op::attend) && attention_adds_bias() ? nullptr : vector(step.bias);
+    const float* bias = next_is(i, Op::attend) && attention_adds_bias(step) ? nullptr : vector(step.bias);
     if (eight_bits_.takes(step)) {
       if (!eight_bits_.product(i, bias, kind)) finish_library(i, bias, kind);
       return;
@@ -209,8 +212,8 @@ class Walk {
   void attend(int i) {
     const Step& step = program_.steps[i];
     const Step& maker = program_.steps[program_.values[step.input].made];
-    positions_.attend(step, value(step.input), attention_adds_bias() ? vector(maker.bias) : nullptr, value(step.output),
-                      eight_bits_.context_of(i));
+    positions_.attend(step, value(step.input), attention_adds_bias(maker) ? vector(maker.bias) : nullptr,
+                      value(step.output), eight_bits_.context_of(i));
   }
 
   // The last one writes the padded result itself.

@@ -26,10 +26,14 @@ struct AttentionArguments {
   // uint8_t.
   float operand_inverse = 0;
   float operand_zero = 0;
+  // kv_heads / heads in parts of kShare, rounded up; attention() sets it. A division by a number that is not known
+  // beforehand takes a kernel fifty instructions.
+  static constexpr unsigned kShare = 1 << 16;
+  unsigned kv_share = kShare;
 
   __host__ __device__ int context() const { return heads * head_size; }
   __host__ __device__ int width() const { return (heads + 2 * kv_heads) * head_size; }
-  __device__ int kv_head(int head) const { return kv_heads == heads ? head : head / (heads / kv_heads); }
+  __device__ int kv_head(int head) const { return static_cast<int>(head * kv_share / kShare); }
   __device__ const T* query(int token, int head) const {
     return qkv + static_cast<long long>(token) * width() + head * head_size;
   }

@@ -100,12 +100,20 @@ __device__ inline void transpose_quad(uint32_t (&words)[4]) {
 struct OperandSteps {
   float inverse, zero;
 
+  // Of values in steps already.
+  template <bool E4M3>
+  static __device__ __forceinline__ uint16_t round(float low, float high) {
+    if constexpr (E4M3) {
+      return __nv_cvt_float2_to_fp8x2(make_float2(low, high), __NV_SATFINITE, __NV_E4M3);
+    } else {
+      constexpr float kWhole = 12582912.f;  // 1.5 * 2^23: beyond, the bits of fp32 count whole numbers
+      const auto bits = [](float number) { return __float_as_uint(fminf(fmaxf(number, 0.f), 255.f) + kWhole); };
+      return static_cast<uint16_t>(__byte_perm(bits(low), bits(high), 0x0040));
+    }
+  }
   __device__ __forceinline__ uint16_t pair(float2 values) const {
-    const float2 numbers = make_float2(fmaf(values.x, inverse, zero), fmaf(values.y, inverse, zero));
-    if (zero == 0.f) return __nv_cvt_float2_to_fp8x2(numbers, __NV_SATFINITE, __NV_E4M3);
-    constexpr float kWhole = 12582912.f;  // 1.5 * 2^23: beyond, the bits of fp32 count whole numbers
-    const auto bits = [](float number) { return __float_as_uint(fminf(fmaxf(number, 0.f), 255.f) + kWhole); };
-    return static_cast<uint16_t>(__byte_perm(bits(numbers.x), bits(numbers.y), 0x0040));
+    const float low = fmaf(values.x, inverse, zero), high = fmaf(values.y, inverse, zero);
+    return zero == 0.f ? round<true>(low, high) : round<false>(low, high);
   }
 };
 
@@ -141,8 +149,8 @@ __device__ inline void store_output(const Accumulator<kHead>& accumulator, const
 // The same for rows that are kHead wide and aligned to 16 bytes, in stores of as many: the lanes of a row exchange
 // their words first, since a store costs as much as the lines it touches. Called by whole warps.
 template <typename T, int kHead>
-__device__ inline void store_rows(const Accumulator<kHead>& accumulator, const float (&factor)[2], const float* bias,
-                                  T* const (&rows)[2], const T* out, OperandSteps steps) {
+__device__ inline void store_values(const Accumulator<kHead>& accumulator, const float (&factor)[2], const float* bias,
+                                    T* const (&rows)[2]) {
 #pragma unroll
   for (int first = 0; first < kHead / 8; first += 4) {
     uint32_t words[2][4];
@@ -159,18 +167,54 @@ __device__ inline void store_rows(const Accumulator<kHead>& accumulator, const f
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       transpose_quad(words[r]);
-      if (rows[r] == nullptr) continue;
-      if (steps.inverse != 0.f) {
-        Pack<uint16_t, 4> numbers;
-#pragma unroll
-        for (int i = 0; i < 4; ++i) numbers.values[i] = steps.pair(unpack_pair<T>(words[r][i]));
-        *reinterpret_cast<Pack<uint16_t, 4>*>(operand_row(rows[r], out) + 8 * (first + threadIdx.x % 4)) = numbers;
-        continue;
-      }
-      *reinterpret_cast<uint4*>(rows[r] + 8 * (first + threadIdx.x % 4)) =
-          make_uint4(words[r][0], words[r][1], words[r][2], words[r][3]);
+      if (rows[r] != nullptr)
+        *reinterpret_cast<uint4*>(rows[r] + 8 * (first + threadIdx.x % 4)) =
+            make_uint4(words[r][0], words[r][1], words[r][2], words[r][3]);
     }
   }
+}
+
+// The same as operands of eight bits. A word holds the lane's pairs of two neighbouring groups of eight columns; the
+// lane that receives the words of all four sorts their halves.
+template <bool E4M3, typename T, int kHead>
+__device__ inline void store_operands(const Accumulator<kHead>& accumulator, const float (&factor)[2],
+                                      const float* bias, T* const (&rows)[2], const T* out, OperandSteps steps) {
+  const float scale[2] = {factor[0] * steps.inverse, factor[1] * steps.inverse};
+  const auto pair = [&](int group, int r) {
+    float2 addend = make_float2(steps.zero, steps.zero);
+    if (bias != nullptr) {
+      const float2 own = *reinterpret_cast<const float2*>(bias + 8 * group + fragment_column());
+      addend = make_float2(fmaf(own.x, steps.inverse, addend.x), fmaf(own.y, steps.inverse, addend.y));
+    }
+    const float* const sums = &accumulator[group][2 * r];
+    return OperandSteps::round<E4M3>(fmaf(sums[0], scale[r], addend.x), fmaf(sums[1], scale[r], addend.y));
+  };
+#pragma unroll
+  for (int first = 0; first < kHead / 8; first += 8) {
+    constexpr int kWords = kHead >= 64 ? 4 : 2;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      uint32_t words[4] = {};
+#pragma unroll
+      for (int i = 0; i < kWords; ++i)
+        words[i] = __byte_perm(pair(first + 2 * i, r), pair(first + 2 * i + 1, r), 0x5410);
+      transpose_quad(words);
+      const int lane = threadIdx.x % 4;
+      if (rows[r] == nullptr || lane >= kWords) continue;
+      *reinterpret_cast<uint4*>(operand_row(rows[r], out) + 8 * first + 16 * lane) =
+          make_uint4(__byte_perm(words[0], words[1], 0x5410), __byte_perm(words[2], words[3], 0x5410),
+                     __byte_perm(words[0], words[1], 0x7632), __byte_perm(words[2], words[3], 0x7632));
+    }
+  }
+}
+
+// Either, as asked for.
+template <typename T, int kHead>
+__device__ inline void store_rows(const Accumulator<kHead>& accumulator, const float (&factor)[2], const float* bias,
+                                  T* const (&rows)[2], const T* out, OperandSteps steps) {
+  if (steps.inverse == 0.f) return store_values<T, kHead>(accumulator, factor, bias, rows);
+  if (steps.zero == 0.f) return store_operands<true, T, kHead>(accumulator, factor, bias, rows, out, steps);
+  store_operands<false, T, kHead>(accumulator, factor, bias, rows, out, steps);
 }
 
 }  // namespace efft::cuda

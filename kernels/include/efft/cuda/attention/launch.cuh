@@ -105,13 +105,16 @@ constexpr Type kType = std::is_same_v<T, float>    ? Type::f32
                                                    : Type::bf16;
 
 template <typename T, typename Score>
-cudaError_t attention(const AttentionArguments<T, Score>& a, int max_length, int capacity, cudaStream_t stream,
+cudaError_t attention(const AttentionArguments<T, Score>& given, int max_length, int capacity, cudaStream_t stream,
                       Order order) {
+  AttentionArguments<T, Score> a = given;
   constexpr int kLargestHead = 128;
   if (a.batch < 0 || a.heads < 1 || a.kv_heads < 1 || a.heads % a.kv_heads != 0 || a.head_size < 2 ||
       a.head_size > kLargestHead || a.head_size % 2 != 0) {
     return cudaErrorInvalidValue;
   }
+  if (a.heads >= static_cast<int>(a.kShare) / (a.heads / a.kv_heads)) return cudaErrorInvalidValue;  // see kv_share
+  a.kv_share = (a.kShare * a.kv_heads + a.heads - 1) / a.heads;
   if (a.operand_inverse != 0 && std::is_same_v<T, float>) return cudaErrorInvalidValue;
   if (a.batch == 0 || max_length <= 0 || capacity <= 0) return cudaSuccess;
   // The copy engine reads 16 bytes at a time.

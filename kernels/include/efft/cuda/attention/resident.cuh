@@ -118,7 +118,7 @@ class ResidentGroup {
     ptx::wgmma_wait_group<0>();
     ptx::pin(scores);
     mask_block(scores, block);
-    softmax_.raise<kKeys, kHead>(scores, output_);
+    softmax_.begin<kKeys>(scores);
     softmax_.exponentiate<kKeys>(scores);
     to_operand<T, kKeys>(probabilities, scores);
     for (int next = block + kKeyGroups; next < end; next += kKeyGroups) {

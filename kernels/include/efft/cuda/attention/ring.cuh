@@ -27,11 +27,11 @@ class Feeder {
                     const Pipeline<kHead>& pipeline)
       : arguments_(arguments), maps_(maps), pipeline_(pipeline) {}
 
-  // As many keys and values of a new list as the ring holds.
+  // As many keys and values of a new list as the ring holds, but for one, which the first of them feeds.
   __device__ void start_blocks() const {
     pipeline_.control.cursor.tile = 0;
     pipeline_.control.cursor.row = first_row(0);
-    for (int stage = 0; stage < pipeline_.stages; ++stage) feed_block();
+    for (int stage = 1; stage < pipeline_.stages; ++stage) feed_block();
   }
 
   // The next block of keys and values, once its stage is free.
@@ -102,7 +102,8 @@ class Warpgroup {
   // The tiles of the list; `round` counts all tiles so far.
   __device__ void run(unsigned& round) {
     for (int listed = 0; listed < Tiles::kListedTiles; ++listed, ++round) {
-      const SequenceTile tile = pipeline_.control.tiles[listed];
+      SequenceTile tile = pipeline_.control.tiles[listed];
+      tile.length = __shfl_sync(~0u, tile.length, 0);  // tells the compiler that loops take all lanes alike
       if (tile.length == 0) return;
       ptx::mbarrier_wait(pipeline_.tile_full(), round % 2);
       // Short sequences leave the last rows of a tile empty: the warpgroups take turns at them.
@@ -130,14 +131,14 @@ class Warpgroup {
   __device__ void skip(const SequenceTile& tile, int listed, unsigned round) {
     release(pipeline_.tile_free());
     feed_queries(listed, round);
-    pass(first_key(arguments_.score, tile, kKeys), keys_end(tile), listed == 0);
+    pass(first_key(arguments_.score, tile, kKeys), keys_end(tile));
   }
 
-  // Blocks of keys [key, end) that these rows do not see, or no rows do. first: the list's very first is among them.
-  __device__ void pass(int key, int end, bool first) {
-    for (; key < end; key += kKeys, first = false) {
+  // Blocks of keys [key, end) that these rows do not see, or no rows do.
+  __device__ void pass(int key, int end) {
+    for (; key < end; key += kKeys) {
       ptx::mbarrier_wait(pipeline_.stage_full(at_.stage), at_.parity);
-      feed_block(first);
+      feed_block();
       release(pipeline_.stage_free(at_.stage));
       at_.advance(pipeline_.stages);
     }
@@ -180,12 +181,7 @@ class Warpgroup {
     // Of the tile's keys, those that these 64 rows see.
     const SequenceTile own = rows_from(tile, rows_ * kRows);
     const int first = first_key(arguments_.score, own, kKeys), end = end_key(arguments_.score, own, kRows);
-    bool opens = listed == 0;  // the list's first block is still to come
-    if constexpr (Score::kNarrows) {
-      const int tile_first = first_key(arguments_.score, tile, kKeys);
-      pass(tile_first, first, opens);
-      opens = opens && tile_first == first;
-    }
+    if constexpr (Score::kNarrows) pass(first_key(arguments_.score, tile, kKeys), first);
     OnlineSoftmax softmax(score_scale(arguments_.scale));
     Accumulator<kHead> output = {};
     Accumulator<kKeys> scores = {};
@@ -194,14 +190,14 @@ class Warpgroup {
     ptx::pin(scores);
     wgmma_scores<T, kHead>(scores, queries, pipeline_.keys(at_.stage));
     int left = end - first;
-    const int keys = left, unseen = tile.length - end;  // of the sequence: the other warpgroup may see them
+    const int unseen = tile.length - end;  // of the sequence: the other warpgroup may see them
     if (left + unseen < kKeys) clear_tail(at_.stage, left + unseen);
     feed_queries(listed, round);
     ptx::wgmma_wait_group<0>();
     ptx::pin(scores);
     if (left < kKeys) mask_tail<kKeys>(scores, left);
     shape(scores, tile, end - left);
-    softmax.raise<kKeys, kHead>(scores, output);
+    softmax.begin<kKeys>(scores);
     softmax.exponentiate<kKeys>(scores);
     to_operand<T, kKeys>(probabilities, scores);
     RingStage now = at_;
@@ -214,7 +210,7 @@ class Warpgroup {
       wgmma_scores<T, kHead>(scores, queries, pipeline_.keys(at_.stage));
       wgmma_output<T, kHead>(output, probabilities, pipeline_.values(now.stage));
       if (left + unseen < kKeys) clear_tail(at_.stage, left + unseen);
-      feed_block(left + kKeys >= keys && opens);
+      feed_block();
       ptx::wgmma_wait_group<1>();
       ptx::pin(scores);
       if (left < kKeys) mask_tail<kKeys>(scores, left);
@@ -236,11 +232,11 @@ class Warpgroup {
     }
     ptx::pin(output);
     wgmma_output<T, kHead>(output, probabilities, pipeline_.values(now.stage));
-    feed_block(keys <= kKeys && opens);
+    feed_block();
     ptx::wgmma_wait_group<0>();
     ptx::pin(output);
     release(pipeline_.stage_free(now.stage));
-    if constexpr (Score::kNarrows) pass(first + (keys + kKeys - 1) / kKeys * kKeys, keys_end(tile), false);
+    if constexpr (Score::kNarrows) pass(first + (end - first + kKeys - 1) / kKeys * kKeys, keys_end(tile));
     store(output, softmax, tile, round);
   }
 
@@ -258,8 +254,8 @@ class Warpgroup {
 
   // In the shadow of the products: refills the stage that the block before this one has left. The ring must then hold
   // the block after next, hence three stages at least.
-  __device__ void feed_block(bool first) const {
-    if (threadIdx.x == Tiles::kBlockFeeder && !first) feeder_.feed_block();
+  __device__ void feed_block() const {
+    if (threadIdx.x == Tiles::kBlockFeeder) feeder_.feed_block();
     __syncwarp();
   }
 

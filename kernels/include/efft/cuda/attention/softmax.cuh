@@ -32,7 +32,17 @@ class OnlineSoftmax {
     if (exceeds(highest)) raise_to<kColumns>(highest, output);
   }
 
-  // The largest score of each row.
+  // Takes note of the first block's largest scores: nothing has been accumulated.
+  template <int kKeys>
+  __device__ void begin(const Accumulator<kKeys>& scores) {
+    float highest[2];
+    largest<kKeys>(scores, highest);
+    over_lanes(highest);
+#pragma unroll
+    for (int r = 0; r < 2; ++r) origin_[r] = fmaxf(highest[r] * scale_, kLowest);
+  }
+
+  // The largest score of each row among this lane's, which is all that `exceeds` asks for.
   template <int kKeys>
   __device__ static void largest(const Accumulator<kKeys>& scores, float (&highest)[2]) {
     highest[0] = highest[1] = -INFINITY;
@@ -43,6 +53,10 @@ class OnlineSoftmax {
         highest[r] = fmaxf(highest[r], fmaxf(scores[group][2 * r], scores[group][2 * r + 1]));
       }
     }
+  }
+
+  // Among the scores of the four lanes of a row.
+  __device__ static void over_lanes(float (&highest)[2]) {
 #pragma unroll
     for (int distance = 1; distance < 4; distance *= 2) {
 #pragma unroll
@@ -55,8 +69,10 @@ class OnlineSoftmax {
     return __any_sync(~0u, highest[0] * scale_ > origin_[0] + kSlack || highest[1] * scale_ > origin_[1] + kSlack);
   }
 
+  // highest: this lane's.
   template <int kColumns>
-  __device__ void raise_to(const float (&highest)[2], Accumulator<kColumns>& output) {
+  __device__ void raise_to(float (&highest)[2], Accumulator<kColumns>& output) {
+    over_lanes(highest);
     float correction[2];
 #pragma unroll
     for (int r = 0; r < 2; ++r) {

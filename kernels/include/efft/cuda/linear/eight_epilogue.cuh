@@ -7,15 +7,17 @@
 
 namespace efft::cuda {
 
-// A tile as ManyTile cuts it. Each warpgroup keeps its columns' scales and biases in shared memory, and each warp two
-// pieces of its rows: while one is finished, the residual of the next arrives.
-template <int COLUMNS, Warpgroups WARPGROUPS>
+// A tile as ManyTile cuts it. Each warpgroup keeps its columns' scales and biases in shared memory, and each warp a
+// piece of its rows, or, where a residual is added, two: while one is finished, the residual of the next arrives. What
+// that leaves is for stages. SHIFTS: of the operand's rows.
+template <int COLUMNS, Warpgroups WARPGROUPS, bool ADDS, bool SHIFTS>
 struct EightBitTile : ManyTile<COLUMNS, WARPGROUPS> {
   using Base = ManyTile<COLUMNS, WARPGROUPS>;
+  static constexpr bool kAdds = ADDS, kShifts = SHIFTS;
   static constexpr int kPieces = Base::kGroupHalves * ((COLUMNS + Base::kStagedColumns - 1) / Base::kStagedColumns);
-  static constexpr int kBuffers = kPieces > 1 ? 2 : 1;
+  static constexpr int kBuffers = ADDS && kPieces > 1 ? 2 : 1;
   static constexpr int kWarpBytes = kBuffers * Base::kWarpBytes;
-  static constexpr int kColumnBytes = 12 * COLUMNS;  // of a warpgroup
+  static constexpr int kColumnBytes = (SHIFTS ? 12 : 8) * COLUMNS;  // of a warpgroup
   static constexpr int kOwnBytes = Base::kGroups * (4 * kWarpBytes + kColumnBytes);
   static constexpr int kStages = (Base::kBlockBytes - kOwnBytes) / (Base::kStageBytes + 16);
   static constexpr int kSharedBytes = kStages * (Base::kStageBytes + 16) + kOwnBytes;
@@ -24,10 +26,13 @@ struct EightBitTile : ManyTile<COLUMNS, WARPGROUPS> {
 #ifdef EFFT_HOPPER
 
 // What a warpgroup's columns are multiplied by and what is added, in shared memory, by pairs of columns.
-template <int COLUMNS>
+template <int COLUMNS, bool SHIFTS>
 struct TileColumns {
   float4 factors[COLUMNS / 2];  // scale and bias of either
-  float2 sums[COLUMNS / 2];     // of the weights, times the scale; where operands have shifts
+};
+template <int COLUMNS>
+struct TileColumns<COLUMNS, true> : TileColumns<COLUMNS, false> {
+  float2 sums[COLUMNS / 2];  // of the weights, times the scale
 };
 
 // A warp's share of a tile: kGroupHalves times 16 rows, 64 rows apart. A lane has two rows of each, 8 apart, and of
@@ -37,7 +42,7 @@ class EightBitEpilogue {
  public:
   using Sum = typename EightBitWeight<typename Types::Operand>::sum;
   using Sums = Sum[Tile::kGroupHalves][Tile::kColumns / 2];
-  using ColumnsOfTile = TileColumns<Tile::kColumns>;
+  using ColumnsOfTile = TileColumns<Tile::kColumns, Tile::kShifts>;
   static_assert(sizeof(ColumnsOfTile) == Tile::kColumnBytes);
 
   __device__ EightBitEpilogue(const EightBitArguments<Types>& a, char* staged, ColumnsOfTile& columns, int tokens,
@@ -47,7 +52,6 @@ class EightBitEpilogue {
         columns_(columns),
         tokens_(tokens),
         lane_(lane),
-        adds_(kCloses && a.epilogue.residual != nullptr),
         inverse_(__float2half2_rn(kOperand ? a.scales.result.inverse() : 0.f)),
         zero_(__float2half2_rn(a.scales.result.zero)) {}
 
@@ -58,39 +62,46 @@ class EightBitEpilogue {
     for (auto& half : sums)
 #pragma unroll
       for (Sum& sum : half) sum = 0;
-    for (int pair = thread; pair < Tile::kColumns / 2; pair += 128) {
-      const int at = column + 2 * pair;
+    // One by one: vectors lie one behind the other, and any of odd length moves the rest.
+    for (int i = thread; i < Tile::kColumns; i += 128) {
+      const int at = column + i;
       if (at >= a_.n) break;
-      const float2 scale = __ldg(reinterpret_cast<const float2*>(a_.scales.columns + at));
-      float2 bias{};
-      // Vectors lie one behind the other: any of odd length moves the rest.
-      if (a_.epilogue.bias != nullptr) bias = {__ldg(a_.epilogue.bias + at), __ldg(a_.epilogue.bias + at + 1)};
-      columns_.factors[pair] = {scale.x, bias.x, scale.y, bias.y};
-      if constexpr (kShifts) columns_.sums[pair] = __ldg(reinterpret_cast<const float2*>(a_.scales.sums + at));
+      float* const factors = reinterpret_cast<float*>(columns_.factors) + 2 * i;
+      ptx::cp_async<4>(factors, a_.scales.columns + at, true);
+      const float* const bias = a_.epilogue.bias;
+      ptx::cp_async<4>(factors + 1, bias != nullptr ? bias + at : a_.scales.columns, bias != nullptr);
+      if constexpr (kShifts) ptx::cp_async<4>(reinterpret_cast<float*>(columns_.sums) + i, a_.scales.sums + at, true);
     }
+    ptx::cp_async_commit_group();
   }
 
-  // What the predecessor has left of the rows; the residual's first pieces are copied while the tile's products run.
+  // What the predecessor has left of the rows: under way while the tile's products run.
   __device__ __forceinline__ void fetch() {
 #pragma unroll
     for (int half = 0; half < Tile::kGroupHalves; ++half)
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
-        scales_[half][r] = a_.scales.all;
         const int row = row_ + half * 64 + r * 8 + lane_ / 4;
-        if (a_.scales.rows == nullptr || row >= tokens_) continue;
-        const float2 scale = __ldcg(reinterpret_cast<const float2*>(a_.scales.rows) + row);
-        scales_[half][r] = {scale.x, scale.y};
+        RowNorm& scale = scales_[half][r];
+        scale = a_.scales.all;
+        ptx::load_if(scale.scale, scale.shift, a_.scales.rows + row, a_.scales.rows != nullptr && row < tokens_);
       }
-    if (!adds_) return;
+    if constexpr (kAdds) {
 #pragma unroll
-    for (int piece = 0; piece < Tile::kBuffers; ++piece) fetch_residual(piece);
+      for (int piece = 0; piece < Tile::kBuffers; ++piece) fetch_residual(piece);
+    }
   }
 
+  // This thread's share of the columns has arrived.
+  __device__ __forceinline__ void wait_columns() const { ptx::cp_async_wait_group<kAdds ? Tile::kBuffers : 0>(); }
+
+  // Once all threads' have.
   __device__ __forceinline__ void finish(Sums& sums) {
+    Made made;
+    make_with(made, 0, 0);
 #pragma unroll
     for (int piece = 0; piece < Tile::kPieces; ++piece) {
-      if (adds_) {
+      if constexpr (kAdds) {
         if (piece + 1 < Tile::kPieces) {
           ptx::cp_async_wait_group<1>();
         } else {
@@ -98,20 +109,20 @@ class EightBitEpilogue {
         }
         __syncwarp();
       }
-      stage(sums[piece / kAlong], piece);
+      stage(sums[piece / kAlong], piece, made);
       __syncwarp();
       write(piece);
       __syncwarp();
-      if (adds_ && piece + Tile::kBuffers < Tile::kPieces) fetch_residual(piece + Tile::kBuffers);
+      if (kAdds && piece + Tile::kBuffers < Tile::kPieces) fetch_residual(piece + Tile::kBuffers);
     }
   }
 
  private:
   using Result = typename Types::Result;
   using Rows = StagedRows<Tile::kStagedColumns>;
-  static constexpr bool kCloses = KIND == Pointwise::none;  // may add a residual
+  static constexpr bool kAdds = Tile::kAdds;
   static constexpr bool kOperand = sizeof(Result) == 1;
-  static constexpr bool kShifts = std::is_same_v<typename Types::Operand, uint8_t>;
+  static constexpr bool kShifts = Tile::kShifts;
   static constexpr int kAlong = Tile::kPieces / Tile::kGroupHalves;  // pieces of a row
   static constexpr int kOperandPitch = Tile::kStagedColumns + 16;    // bytes: neither rows nor chunks of them conflict
   static_assert(!kOperand || 16 * kOperandPitch <= Tile::Base::kWarpBytes, "operands fit where results do");
@@ -128,51 +139,66 @@ class EightBitEpilogue {
     return fmaf(static_cast<float>(sum), row.scale * scale, bias);
   }
 
-  // What two chunks of eight columns are made with: the lane's two columns of each.
+  // Chunks of eight columns that are made at a time. An operand's are four, since a warp that finishes a tile has its
+  // scheduler almost to itself, and each instruction of the activation waits for the one before.
+  static constexpr int kAtOnce = kOperand ? 4 : 2;
+
+  // What they are made with: the lane's two columns of each.
   struct Made {
-    float4 factors[2];
-    float2 sums[2];
+    float4 factors[kAtOnce];
+    float2 sums[kShifts ? kAtOnce : 1];
   };
-  __device__ __forceinline__ Made made_with(int piece, int chunk) const {
-    Made m{};
+  static __device__ __forceinline__ bool has(int piece, int chunk) {
+    return chunk < Tile::kStagedColumns / 8 && first_of(piece) + chunk * 8 < Tile::kColumns;
+  }
+  __device__ __forceinline__ void make_with(Made& made, int piece, int chunk) const {
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
+    for (int i = 0; i < kAtOnce; ++i) {
+      if (!has(piece, chunk + i)) break;
       const int pair = (first_of(piece) / 8 + chunk + i) * 4 + lane_ % 4;
-      m.factors[i] = columns_.factors[pair];
-      if constexpr (kShifts) m.sums[i] = columns_.sums[pair];
+      made.factors[i] = columns_.factors[pair];
+      if constexpr (kShifts) made.sums[i] = columns_.sums[pair];
     }
-    return m;
+  }
+  // For what comes after: the same piece's next chunks, or the next piece's first.
+  __device__ __forceinline__ void make_with_next(Made& made, int piece, int chunk) const {
+    if (has(piece, chunk + kAtOnce)) {
+      make_with(made, piece, chunk + kAtOnce);
+    } else if (piece + 1 < Tile::kPieces) {
+      make_with(made, piece + 1, 0);
+    }
   }
 
-  // Two chunks from `chunk` of a piece on: of each, two columns of the lane's first row, then of its second.
-  __device__ __forceinline__ void values_of(const Sum (&sums)[Tile::kColumns / 2], int piece, int chunk, const Made& m,
-                                            float (&values)[8]) const {
+  // Two chunks from `chunk` of a piece on, with what `made` has from `first` on: of each, two columns of the lane's
+  // first row, then of its second.
+  __device__ __forceinline__ void values_of(const Sum (&sums)[Tile::kColumns / 2], int piece, int chunk,
+                                            const Made& made, int first, float (&values)[8]) const {
 #pragma unroll
     for (int i = 0; i < 2; ++i)
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
         const int at = (first_of(piece) / 8 + chunk + i) * 4 + r * 2;
         const RowNorm row = scales_[piece / kAlong][r];
-        values[i * 4 + r * 2] = product(sums[at], row, m.factors[i].x, m.sums[i].x, m.factors[i].y);
-        values[i * 4 + r * 2 + 1] = product(sums[at + 1], row, m.factors[i].z, m.sums[i].y, m.factors[i].w);
+        const float4 factors = made.factors[first + i];
+        float2 shifts{};
+        if constexpr (kShifts) shifts = made.sums[first + i];
+        values[i * 4 + r * 2] = product(sums[at], row, factors.x, shifts.x, factors.y);
+        values[i * 4 + r * 2 + 1] = product(sums[at + 1], row, factors.z, shifts.y, factors.w);
       }
   }
 
-  __device__ __forceinline__ void stage(const Sum (&sums)[Tile::kColumns / 2], int piece) const {
-    Made next = made_with(piece, 0);
+  // `made` is read ahead of the stores, which the compiler keeps later loads of shared memory behind: where the matrix
+  // unit works, a load takes its time.
+  __device__ __forceinline__ void stage(const Sum (&sums)[Tile::kColumns / 2], int piece, Made& made) const {
 #pragma unroll
-    for (int chunk = 0; chunk < Tile::kStagedColumns / 8; chunk += 2) {
-      if (first_of(piece) + chunk * 8 >= Tile::kColumns) break;
-      const Made m = next;
-      // Ahead of the stores, which the compiler keeps later loads of shared memory behind.
-      const int after = chunk + 2;
-      if (after < Tile::kStagedColumns / 8 && first_of(piece) + after * 8 < Tile::kColumns)
-        next = made_with(piece, after);
-      float values[8];
-      values_of(sums, piece, chunk, m, values);
+    for (int chunk = 0; chunk < Tile::kStagedColumns / 8; chunk += kAtOnce) {
+      if (!has(piece, chunk)) break;
       if constexpr (kOperand) {
-        stage_operand(values, piece, chunk);
+        stage_operands(sums, piece, chunk, made);
       } else {
+        float values[8];
+        values_of(sums, piece, chunk, made, 0, values);
+        make_with_next(made, piece, chunk);
         apply<KIND, Result>(values);
         stage_result(values, piece, chunk);
       }
@@ -181,7 +207,7 @@ class EightBitEpilogue {
 
   __device__ __forceinline__ void stage_result(float (&values)[8], int piece, int chunk) const {
     char* const fragment = Rows{buffer(piece)}.fragment(lane_, chunk);
-    if (adds_) {
+    if constexpr (kAdds) {
       uint32_t residual[4];
       ptx::ldmatrix_x4(residual, fragment);
 #pragma unroll
@@ -197,18 +223,27 @@ class EightBitEpilogue {
   }
 
   // With the activation, in pairs of fp16: half the instructions.
-  __device__ __forceinline__ void stage_operand(float (&values)[8], int piece, int chunk) const {
-    const auto at = [&](int i) {
-      char* const to = buffer(piece) + (lane_ / 4 + i % 2 * 8) * kOperandPitch + (chunk + i / 2) * 8 + lane_ % 4 * 2;
-      return reinterpret_cast<uint16_t*>(to);
-    };
+  __device__ __forceinline__ void stage_operands(const Sum (&sums)[Tile::kColumns / 2], int piece, int chunk,
+                                                 Made& made) const {
     static_assert(!kOperand || KIND == Pointwise::gelu, "no other product's result is an operand");
-    __half2 pairs[4];
+    const bool both = has(piece, chunk + 2);
+    __half2 pairs[8] = {};
 #pragma unroll
-    for (int i = 0; i < 4; ++i) pairs[i] = __floats2half2_rn(values[2 * i], values[2 * i + 1]);
+    for (int two = 0; two < 2; ++two) {
+      if (two > 0 && !both) break;
+      float values[8];
+      values_of(sums, piece, chunk + 2 * two, made, kAtOnce / 2 * two, values);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) pairs[4 * two + i] = __floats2half2_rn(values[2 * i], values[2 * i + 1]);
+    }
+    make_with_next(made, piece, chunk);
     short_gelu(pairs);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) *at(i) = pair_in_steps<Result>(pairs[i], inverse_, zero_);
+    for (int i = 0; i < 8; ++i) {
+      if (i >= 4 && !both) break;
+      char* const to = buffer(piece) + (lane_ / 4 + i % 2 * 8) * kOperandPitch + (chunk + i / 2) * 8 + lane_ % 4 * 2;
+      *reinterpret_cast<uint16_t*>(to) = pair_in_steps<Result>(pairs[i], inverse_, zero_);
+    }
   }
 
   // Visits the lane's 16 bytes of a piece's rows: where they are, the offset of their first element in [tokens, n],
@@ -253,7 +288,6 @@ class EightBitEpilogue {
   char* const staged_;
   ColumnsOfTile& columns_;
   const int tokens_, lane_;
-  const bool adds_;
   const __half2 inverse_, zero_;  // of the result's steps
   int row_, column_;
   RowNorm scales_[Tile::kGroupHalves][2];

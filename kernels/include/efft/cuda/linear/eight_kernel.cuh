@@ -17,7 +17,10 @@ __device__ __forceinline__ void consume_eight_bits(const EightBitArguments<Types
   constexpr int kTurnBarrier = 1;   // and 2: whose turn it is to multiply
   constexpr int kGroupBarrier = 3;  // and 4: a warpgroup's columns are there, or used
   constexpr int kStride = Tile::kInTurns ? Tile::kGroups : 1;
-  const int warp = threadIdx.x / 32, group = warp / 4, lane = threadIdx.x % 32;
+  // Told that it is the same for a warp, the compiler keeps what follows from it, stages and descriptors, in uniform
+  // registers, where the matrix unit reads them.
+  const int group = __shfl_sync(~0u, threadIdx.x / 128, 0);
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int row = Tile::kInTurns ? 0 : group * 64;
   using Epilogue = EightBitEpilogue<Types, Tile, KIND>;
   char* const columns = warps + 4 * Tile::kGroups * Tile::kWarpBytes + group * Tile::kColumnBytes;
@@ -31,9 +34,10 @@ __device__ __forceinline__ void consume_eight_bits(const EightBitArguments<Types
     wait_for_predecessor();  // from the second tile on without effect
     epilogue.fetch();
     if (Tile::kInTurns && i > 0) ptx::barrier_sync(kTurnBarrier + group, 256);
-    multiply<typename Types::Operand, Tile>(sums, ring, i * walk.steps, walk.steps, row, lane, [&] {
+    multiply<typename Types::Operand, Tile>(sums, ring, walk, i, row, lane, [&] {
       if (Tile::kInTurns && walk.has(i + 1)) ptx::barrier_arrive(kTurnBarrier + 1 - group, 256);
     });
+    epilogue.wait_columns();
     ptx::barrier_sync(kGroupBarrier + group, 128);
     epilogue.finish(sums);
   }
@@ -47,20 +51,12 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
                      const __grid_constant__ EightBitArguments<Types> a) {
 #ifdef EFFT_HOPPER
   extern __shared__ __align__(1024) char shared[];
-  const int tokens = *a.tokens;  // readable before the predecessor has ended: see linear.cuh
+  const int tokens = __shfl_sync(~0u, *a.tokens, 0);  // readable before the predecessor has ended: see linear.cuh
   char* const warps = shared + Tile::kStages * Tile::kStageBytes;
   uint64_t* const barriers = reinterpret_cast<uint64_t*>(warps + Tile::kOwnBytes);
   const Ring<Tile> ring{shared, barriers, barriers + Tile::kStages};
   constexpr int kFeeder = 128 * Tile::kGroups;
-  if (threadIdx.x == kFeeder) {
-    for (int stage = 0; stage < Tile::kStages; ++stage) {
-      ptx::mbarrier_init(ring.full + stage, 1);
-      ptx::mbarrier_init(ring.empty + stage, 4 * Tile::kReaders);
-    }
-    ptx::fence_mbarrier_init();
-    ptx::prefetch_tensormap(&w);
-    ptx::prefetch_tensormap(&x);
-  }
+  if (threadIdx.x == kFeeder) open_ring(ring, &x, &w);
   __syncthreads();
   const ManyWalk<Tile> walk(a, tokens);
   if (threadIdx.x >= kFeeder) {
@@ -70,8 +66,7 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
     ptx::setmaxnreg_inc<240>();
     consume_eight_bits<Types, Tile, KIND>(a, ring, walk, warps, tokens);
   } else if (threadIdx.x == 0) {
-    // Nothing to do, but shared memory must outlive the copies.
-    for (int stage = 0; stage < walk.ahead(); ++stage) ptx::mbarrier_wait(ring.full + stage, 0);
+    drain(ring, walk);
   }
 #endif
 }

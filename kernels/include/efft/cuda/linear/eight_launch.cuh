@@ -1,46 +1,34 @@
 // Host side of the products of eight-bit operands.
 #pragma once
 
-#include <algorithm>
-
 #include "efft/cuda/linear/eight_kernel.cuh"
 #include "efft/cuda/linear/eight_portable.cuh"
-#include "efft/cuda/linear/tensor_map.cuh"
+#include "efft/cuda/linear/many_launch.cuh"
 
 namespace efft::cuda {
-
-template <typename Types, typename Tile, Pointwise KIND>
-cudaError_t launch_eight_bits(const typename Types::Operand* x, const typename Types::Weight* w,
-                              const EightBitArguments<Types>& a, int capacity, Order order, cudaStream_t stream) {
-  CUtensorMap x_map, w_map;
-  cudaError_t error = encode_matrix(x, capacity, a.k, Tile::kRows, &x_map);
-  if (error == cudaSuccess) error = encode_matrix(w, a.n, a.k, Tile::kColumns, &w_map);
-  if (error != cudaSuccess) return error;
-  const int tiles = (capacity + Tile::kRows - 1) / Tile::kRows * ((a.n + Tile::kColumns - 1) / Tile::kColumns);
-  const int blocks = std::min(tiles, DeviceInfo::current().multiprocessors);
-  return launch(eight_bit_kernel<Types, Tile, KIND>,
-                {dim3(blocks), dim3(Tile::kThreads), Tile::kSharedBytes, order, stream}, x_map, w_map, a);
-}
 
 template <typename Types>
 cudaError_t eight_bit_rows(const typename Types::Operand* x, const typename Types::Weight* w,
                            const EightBitArguments<Types>& a, int capacity, EightBitCut cut, cudaStream_t stream,
                            Order order) {
   const auto with = [&](auto tile, auto kind) {
-    return launch_eight_bits<Types, decltype(tile), kind.value>(x, w, a, capacity, order, stream);
+    using Tile = decltype(tile);
+    return launch_walk<Tile, Types>(eight_bit_kernel<Types, Tile, kind.value>, x, w, a, capacity, order, stream);
   };
-  const auto cut_with = [&](auto kind) {
+  constexpr bool kShifts = std::is_same_v<typename Types::Operand, uint8_t>;
+  const auto cut_with = [&](auto kind, auto adds) {
+    constexpr bool kAdds = decltype(adds)::value;
     switch (cut) {
       case EightBitCut::columns96:
-        return with(EightBitTile<96, Warpgroups::together>{}, kind);
+        return with(EightBitTile<96, Warpgroups::together, kAdds, kShifts>{}, kind);
       case EightBitCut::columns256:
-        return with(EightBitTile<256, Warpgroups::together>{}, kind);
+        return with(EightBitTile<256, Warpgroups::together, kAdds, kShifts>{}, kind);
       case EightBitCut::turns128:
-        return with(EightBitTile<128, Warpgroups::in_turns>{}, kind);
+        return with(EightBitTile<128, Warpgroups::in_turns, kAdds, kShifts>{}, kind);
       case EightBitCut::turns176:
-        return with(EightBitTile<176, Warpgroups::in_turns>{}, kind);
+        return with(EightBitTile<176, Warpgroups::in_turns, kAdds, kShifts>{}, kind);
       case EightBitCut::turns192:
-        return with(EightBitTile<192, Warpgroups::in_turns>{}, kind);
+        return with(EightBitTile<192, Warpgroups::in_turns, kAdds, kShifts>{}, kind);
     }
     return cudaErrorInvalidValue;
   };
@@ -51,9 +39,10 @@ cudaError_t eight_bit_rows(const typename Types::Operand* x, const typename Type
   if (!eight_bit_linear(device, kE4m3, a.n, a.k)) return cudaErrorInvalidValue;
   if (!device.hopper) return portable_eight_bits(x, w, a, capacity, order, stream);
   const Pointwise kind = a.epilogue.pointwise;
-  if (kind == Pointwise::gelu && a.epilogue.residual == nullptr) return cut_with(gelu);
+  if (kind == Pointwise::gelu && a.epilogue.residual == nullptr) return cut_with(gelu, std::false_type{});
   if constexpr (sizeof(typename Types::Result) == 2) {
-    if (kind == Pointwise::none) return cut_with(none);
+    if (kind == Pointwise::none)
+      return a.epilogue.residual == nullptr ? cut_with(none, std::false_type{}) : cut_with(none, std::true_type{});
   }
   return cudaErrorInvalidValue;
 }

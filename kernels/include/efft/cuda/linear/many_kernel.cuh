@@ -13,6 +13,24 @@ namespace efft::cuda {
 
 #ifdef EFFT_HOPPER
 
+// By one thread, before the block's other threads touch the ring.
+template <typename Tile>
+__device__ __forceinline__ void open_ring(const Ring<Tile>& ring, const CUtensorMap* x, const CUtensorMap* w) {
+  for (int stage = 0; stage < Tile::kStages; ++stage) {
+    ptx::mbarrier_init(ring.full + stage, 1);
+    ptx::mbarrier_init(ring.empty + stage, 4 * Tile::kReaders);
+  }
+  ptx::fence_mbarrier_init();
+  ptx::prefetch_tensormap(w);
+  ptx::prefetch_tensormap(x);
+}
+
+// By one thread of a block that has no tile: there is nothing to do, but shared memory must outlive the copies.
+template <typename Tile>
+__device__ __forceinline__ void drain(const Ring<Tile>& ring, const ManyWalk<Tile>& walk) {
+  for (int stage = 0; stage < walk.ahead(); ++stage) ptx::mbarrier_wait(ring.full + stage, 0);
+}
+
 // One thread. The weights of the first stages are requested before the predecessor has ended, and those stages are
 // filled before the number of tokens has arrived.
 template <typename Types, typename Tile>
@@ -36,19 +54,20 @@ __device__ void feed(const CUtensorMap* x, const CUtensorMap* w, const Ring<Tile
   }
 }
 
-// The products of one tile, from the ring's step `first`. A stage is given back once the products of the next have been
+// The products of the block's tile of that number. A stage is given back once the products of the next have been
 // queued behind its own: the matrix unit never waits for that.
 template <typename Operand, typename Tile, typename Sum, typename LastStage>
 __device__ __forceinline__ void multiply(Sum (&sums)[Tile::kGroupHalves][Tile::kColumns / 2], const Ring<Tile>& ring,
-                                         int first, int steps, int row, int lane, LastStage&& last_stage) {
+                                         const ManyWalk<Tile>& walk, int tile, int row, int lane,
+                                         LastStage&& last_stage) {
   constexpr int kRank = 0, kSharers = 1;      // no cluster: no other block writes into a stage
   constexpr int kHalf = 64 * kBoxBytes / 16;  // of a tile's rows, in a descriptor's units
-  RingPosition<Tile> at(first);
+  RingPosition<Tile> at(tile * walk.steps);
   int previous = 0;
 #pragma unroll 1
-  for (int step = 0; step < steps; ++step) {
+  for (int step = 0; step < walk.steps; ++step) {
     ring.wait_full(at);
-    if (step + 1 == steps) last_stage();
+    if (step + 1 == walk.steps) last_stage();
     const uint64_t a = ptx::tile_descriptor(ring.input(at.stage) + row * kBoxBytes);
     const uint64_t b = ptx::tile_descriptor(ring.weight(at.stage));
     ptx::wgmma_fence();
@@ -90,7 +109,7 @@ __device__ __forceinline__ void consume_tiles(const LinearArguments<Types>& a, c
     // A stage's barrier tells only this use from the one before: a warpgroup may wait for its first stage once the
     // other has met all of its own.
     if (Tile::kInTurns && i > 0) ptx::barrier_sync(kTurnBarrier + group, 256);
-    multiply<typename Types::Operand, Tile>(sums, ring, i * walk.steps, walk.steps, row, lane, [&] {
+    multiply<typename Types::Operand, Tile>(sums, ring, walk, i, row, lane, [&] {
       if (Tile::kInTurns && walk.has(i + 1)) ptx::barrier_arrive(kTurnBarrier + 1 - group, 256);
     });
     if constexpr (NORMALISE) ptx::barrier_sync(Barriers::kFilled, Barriers::kThreads);
@@ -114,14 +133,8 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
   const Ring<Tile> ring{shared, barriers, barriers + Tile::kStages};
   constexpr int kFeeder = 128 * Tile::kGroups;
   if (threadIdx.x == kFeeder) {
-    for (int stage = 0; stage < Tile::kStages; ++stage) {
-      ptx::mbarrier_init(ring.full + stage, 1);
-      ptx::mbarrier_init(ring.empty + stage, 4 * Tile::kReaders);
-    }
     ptx::mbarrier_init(&norm.arrived, 1);
-    ptx::fence_mbarrier_init();
-    ptx::prefetch_tensormap(&w);
-    ptx::prefetch_tensormap(&x);
+    open_ring(ring, &x, &w);
   }
   __syncthreads();
   const ManyWalk<Tile> walk(a, tokens);
@@ -136,8 +149,7 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
     ptx::setmaxnreg_inc<NORMALISE ? 232 : 240>();
     consume_tiles<Types, Tile, KIND, NORMALISE>(a, ring, walk, norm, warps, tokens);
   } else if (threadIdx.x == 0) {
-    // Nothing to do, but shared memory must outlive the copies.
-    for (int stage = 0; stage < walk.ahead(); ++stage) ptx::mbarrier_wait(ring.full + stage, 0);
+    drain(ring, walk);
   }
 #endif
 }

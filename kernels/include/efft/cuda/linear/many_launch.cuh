@@ -9,17 +9,18 @@
 
 namespace efft::cuda {
 
-template <typename Types, typename Tile, Pointwise KIND, bool NORMALISE>
-cudaError_t launch_many(const typename Types::Operand* x, const typename Types::Weight* w,
-                        const LinearArguments<Types>& a, int capacity, Order order, cudaStream_t stream) {
+// Starts a kernel whose blocks walk over tiles as ManyWalk says.
+template <typename Tile, typename Types, typename Arguments>
+cudaError_t launch_walk(void (*kernel)(const CUtensorMap, const CUtensorMap, const Arguments),
+                        const typename Types::Operand* x, const typename Types::Weight* w, const Arguments& a,
+                        int capacity, Order order, cudaStream_t stream) {
   CUtensorMap x_map, w_map;
   cudaError_t error = encode_matrix(x, capacity, a.k, Tile::kRows, &x_map);
   if (error == cudaSuccess) error = encode_matrix(w, a.n, a.k, Tile::kColumns, &w_map);
   if (error != cudaSuccess) return error;
   const int tiles = (capacity + Tile::kRows - 1) / Tile::kRows * ((a.n + Tile::kColumns - 1) / Tile::kColumns);
   const int blocks = std::min(tiles, DeviceInfo::current().multiprocessors);
-  return launch(many_rows_kernel<Types, Tile, KIND, NORMALISE>,
-                {dim3(blocks), dim3(Tile::kThreads), Tile::kSharedBytes, order, stream}, x_map, w_map, a);
+  return launch(kernel, {dim3(blocks), dim3(Tile::kThreads), Tile::kSharedBytes, order, stream}, x_map, w_map, a);
 }
 
 template <typename Types>
@@ -30,7 +31,9 @@ cudaError_t many_rows(const typename Types::Operand* x, const typename Types::We
   using Together192 = ManyTile<192, Warpgroups::together>;
   using Together256 = ManyTile<256, Warpgroups::together>;
   const auto with = [&](auto tile, auto kind, auto normalise) {
-    return launch_many<Types, decltype(tile), kind.value, normalise.value>(x, w, a, capacity, order, stream);
+    using Tile = decltype(tile);
+    return launch_walk<Tile, Types>(many_rows_kernel<Types, Tile, kind.value, normalise.value>, x, w, a, capacity,
+                                    order, stream);
   };
   constexpr std::integral_constant<Pointwise, Pointwise::none> none;
   constexpr std::integral_constant<Pointwise, Pointwise::gelu> gelu;

@@ -69,6 +69,14 @@ __device__ __forceinline__ void cp_async(Shared to, const void* from, bool valid
   }
 }
 
+// Two floats that another kernel has left, into registers; without `valid` these stay. The first use waits, not this.
+__device__ __forceinline__ void load_if(float& first, float& second, const void* from, bool valid) {
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %3, 0;\n@p ld.global.cg.v2.f32 {%0, %1}, [%2];\n}"
+               : "+f"(first), "+f"(second)
+               : "l"(from), "r"(static_cast<int>(valid))
+               : "memory");
+}
+
 __device__ __forceinline__ void cp_async_commit_group() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
 // Waits until at most PENDING committed groups of this thread's copies are under way.

@@ -12,22 +12,45 @@ constexpr int kWholeRowWarps = CHUNKS > 3 ? 20 : 24;
 
 // Vectors along the rows in shared memory, for warps that have whole rows: fours of each chunk in two halves, so that
 // the lanes of a warp read neighbouring words.
-template <int CHUNKS>
-struct RowVector {
-  float4 values[CHUNKS][2][kWarp];
+enum RowVector { kBias, kGamma, kBeta, kFactors, kRowVectors };
 
-  // By `threads` threads; zeros past the row's end, or without a vector.
-  __device__ __forceinline__ void fill(const float* from, int width, int thread, int threads) {
-    for (int i = thread; i < 2 * kWarp * CHUNKS; i += threads) {
-      const bool inside = from != nullptr && 4 * i < width;
-      values[i / (2 * kWarp)][i % 2][i / 2 % kWarp] =
-          inside ? *reinterpret_cast<const float4*>(from + 4 * i) : make_float4(0.f, 0.f, 0.f, 0.f);
-    }
-  }
-  __device__ __forceinline__ void read(int chunk, float (&to)[8]) const {
-    const float4 low = values[chunk][0][threadIdx.x], high = values[chunk][1][threadIdx.x];
+template <int CHUNKS>
+struct RowVectors {
+  float4 values[kRowVectors][CHUNKS][2][kWarp];
+
+  __device__ __forceinline__ void read(RowVector vector, int chunk, float (&to)[8]) const {
+    const float4 low = values[vector][chunk][0][threadIdx.x], high = values[vector][chunk][1][threadIdx.x];
     to[0] = low.x, to[1] = low.y, to[2] = low.z, to[3] = low.w;
     to[4] = high.x, to[5] = high.y, to[6] = high.z, to[7] = high.w;
+  }
+};
+
+// A thread's share of them, of THREADS threads, on the way from global to shared memory: all loads are under way, and
+// those of the first rows behind them, before any is waited for.
+template <int CHUNKS, int THREADS>
+struct RowVectorShare {
+  static constexpr int kFours = 2 * kWarp * CHUNKS;  // of a vector
+  static constexpr int kEach = (kRowVectors * kFours + THREADS - 1) / THREADS;
+  float4 fours[kEach];
+
+  // Zeros past the row's end, or without a vector.
+  __device__ __forceinline__ void load(const float* const (&from)[kRowVectors], int width, int thread) {
+#pragma unroll
+    for (int e = 0; e < kEach; ++e) {
+      const int i = thread + e * THREADS, four = i % kFours;
+      const float* vector = nullptr;
+#pragma unroll
+      for (int v = 0; v < kRowVectors; ++v) vector = i / kFours == v ? from[v] : vector;
+      const bool inside = vector != nullptr && 4 * four < width;
+      fours[e] = inside ? __ldg(reinterpret_cast<const float4*>(vector + 4 * four)) : make_float4(0.f, 0.f, 0.f, 0.f);
+    }
+  }
+  __device__ __forceinline__ void store(RowVectors<CHUNKS>& to, int thread) const {
+#pragma unroll
+    for (int e = 0; e < kEach; ++e) {
+      const int i = thread + e * THREADS, four = i % kFours;
+      if (i < kRowVectors * kFours) to.values[i / kFours][four / (2 * kWarp)][four % 2][four / 2 % kWarp] = fours[e];
+    }
   }
 };
 
@@ -56,15 +79,12 @@ __global__ void __launch_bounds__(kWarp* kWholeRowWarps<CHUNKS>, 1)
     norm_whole_rows_kernel(AddNorm<T> a, OperandRows<Operand> to, const int* tokens, int capacity, int any_width) {
   constexpr int kWidth = kPackWidth<T>, kWarps = kWholeRowWarps<CHUNKS>;
   const int width = FULL ? CHUNKS * kWarp * kWidth : any_width;
-  __shared__ RowVector<CHUNKS> bias, gamma, beta, factors;
-  const int thread = threadIdx.y * kWarp + threadIdx.x;
-  bias.fill(a.bias, width, thread, kWarps * kWarp);
-  gamma.fill(a.gamma, width, thread, kWarps * kWarp);
-  beta.fill(a.beta, width, thread, kWarps * kWarp);
-  factors.fill(to.factors, width, thread, kWarps * kWarp);
+  __shared__ RowVectors<CHUNKS> vectors;
   const int count = tokens == nullptr ? capacity : min(*tokens, capacity);
+  const int thread = threadIdx.y * kWarp + threadIdx.x;
+  RowVectorShare<CHUNKS, kWarps * kWarp> share_of_vectors;
+  share_of_vectors.load({a.bias, a.gamma, a.beta, to.factors}, width, thread);
   const float share = 1.f / width;
-  __syncthreads();
   wait_then_release();
   const auto column = [](int c) { return pack_column<kWidth>(c); };
   const auto inside = [&](int c) { return FULL || column(c) < width; };
@@ -80,6 +100,8 @@ __global__ void __launch_bounds__(kWarp* kWholeRowWarps<CHUNKS>, 1)
   };
   int row = blockIdx.x + threadIdx.y * gridDim.x;
   fetch(row);
+  share_of_vectors.store(vectors, thread);
+  __syncthreads();
   for (; row < count; row += stride) {
     const int64_t start = int64_t{row} * width;
     float values[CHUNKS][kWidth], vector[kWidth], mean = 0.f, low = 0.f, high = 0.f;
@@ -87,7 +109,7 @@ __global__ void __launch_bounds__(kWarp* kWholeRowWarps<CHUNKS>, 1)
     for (int c = 0; c < CHUNKS; ++c) {
       x[c].to_floats(values[c]);
       if (a.bias != nullptr) {
-        bias.read(c, vector);
+        vectors.read(kBias, c, vector);
 #pragma unroll
         for (int i = 0; i < kWidth; ++i) values[c][i] += vector[i];
       }
@@ -100,13 +122,13 @@ __global__ void __launch_bounds__(kWarp* kWholeRowWarps<CHUNKS>, 1)
 #pragma unroll
     for (int c = 0; c < CHUNKS; ++c) {
       float shift[kWidth];
-      gamma.read(c, vector);
-      beta.read(c, shift);
+      vectors.read(kGamma, c, vector);
+      vectors.read(kBeta, c, shift);
 #pragma unroll
       for (int i = 0; i < kWidth; ++i) values[c][i] = values[c][i] * scale * vector[i] + shift[i];
       if (a.out != nullptr && inside(c)) store(a.out + start + column(c), values[c]);
       if (to.factors != nullptr) {
-        factors.read(c, vector);
+        vectors.read(kFactors, c, vector);
 #pragma unroll
         for (int i = 0; i < kWidth; ++i) values[c][i] *= vector[i];
       }
