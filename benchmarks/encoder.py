@@ -44,7 +44,9 @@ MEMORY_SECONDS = 8
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The subcommand's options."""
-    parser.add_argument("--models", nargs="+", default=["minilm", "base"], help=f"{', '.join(NAMES)} or folders")
+    parser.add_argument(
+        "--models", nargs="+", default=["minilm", "base"], help=f"{', '.join(NAMES)} or folders; NAME@1: one layer"
+    )
     parser.add_argument(
         "--workloads", nargs="+", default=["1x32", "1x128", "8x128", "32x128"], metavar="BxS",
         help="for one model only: MODEL:BxS",

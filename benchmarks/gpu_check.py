@@ -28,6 +28,9 @@ from benchmarks.measuring import PLAIN, first_line
 from tests.gpu import sanitizers
 
 ROOT = Path(__file__).resolve().parent.parent
+LARGE_BYTES = 32 << 30
+"""Of device memory for a test marked ``large``: scores of 16 heads over 8,192 tokens in float64, three times."""
+_PYTEST = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -115,10 +118,9 @@ class Check:
 def _tests(check: Check) -> None:
     """The tests and, side by side with them, the sanitizers: both spend most of their time on the host."""
     workers = str(min(12, max(1, machine.threads_available() - 2)))
-    pytest = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    together = [*pytest, "-n", workers, "tests/gpu", "tests/kernels", "-k", "not cpu", "-m", "not alone"]
-    alone = [*pytest, "tests/gpu", "-m", "alone"]
+    together = [*_PYTEST, "-n", workers, "tests/gpu", "tests/kernels", "-k", "not cpu", "-m", "not alone and not large"]
+    alone = [*_PYTEST, "tests/gpu", "-m", "alone"]
     check.checks["alone"] = subprocess.run(alone, cwd=ROOT, env=environment, check=False).returncode == 0
     tests = subprocess.Popen(together, cwd=ROOT, env=environment)
     running = {name: sanitizers.start(name, ROOT, environment) for name in sanitizers.TOOLS}
@@ -138,6 +140,15 @@ def _tests(check: Check) -> None:
         print(output if not verdict.passed else f"{name}: {verdict.summary}", flush=True)
         check.checks[name] = verdict.passed
         check.more[name] = verdict.summary
+
+
+def _real_sizes(check: Check) -> None:
+    """Each family's base model through the gate: as many at a time as the device's memory holds."""
+    _, memory = torch.cuda.mem_get_info()
+    workers = max(1, min(4, memory // LARGE_BYTES, machine.threads_available() // 2))
+    environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, machine.threads_available() // workers))}
+    command = [*_PYTEST, "-n", str(workers), "-s", "tests/gpu", "-m", "large"]
+    check.checks["real_sizes"] = subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode == 0
 
 
 def _rows(check: Check) -> None:
@@ -210,6 +221,7 @@ _STAGES: dict[str, Callable[[Check], None]] = {
     "eight_bits": _eight_bits,
     "stream": _stream,
     "devices": _devices,
+    "real_sizes": _real_sizes,
     "tests": _tests,
 }
 

@@ -47,6 +47,27 @@ class LastHidden(nn.Module):
         return self.model(input_ids=ids, attention_mask=mask, return_dict=False, **extra)[0]
 
 
+class HeadsApart(nn.Module):
+    """A DeBERTa's attention, one head at a time through transformers' own module of one head: the same numbers, but of
+    the half dozen S x S matrices that it makes for all heads only one head's are held."""
+
+    def __init__(self, attention: Any, config: Any) -> None:
+        super().__init__()
+        size = attention.attention_head_size
+        one = copy.deepcopy(config)
+        one.num_attention_heads, one.attention_head_size = 1, size
+        self.heads = nn.ModuleList()
+        for start in range(0, attention.all_head_size, size):
+            head = type(attention)(one).to(attention.query_proj.weight.dtype)
+            rows = {name: value[start : start + size] for name, value in attention.state_dict().items()}
+            head.load_state_dict(rows)
+            self.heads.append(head)
+
+    def forward(self, *inputs: Any, **named: Any) -> tuple[Tensor, None]:
+        """As transformers' DisentangledSelfAttention."""
+        return torch.cat([head(*inputs, **named)[0] for head in self.heads], dim=-1), None
+
+
 @dataclass(frozen=True)
 class Source:
     """One encoder in fp32 on the CPU; each engine makes its own form of it."""
@@ -65,20 +86,25 @@ class Source:
 
 
 def load_source(name: str) -> Source:
-    """A size's name (random weights, seeded) or a local checkpoint folder.
+    """A size's name (random weights, seeded) or a local checkpoint folder. ``NAME@N`` has N of the size's layers: what
+    engines need for a long text may not fit into memory or time for all.
 
     Raises ValueError when it is neither. Random weights are fine for time and never for accuracy.
     """
     import transformers
 
-    if name in SIZES:
+    size, at, layers = name.partition("@")
+    if size in (*SIZES, *NEWER):
         torch.manual_seed(0)
-        config = transformers.BertConfig(**SIZES[name])
+        if at and not (layers.isdecimal() and int(layers)):
+            raise ValueError(f"{name!r}: {layers!r} is no number of layers; write {size}@1")
+        fewer = {"num_hidden_layers": int(layers)} if at else {}
+    if size in SIZES:
+        config = transformers.BertConfig(**{**SIZES[size], **fewer})
         return Source(name, transformers.BertModel(config, add_pooling_layer=False).eval())
-    if name in NEWER:
-        torch.manual_seed(0)
-        kind, options = NEWER[name]
-        config = getattr(transformers, f"{kind}Config")(**options)
+    if size in NEWER:
+        kind, options = NEWER[size]
+        config = getattr(transformers, f"{kind}Config")(**{**options, **fewer})
         return Source(name, getattr(transformers, f"{kind}Model")(config).eval())
     if not (Path(name) / "config.json").exists():
         raise ValueError(f"{name!r} is neither a size ({', '.join(NAMES)}) nor a checkpoint's folder")
@@ -101,6 +127,10 @@ class Reference:
         if batch.workload not in self._outputs:
             if self._model is None:
                 self._model = self.source.as_type(torch.float64, self.device)
+                if self.source.config.model_type == "deberta-v2":
+                    for layer in self._model.model.encoder.layer:
+                        layer.attention.self = HeadsApart(layer.attention.self, self.source.config)
+                    self._model.to(self.device).eval()
             with torch.inference_mode():
                 parts = [self._model(*(t.to(self.device) for t in row.tensors))[0] for row in batch.rows()]
             self._outputs[batch.workload] = torch.cat(parts).cpu()

@@ -225,6 +225,22 @@ def _sparse(result: dict[str, Any]) -> list[Table]:
 _SPARSE = ("dense_us", "sparse_us")
 
 
+def _adapters(result: dict[str, Any]) -> list[Table]:
+    """A line for each model, type and batch: milliseconds of one adapter, and how many times that several take."""
+    groups: dict[tuple[str, str, str], dict[int, dict[str, Any]]] = {}
+    for row in result["rows"]:
+        groups.setdefault((row["model"], row["data_type"], row["batch"]), {})[row["adapters"]] = row
+    counts = sorted({row["adapters"] for row in result["rows"]} - {1})
+    header = ["model", "type", "texts x tokens", "1 adapter, ms", *(f"{count} adapters" for count in counts)]
+    lines = [
+        [*named, milliseconds(rows[1]["median"]), *(f"{rows[n]['over_one']:.2f}" if n in rows else "-" for n in counts)]
+        for named, rows in groups.items()
+    ]
+    where = result["device"].get("gpu") or result["device"]["processor"]
+    clock = "processor time of one thread" if result["settings"]["clock"] == "cpu" else "by the clock"
+    return [Table(f"a batch's adapters, {where}, {clock}", header, lines)]
+
+
 def _facts_of(row: dict[str, Any], names: Sequence[str]) -> str:
     """A row's facts in a cell: percentages with a digit, cosines with four."""
     digits = 1 if names[0].endswith(("accuracy", "match")) else 4
@@ -267,6 +283,7 @@ _KINDS: dict[str, Callable[[dict[str, Any]], list[Table]]] = {
     "accuracy": _accuracy,
     "types": _types,
     "sparse": _sparse,
+    "adapters": _adapters,
     "unbuilt": _unbuilt,
     "serving": _serving,
     "loops": _serving,

@@ -15,7 +15,7 @@ from benchmarks import libraries
 from benchmarks.engines.base import Engine, register
 from benchmarks.models import DTYPES, Source
 from benchmarks.workloads import Batch, make_batch, make_workload
-from builder.encoder import PackedEncoder, pack, prepare, tensors_of
+from builder.encoder import PackedEncoder, PackedWeights, pack, prepare, tensors_of
 from builder.families import family_of, spec_of
 from builder.formats.torchscript import example_inputs, save_torchscript
 from builder.quantisation.calibration import spans_of
@@ -91,16 +91,21 @@ class Fused(_Module):
     def __init__(self, source: Source, data_type: str, device: str, threads: int) -> None:
         self.prepare(device)
         spec = spec_of(source.config)
-        dtype = DTYPES.get(data_type, torch.bfloat16 if device == "cpu" else torch.float16)
-        weights = pack(tensors_of(source.model), family_of(source.config), spec, dtype)
-        if data_type in ("int8", "fp8"):
-            exact = pack(tensors_of(source.model), family_of(source.config), spec, torch.float32)
-            arena = quantise(
-                exact.matrices, exact.vectors, spec, number=data_type, steps=_steps(source, data_type, device)
-            )
-            weights = replace(weights, matrices=arena)
-        self.module = _through_file(PackedEncoder(spec, weights, "hidden"), source, device)
+        module = PackedEncoder(spec, packed_weights(source, data_type, device), "hidden")
+        self.module = _through_file(module, source, device)
         self.module.matrices = prepare(spec, self.module).matrices
+
+
+def packed_weights(source: Source, data_type: str, device: str) -> PackedWeights:
+    """The encoder's weights as an archive for the device holds them."""
+    spec = spec_of(source.config)
+    dtype = DTYPES.get(data_type, torch.bfloat16 if device == "cpu" else torch.float16)
+    weights = pack(tensors_of(source.model), family_of(source.config), spec, dtype)
+    if data_type not in ("int8", "fp8"):
+        return weights
+    exact = pack(tensors_of(source.model), family_of(source.config), spec, torch.float32)
+    steps = _steps(source, data_type, device)
+    return replace(weights, matrices=quantise(exact.matrices, exact.vectors, spec, number=data_type, steps=steps))
 
 
 def _steps(source: Source, data_type: str, device: str) -> dict[str, Step]:

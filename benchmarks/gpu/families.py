@@ -4,14 +4,17 @@
 
 *flash*: plain PyTorch on packed tokens as transformers runs ModernBERT unpadded, flash attention with cumulative
 lengths and windows, each layer compiled, all layers in one CUDA graph; *flash eager launches*: the same without it.
-*eager* and *compiled*: the model of transformers itself on the padded batch.
+*eager* and *compiled*: the model of transformers itself on the padded batch, the latter by torch.compile for each shape
+and captured in a CUDA graph; what is not compiled within ``--compile-seconds`` is named and left out.
 *all global*: ours with every layer's window taken away, what windows save.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks import libraries, machine, results
+from benchmarks.measuring import first_line
 from benchmarks.timing import Call, captured, interleave
 from benchmarks.workloads import Batch, make_batch, make_workload
 from builder.families import EncoderSpec
@@ -157,6 +161,45 @@ def _padded(model: Any, batch: Batch) -> Call:
     return call
 
 
+class _TooSlow(BaseException):
+    """Not an Exception: the compiler would take it for an error of the model's and say that instead."""
+
+
+@contextmanager
+def _within(seconds: int, what: str) -> Iterator[None]:
+    """Ends what takes longer, even where it waits for a compiler's processes. Raises TimeoutError."""
+
+    def late(*_: object) -> None:
+        raise _TooSlow
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(seconds)
+    try:
+        yield
+    except _TooSlow:
+        raise TimeoutError(f"{what} took longer than {seconds} s") from None
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _compiled(model: Any, batch: Batch, seconds: int) -> Call | None:
+    """A replay of the compiled model on a batch; None, having said why, where there is none."""
+    torch._dynamo.config.recompile_limit = 64  # one for each shape
+    try:
+        with _within(seconds, "compiling"):
+            call = _padded(torch.compile(model, dynamic=False), batch)
+            call()
+            try:
+                return captured(call)
+            except RuntimeError as error:  # a model may ask the device something on its way
+                print(f"compiled: not captured, launched one by one: {first_line(error)}")
+                return call
+    except Exception as error:  # whatever a compiler raises
+        print(f"compiled left out: {first_line(error)}")
+        return None
+
+
 def _error(output: Tensor, batch: Batch, truth: Tensor) -> float:
     """The largest distance, relative to the largest element."""
     valid = output[batch.mask.bool()].float()
@@ -170,14 +213,16 @@ def _truth(spec: EncoderSpec, weights: Weights, batch: Batch) -> Tensor:
         return families.encoder(batch.ids, batch.segments, batch.mask, held, spec)[batch.mask.bool()]
 
 
-def measure(name: str, dtype: torch.dtype, sizes: tuple[str, ...], peers: tuple[str, ...]) -> list[dict[str, Any]]:
-    """A row for each workload: milliseconds of ours and of each peer, ours' error against fp32."""
+def measure(
+    name: str, dtype: torch.dtype, sizes: tuple[str, ...], peers: tuple[str, ...], seconds: int
+) -> Iterator[dict[str, Any]]:
+    """A row for each workload: milliseconds of ours and of each peer, ours' error against fp32. ``seconds``: most that
+    compiling transformers' model for one workload may take."""
     spec = MODELS[name]
     weights = families.random_weights(spec, torch.Generator().manual_seed(0), words=WORDS, positions=8300).to(dtype)
     ours = Ours(spec, weights)
     flash = Flash(spec, weights) if name == "modernbert" and "flash" in peers else None
     model = _transformers(name, dtype) if {"eager", "compiled"} & set(peers) else None
-    rows = []
     for size in sizes:
         batch = make_batch(make_workload(size, "rand_r"), WORDS, "cuda")
         calls: dict[str, Call] = {"ours": ours.bind(batch)}
@@ -188,8 +233,8 @@ def measure(name: str, dtype: torch.dtype, sizes: tuple[str, ...], peers: tuple[
             calls["flash eager launches"] = flash.bind(batch, graph=False)
         if model is not None and "eager" in peers:
             calls["eager"] = _padded(model, batch)
-        if model is not None and "compiled" in peers and size != SIZES[-1]:
-            calls["compiled"] = _padded(torch.compile(model, dynamic=False), batch)
+        if model is not None and "compiled" in peers and (compiled := _compiled(model, batch, seconds)) is not None:
+            calls["compiled"] = compiled
         calls = {peer: call for peer, call in calls.items() if _runs(peer, call)}
         times = {peer: timing.median for peer, timing in interleave(calls, 0.04, 3).items()}
         output = ours.bind(batch)()
@@ -199,9 +244,8 @@ def measure(name: str, dtype: torch.dtype, sizes: tuple[str, ...], peers: tuple[
         row["error"] = _error(output, batch, truth)
         print(f"{name:10} {size:7} error {row['error']:.1e}  ", end="")
         print("  ".join(f"{peer} {t:.3f} ({t / times['ours']:.2f} x)" for peer, t in times.items()), flush=True)
-        rows.append(row)
+        yield row
         torch.cuda.empty_cache()
-    return rows
 
 
 def _without_local(spec: EncoderSpec, weights: Weights) -> Weights:
@@ -216,7 +260,7 @@ def _runs(name: str, call: Call) -> bool:
         call()
         torch.cuda.synchronize()
     except RuntimeError as error:
-        print(f"{name} left out: {str(error).splitlines()[0]}")
+        print(f"{name} left out: {first_line(error)}")
         return False
     return True
 
@@ -227,14 +271,18 @@ def main() -> int:
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--peers", nargs="*", choices=("flash", "eager", "compiled"), default=["flash", "eager"])
+    parser.add_argument("--compile-seconds", type=int, default=60, help="most that one compilation may take")
     parser.add_argument("--output", type=Path, default=results.RESULTS, help="folder for the JSON")
     options = parser.parse_args()
     libraries.load("cuda")
-    rows = []
+    facts = machine.facts("cuda", machine.threads_available())
+    rows: list[dict[str, Any]] = []
     for name in options.models:
-        rows += measure(name, torch.float16, tuple(options.sizes), tuple(options.peers))
-    found = {**machine.facts("cuda", machine.threads_available()), "rows": rows}
-    print(results.save("families", found, options.output))
+        sizes, peers = tuple(options.sizes), tuple(options.peers)
+        for row in measure(name, torch.float16, sizes, peers, options.compile_seconds):
+            rows.append(row)
+            path = results.save("families", {**facts, "rows": rows}, options.output)
+    print(path)
     return 0
 
 

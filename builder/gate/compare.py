@@ -34,12 +34,13 @@ def compare(
     pooling: str | None,
     device: str = "cpu",
     inputs: Iterable[tuple[str, Inputs]] | None = None,
+    truth_on: str = "cpu",
 ) -> Verdict:
-    """Run every probe through the candidate, plain PyTorch in ``compute`` on ``device``, and float64 on the CPU.
+    """Run every probe through the candidate, plain PyTorch in ``compute`` on ``device``, and float64 on ``truth_on``.
 
     ``inputs``: others than ``builder.gate.probes``.
     """
-    reference = stock_model(checkpoint, torch.float64, pooling=pooling)
+    reference = stock_model(checkpoint, torch.float64, pooling=pooling).to(truth_on)
     plain = stock_model(checkpoint, DTYPES[compute], pooling=pooling).to(device)
     totals = torch.zeros(3, dtype=torch.float64)
     worst = ("", -1.0)
@@ -48,9 +49,9 @@ def compare(
     for name, batch in probes(checkpoint) if inputs is None else inputs:
         with torch.inference_mode():
             keep = [batch[2].bool() if each else None for each in per_token(checkpoint)]
-            expected = _numbers(reference(*batch), keep)
+            expected = _numbers(_on(truth_on, reference, batch), keep)
             ours = _numbers(candidate(*batch), keep)
-            theirs = _numbers(tuple(output.cpu() for output in plain(*(x.to(device) for x in batch))), keep)
+            theirs = _numbers(_on(device, plain, batch), keep)
         if ours.shape != expected.shape:
             raise BuildError(f"parity FAILED on {name}: {ours.numel()} outputs, expected {expected.numel()}")
         squares = torch.stack([(ours - expected).square().sum(), (theirs - expected).square().sum()])
@@ -64,6 +65,11 @@ def compare(
     passed = error <= max(ALLOWED_RATIO * plain_error, FLOOR)
     ratio = error / plain_error if plain_error else float("inf") if error else 1.0
     return Verdict(error, plain_error, ratio, worst[0], worst[1], count, passed, device)
+
+
+def _on(device: str, model: Model, batch: Inputs) -> tuple[Tensor, ...]:
+    """What a model that lies on ``device`` answers, on the CPU."""
+    return tuple(output.cpu() for output in model(*(x.to(device) for x in batch)))
 
 
 def _numbers(outputs: tuple[Tensor, ...], keep: list[Tensor | None]) -> Tensor:

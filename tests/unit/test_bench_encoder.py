@@ -71,6 +71,18 @@ def test_newer_models_are_computed(monkeypatch: pytest.MonkeyPatch, name: str, l
     group = measured(models.load_source(name), "fp32", ["thsext"])
     assert group.absent == []
     assert group.rows[0]["refused"] is None
+    assert group.rows[0]["plain_error"] < 1e-5  # float64 is of the same model, DeBERTa's by one head at a time
+
+
+def test_a_size_may_have_fewer_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    kind, options = models.NEWER["deberta"]
+    small = {"vocab_size": 100, "hidden_size": 64, "num_attention_heads": 2, "intermediate_size": 112}
+    monkeypatch.setitem(models.NEWER, "deberta", (kind, {**options, **small}))
+    source = models.load_source("deberta@1")
+    assert (source.name, len(source.model.encoder.layer)) == ("deberta@1", 1)
+    for wrong in ("deberta@", "deberta@0", "minilm@two"):
+        with pytest.raises(ValueError, match="is no number of layers"):
+            models.load_source(wrong)
 
 
 def test_the_trace_of_a_file_can_be_frozen_for_each_shape(source: Source) -> None:
