@@ -121,7 +121,7 @@ def _field(data: bytes, place: int) -> tuple[bytes | None, int]:
     length = int.from_bytes(data[place:start], "big", signed=True)
     if length == _END:
         return None, start
-    end = start + length
+    end = start + max(length, 0)  # what TorchServe's own code makes of others below 0
     if len(data) < end:
         raise _Short(end)
     return data[start:end], end
@@ -143,7 +143,7 @@ def _list(data: bytes, place: int, each: int) -> tuple[list[bytes], int]:
                 return fields, place
             fields.append(b"")
             continue
-        place = start + length
+        place = start + max(length, 0)  # as above: to go back would be to read the same bytes for ever
         if size < place:
             raise _Short(place)
         fields.append(data[start:place])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
 import struct
 import threading
@@ -91,6 +92,31 @@ def test_a_batch_is_what_torchserve_reads(batch: Any, pieces: int, decodes: bool
     found = read(Reader(theirs.retrieve_msg, decodes=decodes), message(batch), pieces)
     assert found[0] == command == b"I"
     assert repr(plain(found[1])) == repr(plain(expected))  # NaN is not equal to itself
+
+
+@pytest.mark.parametrize("length", [-2, -4, -9, -(2**31)])
+@pytest.mark.parametrize("where", ["identity", "header", "body"])
+def test_a_length_below_zero_is_an_empty_field_as_torchserve_has_it(length: int, where: str) -> None:
+    parts = {
+        "identity": [b"", END, END, END],
+        "header": [field(b"id"), field(b"name"), b"", END, END, END],
+        "body": [field(b"id"), END, field(b"body"), field(b""), b"", END, END],
+    }[where]
+    parts[parts.index(b"")] = struct.pack("!i", length)
+    command, expected = read(theirs.retrieve_msg, b"".join([b"I", *parts]))
+
+    def stop(*_: Any) -> None:
+        raise TimeoutError("it reads the same bytes for ever")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, 1)
+    try:
+        found = read(Reader(theirs.retrieve_msg), b"".join([b"I", *parts]))
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert found[0] == command
+    assert repr(plain(found[1])) == repr(plain(expected))
 
 
 def test_a_load_goes_to_torchserves_own_code_and_batches_may_follow_at_once() -> None:
