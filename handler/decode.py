@@ -1,14 +1,12 @@
 """Stage one: what a server hands over becomes requests of the task's schema.
 
 A body may be plain text, one JSON object, a JSON list, ``{"inputs": ..., "parameters": {...}}``, or a KServe v1 or v2
-body; forms, compression and charsets are ``handler.bodies``' matter. TorchServe passes JSON and text already decoded
-where it could and bytes where it could not.
+body; forms, compression and charsets are ``handler.bodies``' matter, and ``handler.problems`` says what is wrong with
+one. TorchServe passes JSON and text already decoded where it could and bytes where it could not.
 """
 
 from __future__ import annotations
 
-import difflib
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,18 +17,13 @@ from pydantic import ValidationError
 
 from handler import quick_json
 from handler.bodies import FORM, RAW_FORM, Headers, check_form, decompressed, form_fields, is_json, is_plain, text_of
-from handler.config import Limits, first_problem
+from handler.config import Limits
 from handler.errors import RequestError
+from handler.problems import json_problem, schema_error
 from handler.schemas import Request
 
 BODY_KEYS = ("body", "data")
-MESSAGE_LENGTH = 300
 ID_LENGTH = 256
-ELSEWHERE = {
-    "content": "text", "document": "text", "input": "text", "sentence": "text", "documents": "texts",
-    "passages": "texts", "sentences": "texts", "labels": "candidate_labels",
-}  # fmt: skip
-"""What other interfaces call a field."""
 
 
 @dataclass(slots=True)
@@ -122,7 +115,7 @@ class Decoder:
         try:
             request: Request = self._validate(fields)
         except ValidationError as error:
-            raise _schema_error(error, self._schema, self._texts) from None
+            raise schema_error(error, self._schema, self._texts) from None
         if _checked_length(fields["text"], "text") > self._limits.max_characters:
             self._too_large()
         return request
@@ -252,7 +245,7 @@ class Decoder:
         try:
             return self._validate(merged)
         except ValidationError as error:
-            raise _schema_error(error, self._schema, self._texts) from None
+            raise schema_error(error, self._schema, self._texts) from None
 
     def _refuse_options(self, element: dict[str, Any]) -> None:
         for key in element:
@@ -298,19 +291,7 @@ def read_json(text: str) -> Any:
     except RecursionError:
         raise RequestError("invalid_json", "the JSON is nested too deeply") from None
     except ValueError as error:
-        raise RequestError("invalid_json", f"the body is not valid JSON: {_reason(text, error)}") from None
-
-
-def _reason(text: str, error: ValueError) -> str:
-    """What is wrong with JSON and where, without the client's words."""
-    if not isinstance(error, json.JSONDecodeError):
-        return "a number is out of range"
-    where = f" at line {error.lineno}, column {error.colno}"
-    if text[error.pos : error.pos + 1] == "'":
-        return f"names and texts stand in double quotes, not in single ones,{where}"
-    if error.msg == "Extra data":
-        return f"more follows the first value{where}; send several inputs as a list"
-    return f"{error.msg}{where}"
+        raise RequestError("invalid_json", f"the body is not valid JSON: {json_problem(text, error)}") from None
 
 
 _LIKE_JSON = re.compile(r"""\s*(\{\s*(["'}]|$)|\[[\s\[]*(["'{]|$)|\[[-\s\d.,eE+\[\]]*$)""")
@@ -321,47 +302,6 @@ def _checked_length(text: str, name: str) -> int:
     if not text or text.isspace():
         raise RequestError("empty", f"{name} is empty", name)
     return len(text)
-
-
-def _schema_error(error: ValidationError, schema: type[Request], texts: set[str]) -> RequestError:
-    problems = error.errors(include_url=False, include_input=False, include_context=False)
-    problem, fields = problems[0], list(schema.model_fields)
-    # Below the field's own name only places in a list: pydantic also names the branch of a union.
-    places = [str(part) for i, part in enumerate(problem["loc"]) if i == 0 or isinstance(part, int)]
-    field_name = ".".join(places)[:80] or None
-    if problem["type"] in ("string_too_short", "too_short"):
-        return RequestError("empty", f"{field_name} is empty", field_name)
-    if problem["type"] == "string_unicode":
-        return RequestError("invalid_encoding", f"{field_name} holds half of a surrogate pair", field_name)
-    send = f"send {schema.taken} or a list of these"
-    unknown = [_Unknown(other["loc"][0], fields, texts) for other in problems if other["type"] == "extra_forbidden"]
-    if problem["type"] == "extra_forbidden":
-        known = send if unknown[0].near in texts else f"known are {', '.join(fields)}"
-        parts = [unknown[0].says, *([] if unknown[0].near in set(fields) - texts else [known])]
-        return RequestError("invalid_request", "; ".join(parts), None)
-    parts = [first_problem(error)[:MESSAGE_LENGTH]]
-    if problem["type"] == "missing":
-        parts += [one.says for one in unknown[:1]]
-    if field_name is None or places[0] in texts:
-        parts.append(send)
-    return RequestError("invalid_request", "; ".join(parts), field_name)
-
-
-class _Unknown:
-    """A key that is no field, and the field it was probably meant to be: a text's rather than an option's.
-
-    It is named only where there is one. Any other key may be the client's own words, which no message repeats.
-    """
-
-    def __init__(self, key: object, fields: list[str], texts: set[str]) -> None:
-        word = str(key)[:32].lower().replace("-", "_")
-        near = [name for name in (ELSEWHERE.get(word),) if name in fields]
-        near += difflib.get_close_matches(word, [*sorted(texts), *fields], n=1)
-        self.near = near[0] if near and re.fullmatch("[a-z0-9_]+", word) else None
-        self.says = f"{word} is no field of this task (did you mean {self.near}?)" if self.near else _UNKNOWN
-
-
-_UNKNOWN = "a field is unknown to this task"
 
 
 def _refuse(message: str, name: str | None) -> NoReturn:

@@ -1,7 +1,7 @@
 """The errors a request can meet, one table of their HTTP codes, and the JSON body that reports them.
 
-A message never repeats a text that the client sent, at most a misspelt field's name (handler.decode): bodies, logs and
-metrics stay free of users' texts.
+A message never repeats a text that the client sent, at most a misspelt field's name (handler.problems): bodies, logs
+and metrics stay free of users' texts.
 """
 
 from __future__ import annotations

@@ -15,8 +15,9 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError
 
 from handler.config import Truncation, first_problem
-from handler.decode import MESSAGE_LENGTH, Call
+from handler.decode import Call
 from handler.errors import RequestError
+from handler.problems import MESSAGE_LENGTH
 from handler.schemas import EmbeddingRequest
 from handler.wire.base import Asked, HttpReply, Outcome, Protocol, View, encoded, first_error, json_body
 from handler.wire.token_ids import TokenIdsRequest, checked_ids

@@ -14,8 +14,9 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from handler.config import Truncation, first_problem
-from handler.decode import MESSAGE_LENGTH, Call
+from handler.decode import Call
 from handler.errors import RequestError
+from handler.problems import MESSAGE_LENGTH
 from handler.schemas import RerankRequest
 from handler.wire.base import Asked, HttpReply, Outcome, Protocol, View, encoded, json_body
 
