@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import gc
 import logging
+import weakref
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -25,10 +26,13 @@ class Capture:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._stream = torch.cuda.Stream(device)
-        self._pool = torch.cuda.graph_pool_handle()
+        self._pool: Any = None
+        self._made: weakref.WeakSet[torch.cuda.CUDAGraph] = weakref.WeakSet()
 
     def __call__(self, enqueue: Callable[[], None]) -> Replayable:
         """The graph; raises what ``enqueue`` or CUDA raises, after which the device is as before."""
+        if not self._made:  # of a pool whose last graph has gone, torch's allocator refuses any further one
+            self._pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
         collects = gc.isenabled()
@@ -46,6 +50,7 @@ class Capture:
         finally:
             if collects:
                 gc.enable()
+        self._made.add(graph)
         return graph
 
     def _end(self, graph: torch.cuda.CUDAGraph) -> None:

@@ -214,6 +214,17 @@ def test_memory_of_graphs_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert max(turn() for _ in range(3)) <= before + (1 << 24)
 
 
+def test_where_the_last_graph_has_gone_others_are_captured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("handler.graphs._KEPT", 1)
+    with_graphs, without = _pair(_module(tmp_path, "sequence_classification"), packed=True)
+    for length in (5, 30, 50):
+        inputs = join([Sequence([7] * length)])
+        for _ in range(4):
+            _close(with_graphs(*inputs), without(*inputs), np.ones(0), True, CLOSE["fp16"])
+        assert len(_graphs(with_graphs).captured) == 1
+    assert not _graphs(with_graphs).off
+
+
 def test_the_environment_turns_them_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EFFT_GPU_GRAPHS", "off")
     assert graphs_of(Looks(), DEVICE, packed=False, fused=False, longest=9) is None
