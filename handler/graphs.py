@@ -141,6 +141,15 @@ class Graphs:
         """The shapes that have a graph."""
         return [shape for shape, kept in self._kept.items() if kept.graph is not None]
 
+    def release(self) -> bool:
+        """Let go of all graphs, for a pass that lacks their memory; later there may be some again. Whether there were
+        any."""
+        held = bool(self.captured)
+        if held:
+            self._kept.clear()
+            self._rest()
+        return held
+
     def __call__(self, ids: np.ndarray, segments: np.ndarray, mask: np.ndarray) -> Arrays | None:
         """A pass's outputs as fp32 arrays; None for one that is to be computed in its own shape."""
         if self.off or not 0 < ids.size <= self._most:
@@ -218,11 +227,15 @@ class Graphs:
         try:
             return self._capture(lambda: self._enqueue(kept))
         except Exception as error:
-            if out_of_memory(error):  # there may be some again later
-                self._rests, self._patience = self._patience, 2 * self._patience
+            if out_of_memory(error):
+                self._rest()
             else:
                 self._give_up(error)
             return None
+
+    def _rest(self) -> None:
+        """There is no memory for graphs; there may be some again later."""
+        self._rests, self._patience = self._patience, 2 * self._patience
 
     def _give_up(self, error: Exception) -> None:
         self.off = True

@@ -75,9 +75,9 @@ class Packer:
     ``adapters``: the models of sequences that name an adapter; a pass is of one of them.
 
     A pass that fails is split in two and tried again until what made it fail stands alone, so that an input costs no
-    other input its answer. Alone it fails as overloaded where memory ran out, else as internal. Splitting takes at
-    most one more time of the whole pass for each halving, log2 of its rows, and ends at the deadline. A device that has
-    failed for good is not asked again: see ``lost``.
+    other input its answer. Alone it fails as overloaded where memory ran out and graphs held none of it, else as
+    internal. Splitting takes at most one more time of the whole pass for each halving, log2 of its rows, and ends at
+    the deadline. A device that has failed for good is not asked again: see ``lost``.
     """
 
     def __init__(
@@ -155,8 +155,11 @@ class Packer:
             failure = self._failure(error, alone=len(sequences) == 1)
             memory = out_of_memory(error)
         # Outside the handler of the error, so that its frames no longer hold the failed pass's tensors.
+        released = memory and len(sequences) == 1 and self._release_graphs()
         if memory and torch.cuda.is_available():
             torch.cuda.empty_cache()
+        if released:
+            return self._run_pass(sequences, deadline)
         if failure is not None:
             return [failure] * len(sequences)
         middle = len(sequences) // 2
@@ -184,6 +187,11 @@ class Packer:
         if memory:
             return RequestError("overloaded", "not enough memory for this input now; try again or send less")
         return internal_error(error)
+
+    def _release_graphs(self) -> bool:
+        """Whether a model's graphs held memory, which no cache that is emptied gives back: it is free now."""
+        graphs = [getattr(model, "graphs", None) for model in (self._model, *self._adapters.values())]
+        return sum(own.release() for own in graphs if own is not None) > 0
 
     def _device_lost(self) -> bool:
         """Some errors of CUDA (a failed assertion, an illegal address) are reported by every later call as well."""

@@ -225,6 +225,19 @@ def test_where_the_last_graph_has_gone_others_are_captured(tmp_path: Path, monke
     assert not _graphs(with_graphs).off
 
 
+def test_graphs_that_were_let_go_are_captured_again(tmp_path: Path) -> None:
+    with_graphs, without = _pair(_module(tmp_path, "sequence_classification"), packed=True)
+    inputs = join([Sequence([7] * 30)])
+    for _ in range(2):
+        for _ in range(4):
+            _close(with_graphs(*inputs), without(*inputs), np.ones(0), True, CLOSE["fp16"])
+        assert _graphs(with_graphs).release()
+        assert not _graphs(with_graphs).release()
+        torch.cuda.empty_cache()
+        _graphs(with_graphs)._rests = 0
+    assert not _graphs(with_graphs).off
+
+
 def test_the_environment_turns_them_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EFFT_GPU_GRAPHS", "off")
     assert graphs_of(Looks(), DEVICE, packed=False, fused=False, longest=9) is None

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from handler.graphs import Graphs, graphs_of, packed_shape
-from handler.packing import collate, join
+from handler.metrics import Metrics
+from handler.packing import Packer, collate, join
 from handler.runtime import TracedModel
 from handler.tokenizer import Sequence
 from tests.unit.handler_fakes import PooledLogits, SeveralOutputs, TokenOutputs
@@ -182,6 +183,30 @@ def test_without_memory_for_a_graph_it_is_asked_for_again_later() -> None:
     for _ in range(10):
         ours(*inputs)
     assert fake.captured == 1
+
+
+def test_a_lone_text_without_memory_gets_that_of_the_graphs() -> None:
+    ours, plain, fake = _models(Packed(), packed=True)
+    graphs, module = ours.graphs, ours.module
+    assert graphs is not None
+
+    def crowded(ids: torch.Tensor, segments: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        if graphs.captured and len(ids) > 512:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return module(ids, segments, mask)
+
+    ours.module = crowded
+    packer = Packer(ours, pad_id=0, max_tokens=2048, keep=None, packed=True, metrics=Metrics(), per_token=True)
+    short, long = Sequence([6] * 9), Sequence([7] * 600)
+    for _ in range(3):
+        packer.run([short])
+    assert (len(graphs.captured), fake.captured) == (1, 1)
+    (answer,) = packer.run([long])
+    assert isinstance(answer, tuple), answer
+    assert np.array_equal(answer[1], plain(*join([long]))[1])
+    for _ in range(9):
+        packer.run([short])
+    assert fake.captured == 1, "what was wanted of it is not taken again at once"
 
 
 def test_outputs_of_another_kind_are_left_alone(caplog: pytest.LogCaptureFixture) -> None:
