@@ -191,7 +191,7 @@ class Packer:
     def _release_graphs(self) -> bool:
         """Whether a model's graphs held memory, which no cache that is emptied gives back: it is free now."""
         graphs = [getattr(model, "graphs", None) for model in (self._model, *self._adapters.values())]
-        return sum(own.release() for own in graphs if own is not None) > 0
+        return bool(sum(own.release() for own in graphs if own is not None))
 
     def _device_lost(self) -> bool:
         """Some errors of CUDA (a failed assertion, an illegal address) are reported by every later call as well."""
