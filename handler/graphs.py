@@ -41,7 +41,9 @@ STOCK_CELLS: Final = 1024
 _RUNS: Final = 2
 """Passes of a shape before it is captured: TorchScript compiles for a shape in the first two, and most are rare."""
 _KEPT: Final = 128
-"""Shapes remembered; one's graph takes some 200 KB on the device."""
+"""Graphs; one takes some 200 KB on the device."""
+_SEEN: Final = 512
+"""Shapes without a graph that are remembered, apart from the others: such as come once push out no graph."""
 _NUMBERS: Final = 1 << 18
 """Most numbers that a captured pass gives back, 1 MB: its place in pinned memory is kept."""
 _PROBES: Final = ((2, 5), (3, 7))
@@ -127,6 +129,9 @@ class Graphs:
         self._numbers = self._landed.numpy()
         self._wait = Wait(device)
         self._kept: OrderedDict[Shape, _Kept] = OrderedDict()
+        """Those with a graph, in the order of their last passes."""
+        self._seen: OrderedDict[Shape, _Kept] = OrderedDict()
+        """Those without, as well."""
         self._outputs: list[Output] | None = None
         self._under_way = False
         """Whether what was sent may not have been read yet: a pass that failed has not been waited for."""
@@ -139,12 +144,12 @@ class Graphs:
     @property
     def captured(self) -> list[Shape]:
         """The shapes that have a graph."""
-        return [shape for shape, kept in self._kept.items() if kept.graph is not None]
+        return list(self._kept)
 
     def release(self) -> bool:
         """Let go of all graphs, for a pass that lacks their memory; later there may be some again. Whether there were
         any."""
-        held = bool(self.captured)
+        held = bool(self._kept)
         if held:
             self._kept.clear()
             self._rest()
@@ -176,22 +181,24 @@ class Graphs:
         shape = self._shape(ids, mask)
         if shape is None:
             return None
-        kept = self._kept.get(shape)
-        if kept is not None:
-            self._kept.move_to_end(shape)
-            return kept
+        for known in (self._kept, self._seen):
+            if shape in known:
+                known.move_to_end(shape)
+                return known[shape]
         kept = _Kept(shape, self._outputs)
         if kept.numbers > _NUMBERS:
             return None
-        self._kept[shape] = kept
-        if len(self._kept) > _KEPT:
-            self._kept.popitem(last=False)
+        self._seen[shape] = kept
+        if len(self._seen) > _SEEN:
+            self._seen.popitem(last=False)
         return kept
 
     def _run(self, kept: _Kept) -> bool:
         """Enqueue a pass; whether its outputs are what they should be."""
         if kept.graph is None and kept.runs >= _RUNS:
             kept.graph = self._graph(kept)
+            if kept.graph is not None:
+                self._keep(kept)
         if kept.graph is not None:
             kept.graph.replay()
             return True
@@ -202,6 +209,12 @@ class Graphs:
             self._give_up(error)
             return False
         return True
+
+    def _keep(self, kept: _Kept) -> None:
+        """Of a shape that has got its graph, whose place the one that was used longest ago makes free."""
+        self._kept[kept.shape] = self._seen.pop(kept.shape)
+        if len(self._kept) > _KEPT:
+            self._kept.popitem(last=False)
 
     def _enqueue(self, kept: _Kept) -> None:
         """The whole of a pass: to the device, through the module, and back."""
@@ -240,6 +253,7 @@ class Graphs:
     def _give_up(self, error: Exception) -> None:
         self.off = True
         self._kept.clear()
+        self._seen.clear()
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         logger.info("small passes are launched kernel by kernel, as the model cannot be captured: %s", reason)
 

@@ -256,5 +256,25 @@ def test_the_shapes_that_are_kept_are_bounded(monkeypatch: pytest.MonkeyPatch) -
     assert fake.captured > 4
 
 
+def test_shapes_that_come_once_push_out_no_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("handler.graphs._KEPT", 2)
+    monkeypatch.setattr("handler.graphs._SEEN", 3)
+    ours, _, fake = _models(Packed(), packed=True)
+    assert ours.graphs is not None
+    often = [join([Sequence([6] * tokens)]) for tokens in (10, 40)]
+    for inputs in often * 3:
+        ours(*inputs)
+    assert fake.captured == 2
+    for tokens in range(60, 400, 20):
+        ours(*join([Sequence([6] * tokens)]))
+    for inputs in often:
+        ours(*inputs)
+    assert fake.captured == 2
+    for _ in range(3):  # and one that comes often gets its graph all the same
+        ours(*join([Sequence([6] * 90)]))
+    assert fake.captured == 3
+    assert len(ours.graphs.captured) == 2
+
+
 def test_a_cpu_has_none() -> None:
     assert graphs_of(Packed(), CPU, packed=True, fused=True, longest=512) is None
