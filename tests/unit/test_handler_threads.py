@@ -38,7 +38,12 @@ placement = threads.place(threads.ThreadSettings.model_validate(asked))
 later = []
 thread = threading.Thread(target=lambda: later.extend(os.sched_getaffinity(0)))
 thread.start(); thread.join()
-every = [sorted(os.sched_getaffinity(int(t))) for t in os.listdir("/proc/self/task")]
+every = []
+for task in os.listdir("/proc/self/task"):
+    try:
+        every.append(sorted(os.sched_getaffinity(int(task))))
+    except ProcessLookupError:
+        pass  # a thread that has been joined may stand there a moment longer
 print(json.dumps([placement.threads, placement.cores, placement.note, sorted(later), every]), flush=True)
 sys.stdin.read()
 """
