@@ -36,6 +36,11 @@ request for something this archive does not do.
 """
 
 
+def first_line(error: BaseException) -> str:
+    """What a library's exception says, without the lines that follow; its type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 FRAMES: Final = 12
 """Innermost frames of an internal error that the log shows."""
 

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 
 from handler.capture import Capture, Replayable
+from handler.errors import first_line
 from handler.packing import Arrays, out_of_memory
 from handler.transfer import Wait, joined
 
@@ -254,8 +255,9 @@ class Graphs:
         self.off = True
         self._kept.clear()
         self._seen.clear()
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        logger.info("small passes are launched kernel by kernel, as the model cannot be captured: %s", reason)
+        logger.info(
+            "small passes are launched kernel by kernel, as the model cannot be captured: %s", first_line(error)
+        )
 
     def _learn(self, token: int) -> bool:
         """Find out what the module's outputs are like, with passes of this token; whether graphs may be had."""

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from handler.archive import ArchiveError, ArchiveFacts
+from handler.errors import first_line
 from handler.formats import load_file
 from handler.packing import Arrays
 
@@ -82,8 +83,7 @@ def load_original(folder: Path, facts: ArchiveFacts) -> Any:
         loader = getattr(transformers, class_of(facts.task, facts.family, lexical))
         model = loader.from_pretrained(folder, dtype=dtype, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # whatever a damaged file makes the library raise
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ArchiveError(f"{folder.name}/ cannot be loaded ({reason}); build the archive again") from error
+        raise ArchiveError(f"{folder.name}/ cannot be loaded ({first_line(error)}); build the archive again") from error
     return model.train(False)
 
 

@@ -21,6 +21,7 @@ from builder.gate.probes import positional_probes
 from builder.gate.verdict import Verdict
 from builder.models import assemble, encoder_of
 from handler.archive import ArchiveFacts
+from handler.errors import first_line
 
 
 @dataclass(frozen=True)
@@ -67,9 +68,8 @@ def prove_constants(checkpoint: Checkpoint, vectors: torch.Tensor, text: str, po
     try:
         verdict = compare(checkpoint, candidate, "fp32", pooling, inputs=positional_probes(checkpoint))
     except RuntimeError as error:
-        reason = str(error).strip().splitlines()[0]
         raise BuildError(
-            f"parity FAILED: the encoder's spec cannot be run ({reason}); no archive was written"
+            f"parity FAILED: the encoder's spec cannot be run ({first_line(error)}); no archive was written"
         ) from error
     if not verdict.passed:
         raise BuildError(

@@ -152,6 +152,12 @@ class _Trial:
         found = self.of_engine(kept)
         return found if found > enough else max(found, self.of_emulation(kept, self.served.word.dtype))
 
+    def by(self, scheme: str, gpu: bool, enough: float) -> Callable[[Collection[str]], float]:
+        """Which of them decides for a scheme; ``gpu``: whether a GPU is to serve it, too."""
+        if scheme != "int8":
+            return self.of_emulation
+        return partial(self.of_both, enough=enough) if gpu else self.of_engine
+
 
 def quantised_model(
     checkpoint: Checkpoint,
@@ -183,12 +189,7 @@ def quantised_model(
     always = kept_by_hand(keep, spec)
     cases = expected_states(checkpoint, base, inputs)
     rounder = rounder_of(checkpoint, base, scheme, [batch for _, batch in chosen.inputs])
-    trial = _Trial(checkpoint, base, served, rounder, cases, output)
-    reached: Callable[[Collection[str]], float] = trial.of_engine
-    if scheme != "int8":
-        reached = trial.of_emulation
-    elif gpu:
-        reached = partial(trial.of_both, enough=share)
+    reached = _Trial(checkpoint, base, served, rounder, cases, output).by(scheme, gpu, share)
     every = [slot.name for slot in rounder.slots]
     if rounder.given:  # what the checkpoint's makers left alone stays so
         untouched = {name for name in every if name not in rounder.given}
@@ -199,15 +200,21 @@ def quantised_model(
     texts = [plain_sentences(checkpoint)] if calibrate is None else [batch for _, batch in chosen.inputs]
     ranked = by_answers(checkpoint, model, served, pooling, rounder, texts) if scheme == "int8" else None
     kept = fewest_kept(every, reached, share, {*always, *untouched}, ranked)
-    facts = {
-        "calibrated_on": chosen.source,
+    facts = _facts(rounder, kept, always, chosen.source)
+    return assemble(checkpoint, model, replace(served, matrices=rounder.arena(kept)), pooling), facts
+
+
+def _facts(rounder: Rounder, kept: Collection[str], by_hand: Collection[str], source: str) -> dict[str, Any]:
+    """What archive.json says of the choice, matrices in the encoder's order."""
+    every = [slot.name for slot in rounder.slots]
+    return {
+        "calibrated_on": source,
         "matrices": len(every),
         "kept": [name for name in every if name in kept],
-        "kept_by_hand": [name for name in every if name in always],
+        "kept_by_hand": [name for name in every if name in by_hand],
         "fixed_steps": [name for name in every if name not in kept and rounder.rounded(name).step is not None],
         "scales": "the checkpoint's" if rounder.given else "measured",
     }
-    return assemble(checkpoint, model, replace(served, matrices=rounder.arena(kept)), pooling), facts
 
 
 def few_own_steps(

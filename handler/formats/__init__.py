@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from handler.archive import ArchiveError, ArchiveFacts
+from handler.errors import first_line
 from handler.formats import export, torchscript
 from handler.formats.weights import prepare
 
@@ -36,5 +37,4 @@ def load_file(path: Path, model_format: str, device: torch.device) -> Any:
     except Exception as error:  # torch.export raises whatever a damaged file makes its parts raise
         if isinstance(error, ArchiveError):
             raise
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ArchiveError(f"{path.name} does not load in torch {torch.__version__}: {reason}") from error
+        raise ArchiveError(f"{path.name} does not load in torch {torch.__version__}: {first_line(error)}") from error

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from handler.archive import ArchiveError, ArchiveFacts
+from handler.errors import first_line
 
 
 def prepare(module: Any, facts: ArchiveFacts) -> None:
@@ -29,8 +30,9 @@ def prepare(module: Any, facts: ArchiveFacts) -> None:
             sizes = (s.layers, s.hidden, s.embedding, s.intermediate)
             encoder.matrices = torch.ops.efft.prepare(encoder.matrices, *sizes, encoder.vectors)
     except RuntimeError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ArchiveError(f"the encoder's weights cannot be prepared ({reason}); build the archive again") from error
+        raise ArchiveError(
+            f"the encoder's weights cannot be prepared ({first_line(error)}); build the archive again"
+        ) from error
 
 
 def share(module: Any, first: Any) -> None:
